@@ -1,0 +1,23 @@
+"""Lightning callbacks of the package; imported as `sail_lightning.callbacks`."""
+
+if __name__ != "sail_lightning.callbacks":
+    # From the repository's root, `import callbacks` would make a second copy whose classes are not the package's.
+    raise ImportError("import sail_lightning.callbacks, not callbacks: the folder belongs to the package")
+
+from sail_lightning.callbacks.ema import EMA
+from sail_lightning.callbacks.grad_norm import GradNorm
+from sail_lightning.callbacks.learning_curve import draw_learning_curve
+from sail_lightning.callbacks.non_finite import NonFiniteGuard
+from sail_lightning.callbacks.overlays import OverlayLogger
+from sail_lightning.callbacks.predictions import PredictionWriter
+from sail_lightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "EMA",
+    "GradNorm",
+    "NonFiniteGuard",
+    "OverlayLogger",
+    "PredictionWriter",
+    "Throughput",
+    "draw_learning_curve",
+]

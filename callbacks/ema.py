@@ -1,0 +1,50 @@
+"""`EMA`: an average of the weights, which validates and is saved in their place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
+
+    Validation runs on the average; a checkpoint's `state_dict` is the average, so that `load_from_checkpoint` gives
+    it, and the weights in training lie beside it (`current_model_state`) for resume. After training the model holds
+    the average. Buffers are copied. Teachers are not averaged, nor copied. Sharded models (FSDP) are not supported.
+
+    Args:
+        decay: of the average, 0 to 1; about 1 / (1 - decay) steps are averaged.
+        start_step: until then the average is the weights themselves.
+    """
+
+    def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and less than 1, not {decay}")
+        self.decay, self.start_step = decay, start_step
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    @torch.no_grad()
+    def _average(self, averages: Any, weights: Any, count: Tensor | int) -> None:
+        # Updated at every step from the first, so `count` is the number of steps taken before this one.
+        keep = self.decay if int(count) >= self.start_step else 0.0
+        torch._foreach_lerp_(averages, weights, 1 - keep)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        pl_module.configure_model()
+        # The averaged copy is a copy of the whole module, and teachers may be large: they stay out of it.
+        teachers = pl_module.__dict__.pop("_teachers", None)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model")
+                super().setup(trainer, pl_module, stage)
+        finally:
+            if teachers is not None:
+                pl_module._teachers = teachers

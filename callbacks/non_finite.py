@@ -1,0 +1,64 @@
+"""`NonFiniteGuard`: a run whose loss is lost stops, and says where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sail_lightning.batch import PackedBatch
+from sail_lightning.errors import SailError
+
+
+class NonFiniteGuard(L.Callback):
+    """Stops training when a loss is NaN or infinite; the error names the step and the samples of that batch.
+
+    On the CPU each loss is looked at as it comes. On other devices that would make the host wait for every step, so
+    they are marked there and read together every `every` batches, before validation and at the end: the run stops up
+    to that many batches late, the step and the samples named are still those of the first bad loss.
+
+    Args:
+        every: batches between two looks, on other devices than the CPU.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        if every < 1:
+            raise ValueError(f"every must be 1 or more, not {every}")
+        self.every = every
+        self._marks: list[Tensor] = []
+        self._where: list[tuple[int, tuple[str, ...]]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._marks, self._where = [], []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        if not outputs:
+            return
+        loss = outputs["loss"].detach()
+        names = tuple(" ".join(part for part in (item.source, item.id) if part) for item in batch.samples)
+        self._marks.append(torch.isfinite(loss))
+        self._where.append((trainer.global_step, names))
+        if loss.device.type == "cpu" or len(self._marks) >= self.every:
+            self._look()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        if not self._marks:
+            return
+        finite, where = torch.stack(self._marks).tolist(), self._where
+        self._marks, self._where = [], []
+        if not all(finite):
+            step, names = where[finite.index(False)]
+            raise SailError(
+                f"the loss is not finite at step {step}, samples {', '.join(names) or 'without names'}; lower the "
+                "learning rate, clip gradients (trainer.gradient_clip_val) or look at these samples"
+            )

@@ -1,0 +1,78 @@
+"""`Throughput`: how fast training goes and how much memory it takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from sail_lightning.batch import PackedBatch
+
+
+class Throughput(L.Callback):
+    """Logs `train/tokens_per_s`, `train/samples_per_s` (of all ranks together) and `train/peak_memory_gib` (this rank).
+
+    Rates are averages over the wall time since the entry before, reading of data included, validation and the saving
+    that follows it left out. Memory is the most that CUDA has allocated since the start, or without CUDA the most
+    that this process has held (resident set). The device is waited for only when an entry is written.
+
+    Args:
+        every: optimiser steps between two entries; the trainer's `log_every_n_steps` if null.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be 1 or more, not {every}")
+        self.every = every
+        self._tokens = self._samples = 0
+        self._start = self._paused = 0.0
+        self._last = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = trainer.global_step
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        self._tokens += len(batch)
+        self._samples += len(batch.samples)
+        step, every = trainer.global_step, self.every or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step == self._last or not every or step % every:  # within an accumulation window, or not yet due
+            return
+        self._last = step
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        values = {
+            "train/tokens_per_s": self._tokens * trainer.world_size / seconds,
+            "train/samples_per_s": self._samples * trainer.world_size / seconds,
+            "train/peak_memory_gib": peak_memory(pl_module.device) / 2**30,
+        }
+        # Straight to the loggers: `log` keeps nothing between the trainer's own entries. They count steps from zero.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step - 1)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        self._restart()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start += time.perf_counter() - self._paused
+
+    def _restart(self) -> None:
+        self._tokens = self._samples = 0
+        self._start = time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes allocated on a CUDA device, or else held by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,17 @@
+"""Which kernel computes prefix attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sail_lightning.interfaces import Attention
+from sail_lightning.plugins.attention.auto import AutoAttention
+from sail_lightning.plugins.attention.sdpa import SDPAAttention
+from sail_lightning.plugins.attention.xformers import XFormersAttention
+
+__all__ = ["AutoAttention", "SDPAAttention", "XFormersAttention", "resolve"]
+
+
+def resolve(attention: Attention | Literal["auto"]) -> Attention:
+    """The kernel that a backbone was given; `auto` is `AutoAttention`, the best that runs on the device in use."""
+    return AutoAttention() if isinstance(attention, str) else attention

@@ -1,0 +1,62 @@
+"""The best attention kernel that runs on the device in use."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from sail_lightning.errors import SailError
+from sail_lightning.interfaces import Attention
+from sail_lightning.plan import AttentionPlan, Span
+from sail_lightning.plugins.attention.sdpa import SDPAAttention
+from sail_lightning.plugins.attention.xformers import XFormersAttention, check_cuda
+from sail_lightning.registry import register
+
+logger = logging.getLogger(__name__)
+
+
+@register
+class AutoAttention(Attention):
+    """`XFormersAttention` on CUDA, `SDPAAttention` elsewhere; chosen at the first call on a device, and logged.
+
+    On CUDA a call of 16 tokens is tried first. Where it fails, that is an error: a silent fall-back would be a slow
+    training that nobody notices.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chosen: dict[torch.device, Attention] = {}
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+        """As `Attention.forward`.
+
+        Raises:
+            SailError: on CUDA, where xformers does not run.
+        """
+        device = value.device
+        if device not in self._chosen:
+            self._chosen[device] = choose(device)
+            logger.info("attention on %s: %s", device, type(self._chosen[device]).__name__)
+        output: Tensor = self._chosen[device](query, key, value, plan, scale)
+        return output
+
+
+def choose(device: torch.device) -> Attention:
+    """The kernel for a device; on CUDA only after a call of 16 tokens, forward and backward, has run."""
+    if device.type != "cuda":
+        return SDPAAttention()
+    kernel = XFormersAttention()
+    try:
+        check_cuda()
+        with torch.enable_grad():
+            plan = AttentionPlan.build([[Span("image", 12), Span("text", 4)]], device)
+            tokens = torch.ones(16, 2, 64, dtype=torch.float16, device=device, requires_grad=True)
+            kernel(tokens, tokens * 1, tokens * 2, plan, 0.125).sum().backward()
+    except Exception as error:
+        raise SailError(
+            f"attention auto means xformers on {device}, but that does not run here ({error}); "
+            "to go without, choose `attention: SDPAAttention`"
+        ) from error
+    return kernel

@@ -1,0 +1,138 @@
+"""Prefix attention on CUDA: two variable-length calls of xformers' memory-efficient attention per layer."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sail_lightning.errors import SailError
+from sail_lightning.interfaces import Attention, Dims
+from sail_lightning.plan import AttentionPlan
+from sail_lightning.plugins.attention.sdpa import repeat_heads
+from sail_lightning.registry import register
+
+MEND = "pip install 'sail-lightning[cuda]', or choose `attention: SDPAAttention`"
+
+
+@register
+class XFormersAttention(Attention):
+    """The plan's calls, one by one: image spans without a mask, text spans causal from the bottom right.
+
+    Nothing dense is made, padded or computed in vain, and memory is linear in the number of tokens. Half precision runs
+    on the flash kernels, float32 on the slower cutlass ones.
+
+    Args:
+        deterministic: use the cutlass kernels, whose backward pass is reproducible. Also used where
+            `torch.use_deterministic_algorithms` is on, because the flash kernels refuse to train then.
+    """
+
+    def __init__(self, deterministic: bool = False) -> None:
+        super().__init__()
+        self.deterministic = deterministic
+
+    def build(self, dims: Dims) -> Dims:
+        """Raises SailError where there is a GPU and xformers cannot use it."""
+        if torch.cuda.is_available():
+            check_cuda()
+        return dims
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+        """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
+
+        Raises:
+            SailError: xformers is missing, or has no kernel for this device.
+        """
+        ops = load_xformers()
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if not plan.calls:
+            return query
+        deterministic = self.deterministic or torch.are_deterministic_algorithms_enabled()
+        needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+        # No backward kernel reads grouped heads; without gradients the flash kernel does, and the copy is saved.
+        grouped = not needs_grad and not deterministic and value.dtype in (torch.float16, torch.bfloat16)
+        op = ops.MemoryEfficientAttentionCutlassOp if deterministic else None
+        outputs: list[Tensor] = []
+        for call, bias in zip(plan.calls, _biases(plan, query.device), strict=True):
+            queries = _rows(query, call.query_rows)
+            keys, values = _rows(key, call.key_rows), _rows(value, call.key_rows)
+            if grouped:
+                groups = key.shape[1]
+                heads = query.shape[1] // groups
+                queries = queries.unflatten(1, (groups, heads))
+                keys = keys[:, :, None].expand(-1, -1, heads, -1)
+                values = values[:, :, None].expand(-1, -1, heads, -1)
+            else:
+                keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
+            try:
+                output = ops.memory_efficient_attention(
+                    queries[None], keys[None], values[None], attn_bias=bias, scale=scale, op=op
+                )
+            except NotImplementedError as error:
+                kind = f"{value.dtype} tensors on {value.device.type} with heads of {value.shape[-1]}"
+                raise SailError(
+                    f"XFormersAttention has no kernel for {kind}; choose `attention: SDPAAttention`"
+                ) from error
+            outputs.append(output[0].reshape(-1, *query.shape[1:]))
+        return _rows(torch.cat(outputs) if len(outputs) > 1 else outputs[0], plan.inverse)
+
+
+@functools.cache
+def load_xformers() -> Any:
+    """`xformers.ops`, imported on first use, so that the package works without xformers.
+
+    The stock wheel links CUDA 12's runtime. Next to a torch built for another CUDA it finds none, and then refuses
+    every CUDA call, although the kernels it would run are torch's own; so that runtime is loaded first.
+    """
+    _preload_cuda12_runtime()
+    try:
+        return importlib.import_module("xformers.ops")
+    except ImportError as error:
+        raise SailError(f"XFormersAttention cannot import xformers ({error}): {MEND}") from error
+
+
+def check_cuda() -> None:
+    """Raises SailError where xformers does not run on the GPUs of this machine."""
+    load_xformers()
+    library = importlib.import_module("xformers._cpp_lib")
+    if not library._built_with_cuda:
+        raise SailError(f"xformers cannot load its CUDA library (it needs libcudart.so.12): {MEND}")
+
+
+def _preload_cuda12_runtime() -> None:
+    if torch.version.cuda is None or torch.version.cuda.startswith("12."):
+        return
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        library = Path(folder) / "cuda_runtime" / "lib" / "libcudart.so.12"
+        if library.is_file():
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            return
+
+
+def _biases(plan: AttentionPlan, device: torch.device) -> list[Any]:
+    """xformers' masks of the plan's calls, made once per plan and device; they hold lengths only.
+
+    Their default device is a GPU if there is one, so they are never made in data workers.
+    """
+    key = ("xformers", device)
+    if key not in plan.cache:
+        masks = importlib.import_module("xformers.ops.fmha.attn_bias")
+        plan.cache[key] = [
+            (masks.BlockDiagonalCausalFromBottomRightMask if call.causal else masks.BlockDiagonalMask).from_seqlens(
+                list(call.query_lengths), list(call.key_lengths), device=device
+            )
+            for call in plan.calls
+        ]
+    biases: list[Any] = plan.cache[key]
+    return biases
+
+
+def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    return tensor if rows is None else tensor.index_select(0, rows)

@@ -1,0 +1,5 @@
+"""Backbones: which single transformer reads patches and words?"""
+
+from sail_lightning.plugins.backbones.sail_qwen import SailQwen
+
+__all__ = ["SailQwen"]

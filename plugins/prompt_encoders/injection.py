@@ -1,0 +1,34 @@
+"""The paper's early fusion: a region's token is added to the patches that the region covers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sail_lightning.interfaces import Dims, PromptEncoder, Regions
+from sail_lightning.registry import register
+
+
+@register
+class PromptInjection(PromptEncoder):
+    """Adds the projected embedding of `<PromptK>` to every patch of region K, before the first layer (section 3.2).
+
+    A patch under several regions gets the sum of theirs. The projection is the official `vp_embed`: without a bias, so
+    that patches outside all regions stay as they are.
+
+    Args:
+        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
+    """
+
+    def __init__(self, num_prompts: int = 15) -> None:
+        super().__init__()
+        self.num_prompts = num_prompts
+
+    def build(self, dims: Dims) -> Dims:
+        self.proj = nn.Linear(dims.hidden_size, dims.hidden_size, bias=False)
+        nn.init.orthogonal_(self.proj.weight)  # a prompt starts as loud as the words it is made of
+        return dims
+
+    def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
+        """Embeddings (T, D) and region tokens (R, D) to embeddings (T, D)."""
+        prompts = self.proj(region_tokens).index_select(0, regions.patch_region)
+        return embeddings.index_add(0, regions.patch_rows, prompts.to(embeddings.dtype))

@@ -1,0 +1,46 @@
+"""Interpolation without weights: a finer grid, and nothing learned about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sail_lightning.errors import SailUsageError
+from sail_lightning.interfaces import Dims, Upsampler
+from sail_lightning.registry import register
+
+
+@register
+class BilinearUpsampler(Upsampler):
+    """Bilinear interpolation of the vision tokens (pixel centres aligned, not corners).
+
+    Args:
+        stride: pixels per mask feature; must divide the patch size.
+    """
+
+    def __init__(self, stride: int = 4) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def build(self, dims: Dims) -> Dims:
+        """Raises SailUsageError where `stride` does not divide the patch size."""
+        self.ratio = whole_ratio(self, dims.patch_size, self.stride)
+        return replace(dims, feature_channels=dims.hidden_size, feature_stride=self.stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Vision tokens (B, D, h, w) to mask features (B, D, h*k, w*k)."""
+        if self.ratio == 1:
+            return features
+        return F.interpolate(features, scale_factor=self.ratio, mode="bilinear", align_corners=False)
+
+
+def whole_ratio(plugin: Upsampler, patch_size: int, stride: int) -> int:
+    """Patch size / stride, both in pixels; SailUsageError where that is no whole number."""
+    ratio, rest = divmod(patch_size, stride)
+    if rest or ratio < 1:
+        raise SailUsageError(
+            f"{type(plugin).__name__} needs a stride that divides the patch size {patch_size}, not {stride}"
+        )
+    return ratio

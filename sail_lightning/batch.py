@@ -1,0 +1,88 @@
+"""What one step of the model reads: several samples packed into one row of tokens, without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sail_lightning.data.sample import Sample
+from sail_lightning.interfaces import Regions
+from sail_lightning.plan import AttentionPlan
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What losses are divided by: supervised tokens, masks, and pictures (for distillation)."""
+
+    tokens: float
+    masks: float
+    images: float
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tokens + other.tokens, self.masks + other.masks, self.images + other.images)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """T tokens of several samples. Index tensors are int64 rows of the packed row.
+
+    `ids` (T,), `positions` (3, T), `plan`: who may look where.
+    `patches` (N, 3*P*P) uint8 belong at `patch_rows` (N,); `grids` are the (rows, columns) of each picture, in order.
+    `regions`: the visual prompts.
+    `target_rows` (S,) predict `target_ids` (S,), each with a weight `target_weights` (S,) float32.
+    `seg_rows` (M,) hold `[SEG]`, grouped by picture; `seg_image` are the pictures that own any, ascending, and
+    `masks` their target masks, (n, H, W) bool each at the picture's own size, n summing to M; empty without targets.
+    `samples` name the records; `window` holds the counts of the whole accumulation window, where a loader knows them;
+    `cursor` is the shard of a stream that the batch was read from, and how many of its samples are read with it.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    plan: AttentionPlan
+    patches: Tensor
+    patch_rows: Tensor
+    grids: tuple[tuple[int, int], ...]
+    regions: Regions
+    target_rows: Tensor
+    target_ids: Tensor
+    target_weights: Tensor
+    seg_rows: Tensor
+    seg_image: tuple[int, ...]
+    seg_counts: tuple[int, ...]
+    masks: tuple[Tensor, ...]
+    samples: tuple[Sample, ...] = ()
+    window: Counts | None = None
+    cursor: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counts(self) -> Counts:
+        """This batch's own counts."""
+        return Counts(float(len(self.target_rows)), float(len(self.seg_rows)), float(len(self.grids)))
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> PackedBatch:
+        """The batch on a device; the attention plan is rebuilt there from its host integers."""
+        device = torch.device(device)
+        if device == self.ids.device:
+            return self
+        moved: dict[str, Any] = {"plan": AttentionPlan.build([list(spans) for spans in self.plan.samples], device)}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor | Regions):
+                moved[item.name] = value.to(device, **kwargs)
+        moved["masks"] = tuple(mask.to(device, **kwargs) for mask in self.masks)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> PackedBatch:
+        """The batch in page-locked memory, for copies that overlap with computation."""
+        pinned = {
+            item.name: getattr(self, item.name).pin_memory()
+            for item in fields(self)
+            if isinstance(getattr(self, item.name), Tensor)
+        }
+        return replace(self, **pinned, masks=tuple(mask.pin_memory() for mask in self.masks))

@@ -1,0 +1,257 @@
+"""Several configs and the options of a command line, made into one config before the parser sees them.
+
+jsonargparse could merge them itself, but carries arguments of the same name over when a later file or option names
+another class: `DeconvUpsampler(channels: 64)` replaced by `PixelShuffleUpsampler` would keep the 64 silently. Here a
+class that replaces another starts from its own defaults. The order is fixed: a checkpoint's settings, then files from
+left to right, then options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sail_lightning import registry
+from sail_lightning.cli.packaged import find_config, read_config
+from sail_lightning.errors import SailUsageError
+
+Config = dict[str, Any]
+VERBATIM = {"data.images": list, "data.prompts": list, "data.text": str}
+"""Options whose words are taken as they are, never as YAML: file names and questions."""
+WORDS = ("null", "true", "false", "yes", "no", "on", "off")
+"""What YAML does not read as text."""
+
+
+@dataclass
+class Option:
+    """`--name value`; several values where names of files or plugins follow, none for a flag."""
+
+    name: str
+    values: list[str] = field(default_factory=list)
+
+    def words(self) -> list[str]:
+        """As the parser expects it."""
+        if not self.values:
+            return [f"--{self.name}"]
+        return [f"--{self.name}={self.values[0]}"]
+
+
+def split_options(args: Sequence[str]) -> list[Option]:
+    """`--a=1 --b 2 -c x --list y z` as options; `-c` is called `config`.
+
+    Raises:
+        SailUsageError: a word that belongs to no option, or `-c` without a value.
+    """
+    options: list[Option] = []
+    for arg in args:
+        if match := re.fullmatch(r"--([A-Za-z_][\w.+-]*)(?:=(.*))?", arg, re.DOTALL):
+            options.append(Option(match[1], [] if match[2] is None else [match[2]]))
+        elif match := re.fullmatch(r"-c=?(.*)", arg, re.DOTALL):
+            options.append(Option("config", [match[1]] if match[1] else []))
+        elif options and (not options[-1].values or options[-1].name in (*VERBATIM, "plugins")):
+            options[-1].values.append(arg)
+        else:
+            raise SailUsageError(f"unexpected {arg!r}; a config is given with -c, a text in quotation marks")
+    for option in options:
+        if option.name == "config" and len(option.values) != 1:
+            raise SailUsageError(f"-c needs one config, not {' '.join(option.values) or 'none'}; repeat -c for several")
+    return options
+
+
+def read_layers(options: Iterable[Option]) -> list[Config]:
+    """The configs that options name, in order."""
+    return [read_config(find_config(option.values[0])) for option in options if option.name == "config"]
+
+
+def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[str]:
+    """All plugin files and modules, of the `plugins:` keys and of `--plugins`, each once."""
+    from sail_lightning.cli.arguments import comma_list
+
+    found: list[str] = []
+    for layer in layers:
+        listed = layer.get("plugins") or []
+        found += [listed] if isinstance(listed, str) else [str(source) for source in listed]
+    for option in options:
+        if option.name == "plugins":
+            found += comma_list(option.values)
+    return list(dict.fromkeys(found))
+
+
+def merge_layers(layers: Iterable[Config]) -> Config:
+    """Later layers over earlier ones. Sections (`model`, `trainer`, ...) merge key by key."""
+    merged: Config = {}
+    for layer in layers:
+        for section, new in layer.items():
+            old = merged.get(section)
+            merged[section] = _merge_keys(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return merged
+
+
+def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, list[Option]]:
+    """Puts into the config what options say about classes, file names and questions.
+
+    Returns:
+        the config, and the options that are left for the parser.
+    """
+    config = _merge_keys({}, config)
+    left: list[Option] = []
+    for option in options:
+        name = option.name
+        if name in VERBATIM and option.values:
+            _put(config, name, _verbatim(option))
+            continue
+        if swapped := class_of(_value(option)):
+            old = lookup(config, name)
+            if old is not None and not same_class(class_of(old), swapped):
+                _put(config, name, _value(option))
+            # An earlier choice of another class is void, with its arguments.
+            earlier = next((o for o in reversed(left) if o.name == name), None)
+            if earlier is not None and not same_class(class_of(_value(earlier)), swapped):
+                left = [o for o in left if o.name != name and not o.name.startswith(f"{name}.")]
+        left.append(option)
+    return config, left
+
+
+def with_options(config: Config, options: Iterable[Option]) -> Config:
+    """The config with all options put in, to be checked as a whole; values are as YAML reads them."""
+    whole = _merge_keys({}, config)
+    for option in options:
+        if option.name in VERBATIM or not option.values or option.name.endswith(".help"):
+            continue
+        value = _value(option)
+        if isinstance(value, str) and class_of(value) is None:
+            with suppress(yaml.YAMLError):
+                value = yaml.safe_load(value)
+        _put(whole, option.name, value)
+    return whole
+
+
+def class_of(value: Any) -> str | None:
+    """The class that a config value names: `Name`, `a.b.Name` or `{class_path: ...}`; None if it names none."""
+    if isinstance(value, dict):
+        path = value.get("class_path")
+        return path if isinstance(path, str) else None
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value):
+        return None if value.lower() in WORDS else value
+    return None
+
+
+def same_class(one: str | None, other: str | None) -> bool:
+    """Whether two names, short or full, mean one class."""
+    if one is None or other is None:
+        return False
+    if "." in one and "." in other:
+        return one == other
+    return one.rpartition(".")[2] == other.rpartition(".")[2]
+
+
+def lookup(config: Config, name: str) -> Any:
+    """The value at a dotted name; `init_args` may be left out of it. None if there is none."""
+    value: Any = config
+    for key in name.split("."):
+        if isinstance(value, dict) and key not in value:
+            value = value.get("init_args")
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _put(config: Config, name: str, value: Any) -> None:
+    """Sets the value at a dotted name, by the way that `lookup` goes."""
+    *parents, last = name.split(".")
+    place = config
+    for key in parents:
+        place = _arguments_of(place, key)
+        inner = place.get(key)
+        if isinstance(inner, str):
+            inner = {"class_path": inner}
+        place[key] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[key]
+    _arguments_of(place, last)[last] = value
+
+
+def _arguments_of(node: Config, key: str) -> Config:
+    """Where a key of a mapping is set: in `init_args` if the mapping is a class."""
+    if "class_path" not in node or key in ("class_path", "init_args", "dict_kwargs"):
+        return node
+    node["init_args"] = dict(node.get("init_args") or {})
+    return node["init_args"]
+
+
+def _value(option: Option) -> Any:
+    """What an option gives: a word, an inline mapping, or the content of a YAML file."""
+    if len(option.values) != 1:
+        return None
+    text = option.values[0]
+    if text.endswith((".yaml", ".yml")) and Path(text).is_file():
+        return read_config(Path(text))
+    if text.lstrip().startswith("{"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return None
+    return text
+
+
+def _verbatim(option: Option) -> Any:
+    if VERBATIM[option.name] is str:
+        return " ".join(option.values)
+    if len(option.values) == 1 and option.values[0].startswith("["):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(option.values[0])
+    return list(option.values)
+
+
+def _merge_keys(old: Config, new: Config) -> Config:
+    merged = dict(old)
+    for key, value in new.items():
+        base = key.removesuffix("+")
+        if base != key and isinstance(merged.get(base), list):
+            merged[base] = merged[base] + (value if isinstance(value, list) else [value])
+        elif isinstance(value, dict) and not isinstance(merged.get(key), dict | str):
+            merged[key] = _merge_keys({}, value)  # a copy
+        else:
+            merged[key] = merge_value(merged.get(key), value)
+    return merged
+
+
+def merge_value(old: Any, new: Any) -> Any:
+    """A later value over an earlier one.
+
+    The same class, or arguments without a class: arguments are merged. Another class: the earlier arguments are gone.
+    A mapping of plugins, such as `teachers`, is merged by name. Anything else is replaced.
+    """
+    if isinstance(new, str):
+        return old if isinstance(old, dict) and same_class(class_of(old), class_of(new)) else new
+    if not isinstance(new, dict) or old is None:
+        return new
+    earlier = {"class_path": old} if isinstance(old, str) else old
+    if not isinstance(earlier, dict):
+        return new
+    if "class_path" in new:
+        if not same_class(class_of(earlier), class_of(new)):
+            return new
+        return {"class_path": new["class_path"], "init_args": _merge_keys(_arguments(earlier), _arguments(new))}
+    if "class_path" in earlier or "init_args" in earlier:
+        return {**earlier, "init_args": _merge_keys(_arguments(earlier), _arguments(new))}
+    if any(value is None or _names_plugin(value) for value in earlier.values()):
+        return _merge_keys(earlier, new)
+    return new
+
+
+def _arguments(node: Config) -> Config:
+    """Arguments of a class node, written with or without `init_args`."""
+    bare = {key: value for key, value in node.items() if key not in ("class_path", "init_args")}
+    return {**(node.get("init_args") or {}), **bare}
+
+
+def _names_plugin(value: Any) -> bool:
+    name = class_of(value)
+    return name is not None and (isinstance(value, dict) or registry.find(name.rpartition(".")[2]) is not None)

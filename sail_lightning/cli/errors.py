@@ -1,0 +1,226 @@
+"""What is wrong with a config, in one sentence: names are checked against the signatures before the parser sees them.
+
+Types are checked by jsonargparse; `explain` shortens its messages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from sail_lightning import registry
+from sail_lightning.cli.compose import class_of
+from sail_lightning.errors import SailUsageError
+
+
+def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others: Collection[str]) -> None:
+    """Checks every name in a config: sections, arguments, plugins and their arguments.
+
+    Args:
+        config: composed, with the options in it.
+        sections: top-level keys, and the class whose arguments each holds.
+        others: top-level keys that hold a plain value.
+
+    Raises:
+        SailUsageError: a name that is not known; the message says where, the nearest name and what there is.
+    """
+    for key, value in config.items():
+        if key not in sections and key not in others:
+            raise SailUsageError(f"no setting {key}; {_choice(key, [*sections, *others], 'there are')}")
+        if key in sections and isinstance(value, dict):
+            _check_arguments(sections[key], value, key, key)
+
+
+def _check_arguments(cls: type, arguments: Mapping[str, Any], path: str, owner: str, given: int = 0) -> None:
+    """`given`: how many leading parameters the caller fills in, as a model does for its optimiser."""
+    parameters = dict(list(inspect.signature(cls).parameters.items())[given:])
+    names = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(cls)
+    for key, value in arguments.items():
+        name = key.removesuffix("+")
+        if name not in names and not open_ended:
+            at = "" if owner == path else f" (at {path})"
+            raise SailUsageError(f"{owner} has no argument {name!r}{at}; {_choice(name, names, 'it takes')}")
+        if name in hints and name in parameters:
+            check_value(hints[name], value, f"{path}.{name}", parameters[name].default)
+
+
+def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Parameter.empty) -> None:
+    """A value for an argument: a plain one against its type, and names of classes where the type is one of ours, or a
+    function that makes an optimiser or the like.
+
+    Raises:
+        SailUsageError: another type, or an unknown class or argument.
+    """
+    bases, filled = _bases(hint)
+    if not bases:
+        _check_plain(hint, value, path)
+        return
+    if value in _literals(hint):
+        return
+    if value is None:
+        if type(None) not in _parts(hint) and default is not None:
+            raise SailUsageError(f"{path} cannot be null; there are {', '.join(sorted(candidates(bases)))}")
+        return
+    if isinstance(value, dict) and "class_path" not in value and _is_mapping(hint):
+        for key, item in value.items():
+            if item is not None:
+                check_value(bases[0], item, f"{path}.{key}")
+        return
+    name = class_of(value)
+    if name is None and isinstance(value, dict) and inspect.isclass(default):
+        name = default.__name__  # arguments only, for the class that stands there anyway
+    if name is None or ("." in name and _loaded(name, bases) is None):
+        return  # a full path is imported by the parser
+    cls = _loaded(name, bases)
+    if cls is None:
+        raise SailUsageError(_unknown(name, bases, path))
+    if isinstance(value, dict):
+        bare = {key: item for key, item in value.items() if key not in ("class_path", "init_args", "dict_kwargs")}
+        _check_arguments(cls, {**(value.get("init_args") or {}), **bare}, path, cls.__name__, filled)
+
+
+def _bases(hint: Any) -> tuple[list[type], int]:
+    """Classes that an argument's type asks for, and how many arguments they get from elsewhere."""
+    if typing.get_origin(hint) is Callable:
+        arguments, made = typing.get_args(hint)
+        return ([made], len(arguments)) if inspect.isclass(made) else ([], 0)
+    parts = [part for part in _parts(hint) if inspect.isclass(part) and part.__module__.startswith("sail_lightning")]
+    return parts, 0
+
+
+def _check_plain(hint: Any, value: Any, path: str) -> None:
+    """Numbers, switches and choices; other types are left to the parser."""
+    parts, choices = list(_parts(hint)), _literals(hint)
+    plain = [part for part in parts if part in PLAIN]
+    if len(plain) + sum(typing.get_origin(part) is Literal for part in parts) < len(parts):
+        return
+    if str(value) in map(str, choices) or any(PLAIN[part](value) for part in plain):
+        return
+    wanted = [f"one of {', '.join(dict.fromkeys(map(str, choices)))}"] if choices else []
+    wanted += ["null" if part is type(None) else part.__name__ for part in plain]
+    raise SailUsageError(f"{path} must be {' or '.join(wanted)}, not {value!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return not isinstance(value, bool) and bool(re.fullmatch(r"[+-]?\d[\d_]*", str(value)))
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool)
+
+
+PLAIN: dict[Any, Callable[[Any], bool]] = {
+    int: _is_int,
+    float: _is_float,
+    bool: lambda value: str(value).lower() in ("true", "false"),
+    type(None): lambda value: value is None,
+}
+"""Types that are checked here, and how."""
+
+
+def _unknown(name: str, bases: list[type], path: str) -> str:
+    kind = " or ".join(base.__name__ for base in bases)
+    available = sorted(candidates(bases))
+    if other := registry.find(name):
+        choice = _choice("", available, "there are")
+        return f"{path}: {name} is a plugin of the socket {other[0].__name__}, not {kind}; {choice}"
+    own = "; your own file: --plugins FILE" if any(base in registry.SOCKETS for base in bases) else ""
+    return f"{path}: no {kind} named {name}; {_choice(name, available, 'there are')}{own}"
+
+
+def candidates(bases: Iterable[type]) -> dict[str, type]:
+    """Classes that may stand where one of `bases` is asked for, by short name: plugins, or concrete subclasses."""
+    found: dict[str, type] = {}
+    for base in bases:
+        if base in registry.SOCKETS:
+            found |= registry.plugins_of(base)
+        else:
+            found |= {cls.__name__: cls for cls in _family(base) if not inspect.isabstract(cls)}
+    return found
+
+
+def _family(cls: type[Any]) -> Iterator[type]:
+    yield cls
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        yield from _family(child)
+
+
+def _loaded(name: str, bases: list[type]) -> type | None:
+    cls = candidates(bases).get(name.rpartition(".")[2])
+    if cls is None or "." not in name:
+        return cls
+    # The full path may go through a package that re-exports the class.
+    return cls if cls.__module__.startswith(name.rpartition(".")[0]) else None
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # a plugin that imports names for type checkers only
+        return {}
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    inner = typing.get_args(hint)
+    if not inner or typing.get_origin(hint) is Literal:
+        yield hint
+    for part in inner if typing.get_origin(hint) is not Literal else ():
+        yield from _parts(part)
+
+
+def _literals(hint: Any) -> list[Any]:
+    return [word for part in _parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+
+
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict or any(_is_mapping(part) for part in typing.get_args(hint))
+
+
+def explain(message: str) -> str:
+    """jsonargparse's message in one sentence; a text that is not known only loses its line breaks."""
+    flat = " ".join(message.split())
+    if match := re.search(r"the following arguments are required: (.+)", flat):
+        names = [name.partition(".")[2] for name in match[1].split(", ")]
+        return f"nothing says what {', '.join(names)} shall be; give a config such as -c quickstart"
+    key = match[1] if (match := re.search(r'[Kk]ey "([\w.]+)"', flat)) else ""
+    if match := re.search(r"Expected a (?:typing\.)?(.+?)\. Got value: (.+)", flat):
+        return f"{key or 'a setting'} must be {_type(match[1])}, not {match[2]}"
+    if match := re.search(r"Expected a dot import path string: (\S+)", flat):
+        return f"{key or 'a setting'}: no class named {match[1]}"
+    if match := re.search(r"Given value: (.+)$", flat):
+        wanted = re.search(r"Subtypes: [\[(](.+?)[\])] Errors:", flat)
+        return f"{key or 'a setting'} must be {_type(wanted[1]) if wanted else 'of another type'}, not {match[1]}"
+    if match := re.search(r"[Uu]nrecognized arguments: (.+)", flat):
+        return f"unknown option {match[1]}"
+    return re.sub(r"^Parser key \"([\w.]+)\":", r"\1:", flat)
+
+
+def _type(text: str) -> str:
+    """A type as people write it."""
+    if match := re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", text):
+        return f"one of {match[1]}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
+    return " or ".join(part.strip() for part in text.split(", ")) if "[" not in text else text
+
+
+def _choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
+    """The nearest name; and what there is, unless that is long and the nearest will do."""
+    every = list(names)
+    plain = {other.lower(): other for other in every}
+    found = difflib.get_close_matches(name.lower(), plain, 1, 0.5)
+    near = f"did you mean {plain[found[0]]}?" if found else ""
+    if near and len(every) > shown:
+        return near
+    rest = f" and {len(every) - shown} more" if len(every) > shown else ""
+    return f"{near} {verb} {', '.join(every[:shown]) or 'none'}{rest}".strip()

@@ -1,0 +1,70 @@
+"""Packaged configs by name, from anywhere: `-c quickstart`."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sail_lightning.errors import SailError, SailUsageError
+
+
+def config_root() -> Path:
+    """The folder of the packaged configs."""
+    return Path(str(files("sail_lightning.configs")))
+
+
+def config_names() -> list[str]:
+    """Names of all packaged configs, such as `model/sail_tiny`, in alphabetical order."""
+    root = config_root()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """The file that `-c NAME` means: an existing path, or else a packaged config.
+
+    Raises:
+        SailUsageError: neither exists; the message names the nearest.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = config_root() / f"{name.removesuffix('.yaml')}.yaml"
+    known = config_names()
+    if packaged.relative_to(config_root()).with_suffix("").as_posix() in known:
+        return packaged
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "sail-lightning configs list shows the packaged ones"
+    raise SailUsageError(f"no config {name}, neither a file nor a packaged name; {hint}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file as a mapping; dotted keys (`model.upsampler: X`) are unfolded.
+
+    Raises:
+        SailError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SailError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SailError(f"{path} must hold keys such as model, data and trainer, not a {type(content).__name__}")
+    unfolded: dict[str, Any] = {}
+    for key, value in content.items():
+        *parents, last = str(key).split(".")
+        place = unfolded
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise SailError(f"{path}: {key} is given, but {parent} is no mapping")
+        if isinstance(value, dict) and isinstance(place.get(last), dict):
+            place[last].update(value)
+        else:
+            place[last] = value
+    return unfolded

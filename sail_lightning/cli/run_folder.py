@@ -1,0 +1,101 @@
+"""The folder of a run, `runs/NAME/version_N`, and what is written into it by default."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+SHARED = "SAIL_RUN_FOLDER"
+"""Tells the processes that this one starts (one per device) which folder is theirs too."""
+
+
+def next_run_folder(root: str | Path, name: str) -> Path:
+    """The first free `root/name/version_N`; in a process that another rank started, the folder of that one."""
+    if "LOCAL_RANK" in os.environ and SHARED in os.environ:
+        return Path(os.environ[SHARED])
+    parent = Path(root) / name
+    taken = [re.fullmatch(r"version_(\d+)", path.name) for path in parent.glob("version_*")]
+    number = max((int(match[1]) for match in taken if match), default=-1) + 1
+    folder = parent / f"version_{number}"
+    os.environ[SHARED] = str(folder)
+    return folder
+
+
+def default_loggers(folder: Path, tensorboard: bool = True) -> list[Logger]:
+    """TensorBoard and CSV, into one folder."""
+    place: dict[str, Any] = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    curves: list[Logger] = [TensorBoardLogger(**place, default_hp_metric=False)] if tensorboard else []
+    return [*curves, CSVLogger(**place)]
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved config to the run folder, whatever logger there is, and sends it to the loggers."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, folder: Path) -> None:
+        super().__init__(parser, config, overwrite=True, save_to_log_dir=False)
+        self.folder = folder
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / self.config_filename
+        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger | TensorBoardLogger):
+                logger.log_hyperparams({"config": path.read_text(encoding="utf-8")})
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps the best checkpoint by a metric, and the last one always: also when a run ends between two validations.
+
+    Args:
+        monitor: metric of the best checkpoint.
+        mode: whether more or less of it is better.
+        filename: of the best checkpoint.
+        save_top_k: how many of the best are kept; -1 keeps all.
+        every_n_train_steps: also save every so many steps; null is at validation only.
+        save_weights_only: leave out what resuming needs.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val/ciou",
+        mode: str = "max",
+        filename: str = "best-{step}",
+        save_top_k: int = 1,
+        every_n_train_steps: int | None = None,
+        save_weights_only: bool = False,
+    ) -> None:
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename=filename,
+            save_top_k=save_top_k,
+            every_n_train_steps=every_n_train_steps,
+            save_weights_only=save_weights_only,
+            save_last=True,
+            auto_insert_metric_name=True,
+            enable_version_counter=False,
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+        elif not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._save_newest(trainer)  # data that this metric does not judge
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not getattr(trainer, "fast_dev_run", False):
+            self._save_newest(trainer)
+
+    def _save_newest(self, trainer: L.Trainer) -> None:
+        assert self.dirpath is not None
+        path = os.path.join(self.dirpath, f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        self.last_model_path = path
+        trainer.save_checkpoint(path, self.save_weights_only)

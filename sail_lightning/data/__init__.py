@@ -1,0 +1,1 @@
+"""From annotation files and generators to packed batches."""

@@ -1,0 +1,76 @@
+"""Packs encoded samples into one row: token budget in, `PackedBatch` out. No padding anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sail_lightning.batch import PackedBatch
+from sail_lightning.data.transform import EncodedSample
+from sail_lightning.interfaces import Regions
+from sail_lightning.plan import AttentionPlan
+
+
+def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
+    """Joins samples; every row index is moved by the tokens before it, every picture index by the pictures."""
+    starts = np.cumsum([0, *(len(item) for item in samples)])[:-1]
+    images_before = np.cumsum([0, *(len(item.sequence.grids) for item in samples)])[:-1]
+    seg_owners = [(item, int(first)) for item, first in zip(samples, images_before, strict=True) if len(item.seg_rows)]
+    owning = [(item, first) for item, first in seg_owners if item.sequence.grids]
+    weights = [np.full(len(item.sequence.target_rows), item.target_weight, np.float32) for item in samples]
+    return PackedBatch(
+        ids=_join([item.sequence.ids for item in samples]),
+        positions=torch.from_numpy(np.concatenate([item.sequence.positions for item in samples], axis=1)),
+        plan=AttentionPlan.build([list(item.sequence.spans) for item in samples]),
+        patches=torch.from_numpy(np.concatenate([item.patches for item in samples])),
+        patch_rows=_rows([item.sequence.patch_rows for item in samples], starts),
+        grids=tuple(grid for item in samples for grid in item.sequence.grids),
+        regions=_regions(samples, starts),
+        target_rows=_rows([item.sequence.target_rows for item in samples], starts),
+        target_ids=_join([item.sequence.target_ids for item in samples]),
+        target_weights=torch.from_numpy(np.concatenate(weights)),
+        seg_rows=_rows([item.seg_rows if item.sequence.grids else item.seg_rows[:0] for item in samples], starts),
+        seg_image=tuple(first for _, first in owning),
+        seg_counts=tuple(len(item.seg_rows) for item, _ in owning),
+        masks=tuple(torch.from_numpy(np.stack(item.masks)) for item, _ in owning if item.masks),
+        samples=tuple(item.sample for item in samples),
+    )
+
+
+def pack_stream(samples: Iterable[EncodedSample], token_budget: int) -> Iterator[list[EncodedSample]]:
+    """Groups a stream, in order, into packs of at most `token_budget` tokens; a longer sample stands alone."""
+    pack_: list[EncodedSample] = []
+    tokens = 0
+    for item in samples:
+        if pack_ and tokens + len(item) > token_budget:
+            yield pack_
+            pack_, tokens = [], 0
+        pack_.append(item)
+        tokens += len(item)
+    if pack_:
+        yield pack_
+
+
+def _regions(samples: Sequence[EncodedSample], starts: np.ndarray) -> Regions:
+    regions = [(region, start) for item, start in zip(samples, starts, strict=True) for region in item.regions]
+    patch_counts = [len(region.patch_rows) for region, _ in regions]
+    mention_counts = [len(region.mention_rows) for region, _ in regions]
+    index = np.arange(len(regions))
+    return Regions(
+        token_ids=torch.tensor([region.token_id for region, _ in regions], dtype=torch.int64),
+        patch_rows=_join([region.patch_rows + start for region, start in regions]),
+        patch_region=torch.from_numpy(np.repeat(index, patch_counts).astype(np.int64)),
+        mention_rows=_join([region.mention_rows + start for region, start in regions]),
+        mention_region=torch.from_numpy(np.repeat(index, mention_counts).astype(np.int64)),
+    )
+
+
+def _rows(rows: Sequence[np.ndarray], starts: np.ndarray) -> Tensor:
+    return _join([item + start for item, start in zip(rows, starts, strict=True)])
+
+
+def _join(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64, copy=False))

@@ -1,0 +1,221 @@
+"""`SailDataModule`: sources in, packed batches for training and lists of questions for evaluation out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from sail_lightning.batch import PackedBatch
+from sail_lightning.data.prompts import parse_prompt
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.sources.base import Source
+from sail_lightning.data.stream import PackedStream, Progress, Windows
+from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.errors import SailError, SailUsageError
+
+logger = logging.getLogger(__name__)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class SailDataModule(L.LightningDataModule):
+    """Data for all four verbs. Encoding follows the model that the Trainer holds; nothing is set twice.
+
+    Its state in a checkpoint is how far training has read, batches read ahead not counted: `fit --ckpt_path` goes on
+    with exactly the batches that an uninterrupted run would have seen, given the same data, token budget, number of
+    processes and of workers.
+
+    Args:
+        train: source of `fit`.
+        val: source of `validate` and of the checks during `fit`.
+        test: source of `test`.
+        images: pictures of `predict`: a folder, a file, or a list of both.
+        text: the question that `predict` asks of each picture.
+        prompts: regions for that question: `mask:FILE.png`, `box:X0,Y0,X1,Y1`, `point:X,Y`; `K=` in front names <PromptK>.
+        token_budget: most tokens a training batch.
+        eval_batch_size: questions answered together.
+        num_workers: processes that read training data.
+        mask_sample_weight: weight of the language loss in samples that own masks (0.1 in the official recipe).
+        seed: of the shuffling of finite sources.
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        images: str | list[str] | None = None,
+        text: str | None = None,
+        prompts: list[str] | None = None,
+        token_budget: int = 1200,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        mask_sample_weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.test = train, val, test
+        self.images, self.text = images, text
+        self.prompts = tuple(parse_prompt(prompt) for prompt in prompts or ())
+        self.token_budget, self.eval_batch_size, self.num_workers = token_budget, eval_batch_size, num_workers
+        self.mask_sample_weight, self.seed = mask_sample_weight, seed
+        self.broken: list[str] = []
+        """Pictures that `predict` could not read, one sentence each."""
+        self._stream: PackedStream | None = None
+        self._progress = self._before = Progress()
+        self._begun = 0
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":  # before a checkpoint is loaded, if there is one
+            self._stream, self._begun = None, 0
+            self._progress = self._before = Progress()
+
+    def _encoder(self, **changes: Any) -> Encoder:
+        from dataclasses import replace
+
+        return replace(self.trainer.lightning_module.encoder, **changes)
+
+    def train_dataloader(self) -> Windows:
+        if self.train is None:
+            raise SailUsageError("fit needs data.train, a source")
+        stream = PackedStream(
+            self.train,
+            self._encoder(mask_sample_weight=self.mask_sample_weight),
+            self.token_budget,
+            self.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        stream.progress, self._stream = self._progress, stream
+        loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        return Windows(loader, self.trainer.accumulate_grad_batches, self._begun)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts a training batch when its step begins; Lightning reads ahead before it calls this."""
+        if self._stream is not None and isinstance(batch, PackedBatch):
+            self._before = self._progress
+            self._progress = self._stream.progress = self._progress.advanced(batch, max(1, self.num_workers))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.trainer is None or self._stream is None:
+            return {}
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        # A run that is stopped within a step has not trained on that step's batch.
+        progress = self._progress if batches.current.processed == batches.current.ready else self._before
+        places = dict(progress.places)
+        if self.trainer.world_size > 1:  # each rank knows its own shards only; checkpoints are put together on all
+            ranks: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(ranks, places)
+            for other in ranks:
+                places |= {shard: max(place, places.get(shard, 0)) for shard, place in other.items()}
+        begun = 0 if batches.is_last_batch else batches.current.processed
+        return {"places": places, "turn": progress.turn, "shards": self._shards, "begun": begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not state_dict or self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        places, shards = state_dict["places"], self._shards
+        self._progress = Progress(dict(places), state_dict["turn"])
+        if shards != state_dict["shards"]:
+            logger.warning(
+                "resumed with %s readers instead of %s: training goes on at about the same sample, not exactly there",
+                shards,
+                state_dict["shards"],
+            )
+            self._progress = Progress(dict.fromkeys(range(shards), sum(places.values()) // shards))
+        self._before, self._begun = self._progress, state_dict["begun"]
+
+    @property
+    def _shards(self) -> int:
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return world_size * max(1, self.num_workers)
+
+    def val_dataloader(self) -> Any:
+        return [] if self.val is None else self._questions(self.val)
+
+    def test_dataloader(self) -> Any:
+        if self.test is None:
+            raise SailUsageError("test needs data.test, a source")
+        return self._questions(self.test)
+
+    def predict_dataloader(self) -> Any:
+        if not self.images or not self.text:
+            raise SailUsageError("predict needs --data.images (a folder or files) and --data.text (a question)")
+        samples = [
+            Sample(image=path, turns=(Turn(self.text),), prompts=self.prompts, source=str(path))
+            for path in find_pictures(self.images)
+        ]
+        shard = samples[self.trainer.global_rank :: self.trainer.world_size]
+        self.broken = []
+        return DataLoader(_Readable(shard, self._encoder(), self.eval_batch_size, self.broken), batch_size=None)
+
+    def _questions(self, source: Source) -> DataLoader:
+        if source.length is None:
+            raise SailUsageError(f"{type(source).__name__} has no end; give data a number of samples to evaluate")
+        indices = range(self.trainer.global_rank, source.length, self.trainer.world_size)
+        return DataLoader(
+            _Open(source, indices, self._encoder()), batch_size=self.eval_batch_size, collate_fn=list, shuffle=False
+        )
+
+
+class _Open(Dataset[EncodedSample]):
+    """Samples with their last answer left open."""
+
+    def __init__(self, source: Source, indices: Sequence[int], encoder: Encoder) -> None:
+        self.source, self.indices, self.encoder = source, indices, encoder
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> EncodedSample:
+        return self.encoder.encode(self.source[self.indices[index]], answers=False)
+
+
+class _Readable(IterableDataset[list[EncodedSample]]):
+    """Batches of those pictures that can be read; the others are named in `broken`."""
+
+    def __init__(self, samples: Sequence[Sample], encoder: Encoder, size: int, broken: list[str]) -> None:
+        self.samples, self.encoder, self.size, self.broken = samples, encoder, size, broken
+
+    def __iter__(self) -> Iterator[list[EncodedSample]]:
+        batch: list[EncodedSample] = []
+        for sample in self.samples:
+            try:
+                batch.append(self.encoder.encode(sample, answers=False))
+            except SailUsageError:
+                raise
+            except SailError as error:
+                self.broken.append(str(error))
+                logger.warning("skipped: %s", error)
+                continue
+            if len(batch) == self.size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def find_pictures(images: str | Sequence[str]) -> list[Path]:
+    """Picture files named by folders (searched whole) and files, in alphabetical order within a folder.
+
+    Raises:
+        SailError: a name that does not exist, or no picture at all.
+    """
+    found: list[Path] = []
+    for name in [images] if isinstance(images, str) else images:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise SailError(f"no picture or folder {name}")
+    if not found:
+        raise SailError(f"no picture in {images}; known endings: {' '.join(PICTURES)}")
+    return found

@@ -1,0 +1,60 @@
+"""The synthetic laboratory as a source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.sources.base import Source
+from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
+
+
+class LaboratorySource(Source):
+    """Synthetic scenes with exact masks: endless for training, a fixed number for evaluation.
+
+    Args:
+        split: `train`, `val`, `test`, or `compositional` (pairs of shape and colour never seen in training).
+        samples: how many; null is endless. A fixed number gives one question each, tasks in exact proportion.
+        seed: of everything drawn.
+        size: side of the square pictures, in pixels.
+        min_objects: per scene.
+        max_objects: per scene.
+        questions: turns per sample of an endless source.
+        tasks: weight of each task; null for the laboratory's own.
+        kinds: weight of each kind of referring question; null for the laboratory's own.
+        num_prompts: ids that visual prompts carry, 0 to num_prompts - 1.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "val", "test", "compositional"] = "train",
+        samples: int | None = None,
+        seed: int = 0,
+        size: int = 64,
+        min_objects: int = 2,
+        max_objects: int = 5,
+        questions: int = 5,
+        tasks: dict[str, float] | None = None,
+        kinds: dict[str, float] | None = None,
+        num_prompts: int = 4,
+    ) -> None:
+        laboratory = Laboratory(
+            seed=seed,
+            split=split,
+            size=size,
+            min_objects=min_objects,
+            max_objects=max_objects,
+            tasks=dict(tasks or TASKS),
+            kinds=kinds,
+            questions=questions,
+            num_prompts=num_prompts,
+        )
+        self._samples = samples
+        self._list = laboratory if samples is None else laboratory.balanced(samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._list[index]
+
+    @property
+    def length(self) -> int | None:
+        return self._samples

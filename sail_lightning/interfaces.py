@@ -1,0 +1,200 @@
+"""The five sockets, and the types that pass through them.
+
+A plugin is one class in one file. It lives in two phases: `__init__` stores settings and costs nothing; `build(dims)`
+makes weights. `PixelSAIL.configure_model` builds the plugins in order (backbone, upsampler, prompt encoder, teachers);
+each receives what the earlier ones published and returns it with its own part filled in.
+
+Letters in shapes: T packed tokens of a batch, N image patches of a batch, D hidden size, P patch size in pixels,
+H query heads, G key/value heads, E head size, B batch, L length, C channels, (h, w) a feature grid.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from sail_lightning.plan import AttentionPlan
+from sail_lightning.registry import socket
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes that plugins agree on. Zero means: not published yet.
+
+    `vocab_size` comes from the tokenizer; `hidden_size` and `patch_size` (pixels per vision token) from the backbone;
+    `feature_channels` and `feature_stride` (pixels per mask feature) from the upsampler.
+    """
+
+    vocab_size: int = 0
+    hidden_size: int = 0
+    patch_size: int = 0
+    feature_channels: int = 0
+    feature_stride: int = 0
+
+
+class Plugin(nn.Module, ABC):
+    """What all plugins share: two phases, and the memory of how they were configured (`init_args`)."""
+
+    init_args: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        init = cls.__dict__.get("__init__")
+        if init is None:
+            return
+
+        @functools.wraps(init)
+        def recorded(self: Plugin, *args: Any, **kwargs: Any) -> None:
+            if type(self) is cls:
+                bound = inspect.signature(init).bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[1:]))
+            init(self, *args, **kwargs)
+
+        cls.__init__ = recorded  # type: ignore[method-assign]
+
+    @abstractmethod
+    def build(self, dims: Dims) -> Dims:
+        """Makes the weights; returns `dims` with what this plugin publishes."""
+
+
+def to_spec(value: Any) -> Any:
+    """A plugin, or a container of them, as `class_path` and `init_args`, the form that YAML and checkpoints hold."""
+    if isinstance(value, Plugin):
+        init_args = {key: to_spec(item) for key, item in getattr(value, "init_args", {}).items()}
+        return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": init_args}
+    if isinstance(value, dict):
+        return {key: to_spec(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_spec(item) for item in value]
+    return value
+
+
+@socket
+class Attention(Plugin):
+    """Which kernel computes prefix attention?
+
+    An attention plugin has no weights; `build` checks that the kernel runs here.
+    """
+
+    @abstractmethod
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+        """Packed attention: query (T, H, E), key and value (T, G, E) of one dtype, to (T, H, E)."""
+
+    def build(self, dims: Dims) -> Dims:
+        return dims
+
+
+class KeyValueCache(ABC):
+    """Keys and values of the tokens read so far: what `Backbone.decode` needs of a cache. Kept by `generation`."""
+
+    @abstractmethod
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Appends a layer's key and value (B, G, S, E); returns all that may be looked at, (B, G, L, E)."""
+
+    @abstractmethod
+    def mask(self) -> Tensor:
+        """What each of the S new tokens may see, (B, 1, S, L) bool."""
+
+
+@socket
+class Backbone(Plugin):
+    """Which single transformer? Reads patches and words as one sequence.
+
+    `build` publishes `hidden_size` and `patch_size`; `vocab_size` is given. Hidden states are those after the final
+    norm, which both the language head and the mask head read.
+    """
+
+    prefix: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+
+    @abstractmethod
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids (T,) int64 to embeddings (T, D)."""
+
+    @abstractmethod
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Raw patches (N, 3*P*P) uint8, channel first (C, row, column), to embeddings (N, D)."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+        """Packed embeddings (T, D) and positions (3, T) to hidden states (T, D)."""
+
+    @abstractmethod
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """New tokens (B, S, D) at positions (3, B, S), after those in the cache, to hidden states (B, S, D)."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) to vocabulary logits (..., vocab_size)."""
+
+
+@socket
+class Upsampler(Plugin):
+    """How do vision tokens become mask features? Publishes `feature_channels` and `feature_stride`."""
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor:
+        """Vision tokens (B, D, h, w) to mask features (B, feature_channels, h*k, w*k), k = patch / feature stride.
+
+        B may be zero: gradients are then zero, not missing.
+        """
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The visual prompts of a packed batch, as index tensors (int64).
+
+    Region r, of R, carries the token `token_ids[r]` (`<PromptK>`). It covers the patches at the packed rows
+    `patch_rows[i]` where `patch_region[i] == r` (K pairs; overlapping regions give several pairs a row), and is
+    mentioned by the text tokens at `mention_rows[j]` where `mention_region[j] == r`.
+    """
+
+    token_ids: Tensor
+    patch_rows: Tensor
+    patch_region: Tensor
+    mention_rows: Tensor
+    mention_region: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> Regions:
+        """The same on another device."""
+        return Regions(*(getattr(self, name).to(*args, **kwargs) for name in self.__dataclass_fields__))
+
+
+@socket
+class PromptEncoder(Plugin):
+    """How does a region enter the sequence?"""
+
+    num_prompts: int = 15
+    """How many tokens `<Prompt0>`, `<Prompt1>`, ... there are."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
+        """Packed embeddings (T, D), patches already in, to the same with regions put in.
+
+        `region_tokens` (R, D) are the embeddings of the regions' `<PromptK>` tokens.
+        """
+
+
+@socket
+class Teacher(Plugin):
+    """Which expert is distilled, into which features?
+
+    A teacher is seen in training only: it is kept outside the module tree, without gradients, in no checkpoint. The
+    projection from the student's features to its `channels` is trained and owned by the model.
+    """
+
+    tap: Literal["vision", "mask"] = "vision"
+    """The student features it teaches: `vision` tokens (h, w, D), or upsampled `mask` features."""
+    weight: float = 1.0
+    """Of its loss."""
+    channels: int = 0
+    """Of its features; known after `build`."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""

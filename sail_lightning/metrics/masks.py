@@ -1,0 +1,43 @@
+"""Masks as the metrics take them: bool, (n, H, W), torch or numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Masks = Tensor | NDArray[np.bool_]
+"""Masks (n, H, W) bool; n may be 0, and (0, 0, 0) says "none" where the size is not known."""
+
+
+def as_masks(masks: Masks, name: str) -> Tensor:
+    """Masks (n, H, W) as a bool tensor on their own device.
+
+    Raises:
+        TypeError: not bool. Grey values are refused because 255 often means "ignore", not "on".
+        ValueError: not three-dimensional.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(masks)) if isinstance(masks, np.ndarray) else masks
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, not {tensor.dtype}; compare first, for instance with `> 0`")
+    if tensor.ndim != 3:
+        raise ValueError(f"{name} must be (n, H, W), not {tuple(tensor.shape)}; for one mask add a leading axis")
+    return tensor.detach()
+
+
+def as_pair(pred: Masks, target: Masks) -> tuple[Tensor, Tensor]:
+    """Predicted (n, H, W) and true (m, H, W) masks of one size and device; a side without masks takes the other's size.
+
+    Raises:
+        TypeError, ValueError: as `as_masks`, or the sizes differ.
+    """
+    left, right = as_masks(pred, "pred"), as_masks(target, "target")
+    if not len(left):
+        left = right.new_zeros((0, *right.shape[1:]))
+    elif not len(right):
+        right = left.new_zeros((0, *left.shape[1:]))
+    if left.shape[1:] != right.shape[1:]:
+        sizes = f"{tuple(left.shape[1:])} and {tuple(right.shape[1:])}"
+        raise ValueError(f"predicted and true masks differ in size (height, width): {sizes}; resize the prediction")
+    return left, right.to(left.device)

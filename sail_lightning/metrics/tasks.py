@@ -1,0 +1,118 @@
+"""One object that judges every answer by the metrics of its task."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import nn
+
+from sail_lightning.data.sample import Task, Turn
+from sail_lightning.metrics.grounded import GroundedCaption, phrases_of
+from sail_lightning.metrics.masks import Masks, as_masks
+from sail_lightning.metrics.segmentation import PRECISIONS, ReferringSegmentation
+from sail_lightning.metrics.sums import Sums
+from sail_lightning.metrics.text import ExactMatch, MultipleChoiceAccuracy, TokenF1, normalise
+
+NO_TARGET = "no target"
+"""What the text of an answer contains, after `normalise`, where it says that nothing is meant."""
+
+
+class TaskMetrics(nn.Module):
+    """Routes answers by `Turn.task` and reports flat figures.
+
+    | task | figures |
+    |---|---|
+    | `refer` | `ciou giou n_acc t_acc pr@0.5 ... pr@0.9` |
+    | `vres` | `vres_ciou vres_giou` |
+    | `describe` | `exact_match token_f1` |
+    | `choice` | `mcq_accuracy` |
+    | `caption` | `gcg_miou gcg_recall caption_f1` |
+    | `chat` | none |
+
+    `no_target_from` is that of `ReferringSegmentation`; `text` reads "no target" in the answer.
+    """
+
+    def __init__(self, no_target_from: Literal["mask", "text"] = "mask") -> None:
+        super().__init__()
+        self.refer = ReferringSegmentation(no_target_from=no_target_from)
+        self.vres = ReferringSegmentation()
+        self.exact = ExactMatch()
+        self.description = TokenF1()
+        self.choice = MultipleChoiceAccuracy()
+        self.grounded = GroundedCaption()
+        self.caption = TokenF1()
+
+    def update(self, task: str, *, text: str, masks: Masks, phrases: Sequence[str], turn: Turn, targets: Masks) -> None:
+        """Adds one answer.
+
+        Args:
+            task: `turn.task`, or another task to judge the turn by.
+            text: the answer's text; markup and special tokens may be in it.
+            masks: predicted masks (n, H, W) bool, one per `[SEG]`, in order.
+            phrases: the answer's phrases, one per mask, in order (read by `caption` only).
+            turn: the question with its true answer.
+            targets: the turn's true masks (m, H, W) bool, one per `[SEG]` of the true answer.
+
+        Raises:
+            ValueError: no such task, or shapes that do not fit.
+            SailError: the true answer does not fit its task.
+        """
+        if task == "refer":
+            self.refer.update(masks, targets, no_target_text=NO_TARGET in normalise(text))
+        elif task == "vres":
+            self._update_vres(masks, targets)
+        elif task == "describe":
+            self.exact.update(text, turn.answer)
+            self.description.update(text, turn.answer)
+        elif task == "choice":
+            self.choice.update(text, turn.answer, turn.choices)
+        elif task == "caption":
+            self.grounded.update(masks, phrases, targets, phrases_of(turn.answer))
+            self.caption.update(text, turn.answer)
+        elif task not in get_args(Task):
+            raise ValueError(f"no task {task!r}; tasks are {', '.join(get_args(Task))}")
+
+    def _update_vres(self, masks: Masks, targets: Masks) -> None:
+        """Pairs the i-th predicted with the i-th true mask and scores every true one; a missing one is empty.
+
+        Predictions beyond the last true mask are not scored; a turn without true masks is one no-target expression.
+        """
+        truth = as_masks(targets, "target")
+        for index in range(len(truth)):
+            self.vres.update(masks[index : index + 1], truth[index : index + 1])
+        if not len(truth):
+            self.vres.update(masks, truth)
+
+    def _figures(self) -> list[tuple[Sums, dict[str, str]]]:
+        """Every metric with its keys as reported, in the one order in which every rank visits them."""
+        return [
+            (self.refer, {key: key for key in ("ciou", "giou", "n_acc", "t_acc", *PRECISIONS)}),
+            (self.vres, {"ciou": "vres_ciou", "giou": "vres_giou"}),
+            (self.exact, {"exact_match": "exact_match"}),
+            (self.description, {"token_f1": "token_f1"}),
+            (self.choice, {"mcq_accuracy": "mcq_accuracy"}),
+            (self.grounded, {"gcg_miou": "gcg_miou", "gcg_recall": "gcg_recall"}),
+            (self.caption, {"token_f1": "caption_f1"}),
+        ]
+
+    def compute(self) -> dict[str, float]:
+        """Figures of all ranks, in [0, 1]; those with nothing to judge are left out.
+
+        A collective: every rank calls it, also one that saw no sample, and all get the same keys and figures.
+        """
+        found: dict[str, float] = {}
+        with warnings.catch_warnings():
+            # A task that this rank never met is not a mistake here.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            for metric, names in self._figures():
+                values = metric.compute()
+                found |= {name: float(values[key]) for key, name in names.items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def reset(self) -> None:
+        """Forgets all answers."""
+        for metric, _ in self._figures():
+            metric.reset()

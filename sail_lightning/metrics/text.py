@@ -1,0 +1,137 @@
+"""Short answers: exact match, token F1, multiple choice."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from torch import Tensor
+
+from sail_lightning.errors import SailError
+from sail_lightning.metrics.sums import Sums, mean, ratio, scalar, to_units
+
+_MARKUP = re.compile(r"<[|/]?[A-Za-z_]\w*\|?>|\[SEG\]")
+_DECLARED = re.compile(r"\banswer\s+is\s*:?\s*(?:option\s+)?\(?([A-Za-z])\b\)?(\s*[.):,;]|\s*$)?", re.IGNORECASE)
+_AFTER_DECLARATION = re.compile(r"^.*\banswer\s+is\s*:?\s*", re.IGNORECASE | re.DOTALL)
+_LEADING = re.compile(r"\(?([A-Za-z])(?:\s*[.):,;]|\s+-\s|\s*$)")
+_CAPITAL = re.compile(r"[B-HJ-Z]\s")
+_BRACKETED = re.compile(r"\(\s*([A-Za-z])\s*\)")
+
+
+def strip_markup(text: str) -> str:
+    """The words of an answer: without `[SEG]` and tags such as `<p>`, `<|endoftext|>`, `<Prompt0>`; single spaces."""
+    return " ".join(_MARKUP.sub(" ", text).split())
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation, articles kept: markup out, lower case, punctuation out, single spaces.
+
+    Articles stay because "a" may be all that an answer says. `$ + < = > ^ | ~ `` ` count as punctuation, as there.
+    """
+    kept = (
+        char for char in strip_markup(text).lower() if char not in "$+<=>^|~`" and unicodedata.category(char)[0] != "P"
+    )
+    return " ".join("".join(kept).split())
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of token precision and recall after `normalise`, in [0, 1]; tokens count as often as they occur.
+
+    Two empty texts agree (1); an empty and a non-empty one do not (0).
+    """
+    left, right = Counter(normalise(prediction).split()), Counter(normalise(reference).split())
+    size = left.total() + right.total()
+    return 2 * (left & right).total() / size if size else 1.0
+
+
+class ExactMatch(Sums):
+    """Share of the answers that equal their reference after `normalise`."""
+
+    fields = ("hits", "count")
+
+    def update(self, prediction: str, reference: str) -> None:
+        """Adds one answer."""
+        self.add(hits=int(normalise(prediction) == normalise(reference)), count=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`exact_match` in [0, 1], NaN without answers."""
+        total = self.totals()
+        return {"exact_match": scalar(ratio(total["hits"], total["count"]))}
+
+
+class TokenF1(Sums):
+    """Mean of `token_f1` over answers."""
+
+    fields = ("units", "count")
+
+    def update(self, prediction: str, reference: str) -> None:
+        """Adds one answer."""
+        self.add(units=to_units(token_f1(prediction, reference)), count=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`token_f1` in [0, 1], NaN without answers."""
+        total = self.totals()
+        return {"token_f1": scalar(mean(total["units"], total["count"]))}
+
+
+def parse_choice(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The option that an answer chooses, as a capital letter, or None where it chooses none or several.
+
+    The first of these rules that finds one decides; letters beyond the number of `choices` are not options:
+
+    1. a letter after "answer is" ("The answer is B.", "the answer is: (c)"); the last, if that is said several times;
+    2. a letter at the start, before `.` `)` `:` `,` `;` ` - ` or the end ("B. A red car", "(b) red", "c");
+    3. a letter in parentheses, if all in parentheses are the same ("It is the red one (B)");
+    4. the answer, or what follows "answer is", is the text of exactly one of the `choices` after `normalise`; a choice
+       may carry its own letter ("B. red");
+    5. a capital at the start before a space ("B because ..."), except `A` and `I`, which may be words ("A red car").
+    """
+    answer = strip_markup(text)
+    letters = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
+    # A small letter followed by a word is an article ("the answer is a red car"), not an option.
+    declared = [m[1].upper() for m in _DECLARED.finditer(answer) if m[1].isupper() or m[2] is not None]
+    declared = [letter for letter in declared if letter in letters]
+    if declared:
+        return declared[-1]
+    if (leading := _LEADING.match(answer)) and leading[1].upper() in letters:
+        return leading[1].upper()
+    bracketed = {letter.upper() for letter in _BRACKETED.findall(answer)} & set(letters)
+    if len(bracketed) == 1:
+        return bracketed.pop()
+    wanted = {normalise(answer), normalise(_AFTER_DECLARATION.sub("", answer))}
+    named = [
+        letter
+        for letter, choice in zip(letters, choices, strict=False)
+        if normalise(re.sub(rf"^\s*\(?{letter}[.):]\s*", "", choice)) in wanted
+    ]
+    if named:
+        return named[0] if len(named) == 1 else None
+    return answer[0] if _CAPITAL.match(answer) and answer[0] in letters else None
+
+
+class MultipleChoiceAccuracy(Sums):
+    """Share of multiple-choice questions whose chosen option, by `parse_choice`, is the right one."""
+
+    fields = ("hits", "count")
+
+    def update(self, prediction: str, reference: str, choices: Sequence[str] = ()) -> None:
+        """Adds one question; `reference` is the right option in any form that `parse_choice` reads.
+
+        Raises:
+            SailError: the reference names no option, or a choice list is longer than the alphabet.
+        """
+        if len(choices) > len(ascii_uppercase):
+            raise SailError(f"a multiple-choice question has {len(choices)} options; letters name at most 26")
+        right = parse_choice(reference, choices)
+        if right is None:
+            options = f" among {list(choices)}" if choices else ""
+            raise SailError(f"the reference answer {reference!r} names no option{options}; begin it with its letter")
+        self.add(hits=int(parse_choice(prediction, choices) == right), count=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`mcq_accuracy` in [0, 1], NaN without questions."""
+        total = self.totals()
+        return {"mcq_accuracy": scalar(ratio(total["hits"], total["count"]))}

@@ -1,0 +1,342 @@
+"""`PixelSAIL`: the LightningModule that composes the sockets. It knows the sockets, never a plugin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sail_lightning import checkpoint as checkpoints
+from sail_lightning.batch import Counts, PackedBatch
+from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
+from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.generation import generate
+from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
+from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
+from sail_lightning.metrics.tasks import TaskMetrics
+from sail_lightning.model import FeatureGroup, SailModel
+from sail_lightning.optim import WarmupCosine, parameter_groups
+from sail_lightning.prediction import Prediction
+from sail_lightning.registry import SOURCES
+from sail_lightning.tokens import Tokens
+from sail_lightning.vision import MAX_SIDE, load_image, load_mask
+
+ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
+Question = Sample | tuple[ImageRef | None, str] | tuple[ImageRef | None, str, Sequence[Prompt]]
+"""What `predict_batch` answers: a sample (its last turn), or a picture, a text and, if any, prompts."""
+
+
+class PixelSAIL(L.LightningModule):
+    """Pixel-SAIL: one transformer that answers in words and grounds them in masks.
+
+    Args:
+        backbone: the single transformer.
+        upsampler: vision tokens to mask features.
+        prompt_encoder: how regions enter the sequence.
+        teachers: experts to distil, by name; null switches one off.
+        tokenizer: a packaged name (`laboratory`), a tokenizer.json or a local Hugging Face folder.
+        mask_channels: size of mask queries and keys.
+        max_side: longest side of the resized picture, in pixels.
+        max_tokens: longest sequence.
+        max_new_tokens: longest answer.
+        language_weight: of the language loss.
+        language_loss: over supervised tokens; null is plain cross-entropy.
+        mask_loss: over masks; null is cross-entropy 2.0 and dice 0.5.
+        distillation_loss: between student and teacher features; null is the mean squared difference.
+        loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks;
+            `microbatch` by those of each batch alone (the official means).
+        optimizer: makes the optimiser from parameter groups.
+        schedule: makes the learning-rate schedule from the optimiser and the number of steps.
+        weights: a model folder, or a packaged model's name, whose weights to start from.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        upsampler: Upsampler,
+        prompt_encoder: PromptEncoder,
+        teachers: dict[str, Teacher | None] | None = None,
+        tokenizer: str = "laboratory",
+        mask_channels: int = 256,
+        max_side: int = MAX_SIDE,
+        max_tokens: int = 8192,
+        max_new_tokens: int = 128,
+        language_weight: float = 1.0,
+        language_loss: LanguageLoss | None = None,
+        mask_loss: MaskLoss | None = None,
+        distillation_loss: DistillationLoss | None = None,
+        loss_normalization: Literal["window", "microbatch"] = "window",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: ScheduleCallable = WarmupCosine,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        settings = {
+            "tokenizer": tokenizer,
+            "mask_channels": mask_channels,
+            "max_side": max_side,
+            "max_tokens": max_tokens,
+            "max_new_tokens": max_new_tokens,
+        }
+        plugins = {"backbone": backbone, "upsampler": upsampler, "prompt_encoder": prompt_encoder}
+        if _given_hyperparameters.get() is None:  # made from Python: the command line saves its own form
+            spec = to_spec({**plugins, "teachers": teachers}) | settings
+            self.save_hyperparameters(spec | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        else:
+            self.save_hyperparameters()
+        self.config: dict[str, Any] = to_spec(plugins) | settings
+        self.model = SailModel(backbone, upsampler, prompt_encoder, mask_channels)
+        self.tokens = Tokens(tokenizer, prompt_encoder.num_prompts)
+        self.max_side, self.max_tokens, self.max_new_tokens = max_side, max_tokens, max_new_tokens
+        self.language_weight = language_weight
+        self.language_loss = language_loss or LanguageLoss()
+        self.mask_loss = mask_loss or MaskLoss()
+        self.distillation_loss = distillation_loss or MSEDistillation()
+        self.loss_normalization = loss_normalization
+        self.optimizer, self.schedule = optimizer, schedule
+        self.weights = weights
+        # A plain dict: teachers are in no checkpoint and no wrapper. Only their projections are trained and saved.
+        self._teachers = {name: teacher for name, teacher in (teachers or {}).items() if teacher is not None}
+        self.distill = nn.ModuleDict()
+        self.metrics = TaskMetrics()
+        self._built = False
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Makes all weights, once; Lightning calls this before it loads a checkpoint."""
+        if self._built:
+            return
+        dims = self.model.build(len(self.tokens))
+        for name, teacher in self._teachers.items():
+            teacher.build(dims)
+            channels = dims.hidden_size if teacher.tap == "vision" else self.model.mask_channels
+            self.distill[name] = nn.Linear(channels, teacher.channels)
+        if self.weights:
+            checkpoints.load_weights(self, self.weights)
+        self._built = True
+
+    @property
+    def encoder(self) -> Encoder:
+        """Encodes samples as this model reads them."""
+        self.configure_model()
+        return Encoder(
+            self.tokens,
+            self.model.dims.patch_size,
+            self.model.prompt_encoder.num_prompts,
+            self.max_side,
+            self.max_tokens,
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self))
+        schedule = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.to(self.device).eval().requires_grad_(False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, PackedBatch):
+            return batch.to(device, non_blocking=True)
+        return batch  # encoded samples are packed, and moved, by `generate`
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        sums, counts = self.losses(batch)
+        totals = self._totals(batch)
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        if self.loss_normalization == "microbatch":
+            scale = 1
+        parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
+        loss = torch.stack(list(parts.values())).sum()
+        shown = {f"train/{name}": value.detach() for name, value in parts.items()}
+        self.log_dict({"train/loss": loss.detach(), **shown}, batch_size=len(batch.samples))
+        return loss
+
+    def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Weighted loss sums by name, and the field of `Counts` that divides each."""
+        output = self.model(batch, taps={teacher.tap for teacher in self._teachers.values()})
+        language = self.language_loss(output.logits, batch.target_ids, batch.target_weights)
+        masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
+        sums = {"language": self.language_weight * language, "mask": masks.bce, "dice": masks.dice}
+        counts = {"language": "tokens", "mask": "masks", "dice": "masks"}
+        for name, teacher in self._teachers.items():
+            groups = output.vision if teacher.tap == "vision" else output.mask
+            sums[name] = teacher.weight * self._distil(name, teacher, groups, batch)
+            counts[name] = "images"
+        return sums, counts
+
+    def _distil(self, name: str, teacher: Teacher, groups: Sequence[FeatureGroup], batch: PackedBatch) -> Tensor:
+        """Sum over pictures; teachers see the picture as the student does, put together again from its patches."""
+        projection = self.distill[name]
+        total = sum((parameter.sum() * 0.0 for parameter in projection.parameters()), batch.patches.new_zeros(()).float())
+        pixels = batch.patches.split([rows * columns for rows, columns in batch.grids]) if batch.grids else ()
+        for group in groups:
+            if not group.images:
+                continue
+            rows, columns = batch.grids[group.images[0]]
+            patch = self.model.dims.patch_size
+            cells = torch.stack([pixels[image] for image in group.images])
+            cells = cells.view(len(group.images), rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+            with torch.no_grad():
+                target = teacher(cells.reshape(len(group.images), 3, rows * patch, columns * patch))
+            student = projection(group.maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            total = total + self.distillation_loss(student, target).sum()
+        return total
+
+    def _totals(self, batch: PackedBatch) -> dict[str, float]:
+        """What sums are divided by; at least 1, so that an empty window gives zero."""
+        counts = batch.counts
+        if self.loss_normalization == "window":
+            counts = batch.window or counts
+            if self.trainer.world_size > 1:
+                values = torch.tensor([counts.tokens, counts.masks, counts.images], device=self.device)
+                dist.all_reduce(values)
+                counts = Counts(*values.tolist())
+        return {name: max(1.0, getattr(counts, name)) for name in ("tokens", "masks", "images")}
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
+        return self._evaluate(batch)
+
+    def test_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
+        return self._answer(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _evaluate(self, batch: list[EncodedSample]) -> list[Prediction]:
+        predictions = self._answer(batch)
+        for item, prediction in zip(batch, predictions, strict=True):
+            turn = item.sample.turns[-1]
+            targets = [load_mask(item.sample.masks[index]) for index in turn.targets]
+            size = item.image_size or (0, 0)
+            self.metrics.update(
+                turn.task,
+                text=prediction.text,
+                masks=prediction.masks,
+                phrases=prediction.phrases,
+                turn=turn,
+                targets=np.stack(targets) if targets else np.zeros((0, *size), bool),
+            )
+        return predictions
+
+    def _log_metrics(self, stage: str) -> None:
+        values = self.metrics.compute()
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        self.metrics.reset()
+
+    # -- answering ----------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        image: ImageRef | None,
+        text: str,
+        prompts: Sequence[Prompt] = (),
+        max_new_tokens: int | None = None,
+    ) -> Prediction:
+        """Answers one question about a picture.
+
+        Args:
+            image: a file, an array (H, W, 3) uint8, or None for text only.
+            text: the question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
+            prompts: regions, by their `id` or else by their place in the list.
+            max_new_tokens: longest answer; the model's own setting if None.
+
+        Raises:
+            SailError: a missing or broken picture, a prompt id out of range, a text over the limit.
+        """
+        return self.predict_batch([(image, text, prompts)], max_new_tokens)[0]
+
+    def predict_batch(self, questions: Iterable[Question], max_new_tokens: int | None = None) -> list[Prediction]:
+        """Answers many questions together; equal to one at a time. Pictures that occur twice are read once."""
+        self.configure_model()
+        encoder = self.encoder
+        encoded = [encoder.encode(as_sample(question), answers=False) for question in questions]
+        training = self.training
+        self.eval()
+        try:
+            return self._answer(encoded, max_new_tokens)
+        finally:
+            self.train(training)
+
+    def _answer(self, batch: Sequence[EncodedSample], max_new_tokens: int | None = None) -> list[Prediction]:
+        start = time.perf_counter()
+        answers = generate(self.model, self.tokens, batch, max_new_tokens or self.max_new_tokens)
+        seconds = (time.perf_counter() - start) / max(1, len(batch))
+        predictions = []
+        for item, answer in zip(batch, answers, strict=True):
+            sample = item.sample
+            image = sample.image[0] if isinstance(sample.image, tuple | list) else sample.image
+            predictions.append(
+                Prediction(
+                    text=self.tokens.decode(answer.ids),
+                    masks=answer.masks,
+                    image=None if image is None else load_image(image),
+                    question=sample.turns[-1].question,
+                    prompts=sample.prompts,
+                    source=str(image) if isinstance(image, str | Path) else sample.id,
+                    finish=answer.finish,
+                    seconds=seconds,
+                    meta=sample.meta,
+                )
+            )
+        return predictions
+
+    # -- folders ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
+        """A model from a folder that `save_pretrained` wrote, or a packaged model by name (`sail-tiny`), in eval mode.
+
+        Raises:
+            SailError: no such folder, a file is missing, or names of weights do not agree.
+        """
+        model = cls(**(checkpoints.read_config(folder) | overrides), weights=str(folder))
+        model.configure_model()
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, card: str = "", dtype: torch.dtype | None = None) -> Path:
+        """Writes config.yaml, model.safetensors, tokenizer.json and README.md; teachers and their projections stay out.
+
+        Args:
+            folder: made if missing.
+            card: text of the README; a plain one is made if empty.
+            dtype: of the stored weights; None keeps theirs.
+        """
+        return checkpoints.save_folder(self, Path(folder), card, dtype)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Named, never imported unasked: the command line tells which --plugins to add.
+        checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
+
+
+def as_sample(question: Question) -> Sample:
+    """A question in any accepted form as a `Sample` with one open turn."""
+    if isinstance(question, Sample):
+        return question
+    image, text, *rest = question
+    prompts = tuple(rest[0]) if rest else ()
+    name = str(image) if isinstance(image, str | Path) else ""
+    return Sample(image=image, turns=(Turn(text),), prompts=prompts, source=name)

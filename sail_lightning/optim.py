@@ -1,0 +1,127 @@
+"""Optimiser groups, a fast optimiser for small models, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in three groups, told apart by `role`.
+
+    `hidden`: matrices inside the network. `outer`: kernels, and the matrices at its ends (patch embedding, language
+    head). `plain`: norms, biases and embedding tables, which never decay (`weight_decay` 0). Grouped by the module that
+    owns them, so wrappers that rename parameters change nothing; a tied table counts as an embedding.
+    """
+    roles: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, owner in module.named_modules():
+        at_the_ends = name.endswith(("vis_embed", "lm_head"))
+        for parameter in owner.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if parameter.ndim < 2 or isinstance(owner, nn.Embedding):
+                roles[id(parameter)] = ("plain", parameter)
+            elif id(parameter) not in roles:
+                role = "hidden" if parameter.ndim == 2 and not at_the_ends else "outer"
+                roles[id(parameter)] = (role, parameter)
+    groups = {role: [p for r, p in roles.values() if r == role] for role in ("hidden", "outer", "plain")}
+    return [
+        {"params": parameters, "role": role, **({"weight_decay": 0.0} if role == "plain" else {})}
+        for role, parameters in groups.items()
+        if parameters
+    ]
+
+
+class MuonAdamW(Optimizer):
+    """Muon for the matrices inside the network, AdamW for all else; both are torch's.
+
+    On the laboratory it reaches in 750 steps what AdamW alone reaches in about 2,000 (CHANGELOG, 0.1.0).
+
+    Args:
+        params: parameters or groups; those with `role: hidden` (`parameter_groups`) go to Muon.
+        lr: of Muon, scaled to AdamW's size of update (`match_rms_adamw`).
+        adamw_lr: of AdamW.
+        weight_decay: of both.
+        betas: of AdamW.
+        momentum: of Muon.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 3e-3,
+        adamw_lr: float = 1.5e-3,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.98),
+        momentum: float = 0.95,
+    ) -> None:
+        listed = list(params)
+        groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+        for group in groups:
+            group.setdefault("lr", lr if group.get("role") == "hidden" else adamw_lr)
+        super().__init__(groups, {"lr": adamw_lr, "weight_decay": weight_decay})
+        hidden = [group for group in self.param_groups if group.get("role") == "hidden"]
+        rest = [group for group in self.param_groups if group.get("role") != "hidden"]
+        self._inner: list[Optimizer] = []
+        if hidden:
+            self._inner.append(
+                Muon(hidden, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+            )
+        if rest:
+            self._inner.append(AdamW(rest, lr=adamw_lr, betas=betas, weight_decay=weight_decay))
+        self._share()
+
+    def _share(self) -> None:
+        """The inner optimisers work on this one's groups and state, so schedules and checkpoints see one optimiser."""
+        self.param_groups = [group for inner in self._inner for group in inner.param_groups]
+        for inner in self._inner:
+            inner.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner in self._inner:
+            inner.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for inner in self._inner:
+            count = len(inner.param_groups)
+            start = sum(len(other.param_groups) for other in self._inner[: self._inner.index(inner)])
+            inner.param_groups = self.param_groups[start : start + count]
+            inner.state = self.state
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then half a cosine down to `final_ratio` of the base rate.
+
+    Args:
+        optimizer: what to schedule.
+        total_steps: optimiser steps of the whole run.
+        warmup_ratio: share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
+        final_ratio: of the base rate, at the end.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_ratio: float = 0.03, final_ratio: float = 0.0
+    ) -> None:
+        warmup = max(1, round(total_steps * warmup_ratio))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+            return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        super().__init__(optimizer, factor)

@@ -1,0 +1,28 @@
+"""The words around a turn: one place, used by training, evaluation and inference alike, byte for byte.
+
+The official layout (`golden/README.md` section 4): the picture, then per turn `<|im_start|>user\\n{text}<|im_end|>\\n`
+and the answer followed by `<|endoftext|>`. There is no system prompt and no assistant header.
+"""
+
+from __future__ import annotations
+
+IMAGE_START, IMAGE_PATCH, IMAGE_END = "<vision>", "<vpatch>", "</vision>"
+TURN_START, TURN_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
+LAYOUT_TOKENS = (END, TURN_START, TURN_END, IMAGE_START, IMAGE_PATCH, IMAGE_END)
+"""Tokens that lay out a sequence; a text may not contain them."""
+
+
+def prompt_token(id: int) -> str:
+    """The word that names visual prompt `id` in a text."""
+    return f"<Prompt{id}>"
+
+
+def user_turn(text: str) -> str:
+    """A question as it stands in the sequence."""
+    return f"{TURN_START}user\n{text.strip()}{TURN_END}\n"
+
+
+def answer(text: str) -> str:
+    """An answer as it stands in the sequence, its end included."""
+    return f"{text.strip()}{END}"

@@ -1,0 +1,89 @@
+"""Words to numbers: a tokenizer, and the special tokens that the model gives a meaning."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sail_lightning import templates
+from sail_lightning.errors import SailError, SailUsageError
+
+PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
+"""Tokenizers that ship with the package, by name."""
+
+
+class Tokens:
+    """A tokenizer with the model's special tokens, in one ordered table that is stored with the weights.
+
+    `source` is a packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder. Special tokens that it
+    lacks are added at the end, in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, layout tokens first.
+    """
+
+    def __init__(self, source: str | Path = "laboratory", num_prompts: int = 15) -> None:
+        self.source = str(source)
+        self.tokenizer = _open(self.source)
+        self.prompts = tuple(templates.prompt_token(index) for index in range(num_prompts))
+        wanted = (*templates.LAYOUT_TOKENS, templates.SEG, templates.PHRASE_START, templates.PHRASE_END, *self.prompts)
+        known = self.tokenizer.get_vocab()
+        missing = [token for token in wanted if token not in known]
+        if missing:
+            self.tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        table = self.tokenizer.get_vocab()
+        self.ids = {token: table[token] for token in wanted}
+        self.seg, self.end, self.turn_end = (self.ids[t] for t in (templates.SEG, templates.END, templates.TURN_END))
+        self.image_start, self.patch, self.image_end = (
+            self.ids[t] for t in (templates.IMAGE_START, templates.IMAGE_PATCH, templates.IMAGE_END)
+        )
+        self.prompt_ids = tuple(self.ids[token] for token in self.prompts)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    @cached_property
+    def _layout(self) -> re.Pattern[str]:
+        return re.compile("|".join(re.escape(token) for token in templates.LAYOUT_TOKENS))
+
+    def question(self, text: str) -> list[int]:
+        """Ids of a user turn.
+
+        Raises:
+            SailUsageError: the text contains a token that lays out sequences, such as `<vpatch>`.
+        """
+        return self._encode(templates.user_turn(self._checked(text)))
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer and its end; raises as `question`."""
+        return self._encode(templates.answer(self._checked(text)))
+
+    def _checked(self, text: str) -> str:
+        if found := self._layout.search(text):
+            raise SailUsageError(f"a text may not contain {found[0]}: that token lays out the sequence; remove it")
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of an answer's ids, `[SEG]`, `<p>` and `</p>` kept, layout tokens dropped."""
+        layout = {self.ids[token] for token in templates.LAYOUT_TOKENS}
+        kept = [id for id in ids if id not in layout]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+
+
+def _open(source: str) -> PreTrainedTokenizerFast:
+    if source in PACKAGED:
+        package, name = PACKAGED[source]
+        with as_file(files(package) / name) as path:
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "tokenizer_config.json").exists() and (path / "tokenizer.json").exists():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    if path.is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    raise SailError(f"no tokenizer {source}: give a packaged name ({', '.join(PACKAGED)}), a tokenizer.json or a folder")

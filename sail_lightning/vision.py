@@ -1,0 +1,166 @@
+"""Pictures to patches: the official resize rule, the patch layout, and regions on the patch grid.
+
+A picture becomes a grid of raw patches, P x P pixels each, flattened channel first (C, row, column). Patches stay uint8
+until they are on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from sail_lightning.data.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
+from sail_lightning.errors import SailError
+
+MAX_SIDE = 1024
+"""Longest side of a resized picture, in pixels (official default)."""
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Per-channel mean and standard deviation of pixels in [0, 1] (ImageNet's, as in the official code)."""
+
+
+def resized_size(size: tuple[int, int], patch: int, max_side: int = MAX_SIDE) -> tuple[int, int]:
+    """The (height, width), multiples of `patch`, that a picture of (height, width) is resized to.
+
+    Official rule: the longer side is rounded up to a multiple of the patch and capped; the shorter follows, rounded up
+    (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme shapes).
+    """
+    longer, shorter = max(size), min(size)
+    new_longer = min(math.ceil(longer / patch) * patch, max_side)
+    new_shorter = max(math.ceil(int(new_longer * shorter / longer) / patch) * patch, patch)
+    return (new_longer, new_shorter) if size[0] >= size[1] else (new_shorter, new_longer)
+
+
+def load_image(image: ImageRef) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8, RGB; grey and palette pictures are converted, transparency is dropped.
+
+    Raises:
+        SailError: the file is missing or is no readable picture, or the array has another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise SailError(f"a picture must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        return image
+    path = Path(image)
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except FileNotFoundError:
+        raise SailError(f"no picture {path}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SailError(f"{path} is not a readable picture ({error}); replace or remove it") from None
+
+
+def patchify(image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture (H, W, 3) to patches (rows*columns, 3*P*P) uint8, row by row, and the grid (rows, columns).
+
+    Resized bilinearly with antialiasing (PIL), as the official code does.
+    """
+    height, width = resized_size(image.shape[:2], patch, max_side)
+    if image.shape[:2] != (height, width):
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    grid = (height // patch, width // patch)
+    cells = image.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cells).reshape(grid[0] * grid[1], 3 * patch * patch), grid
+
+
+def load_mask(mask: MaskRef) -> BoolMask:
+    """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on) are decoded.
+
+    Raises:
+        SailError: the file is missing or unreadable.
+    """
+    if isinstance(mask, np.ndarray):
+        return mask.astype(bool, copy=False)
+    if isinstance(mask, dict):
+        from pycocotools import mask as coco
+
+        return coco.decode(mask).astype(bool)
+    if callable(mask):
+        return mask()
+    try:
+        with Image.open(mask) as opened:
+            array = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L"))
+    except FileNotFoundError:
+        raise SailError(f"no mask file {mask}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise SailError(f"{mask} is not a readable mask ({error})") from None
+    return array > 0
+
+
+def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
+    """The pixels that a visual prompt covers, (H, W) bool for a picture of `size` (height, width).
+
+    Raises:
+        SailError: the region lies outside the picture, is empty, or its mask has another size.
+    """
+    height, width = size
+    if isinstance(prompt, Mask):
+        covered = load_mask(prompt.mask)
+        if covered.shape != size:
+            raise SailError(
+                f"the prompt mask is {covered.shape[1]} x {covered.shape[0]} pixels, the picture {width} x {height}; "
+                "draw it at the picture's size"
+            )
+    elif isinstance(prompt, Box):
+        covered = np.zeros(size, bool)
+        top, left = max(math.floor(prompt.y0), 0), max(math.floor(prompt.x0), 0)
+        covered[top : max(math.ceil(prompt.y1), 0), left : max(math.ceil(prompt.x1), 0)] = True
+    elif isinstance(prompt, Point):
+        covered = np.zeros(size, bool)
+        if 0 <= prompt.x < width and 0 <= prompt.y < height:
+            covered[int(prompt.y), int(prompt.x)] = True
+    else:
+        canvas = Image.new("1", (width, height))
+        ImageDraw.Draw(canvas).line(list(prompt.points), fill=1)
+        covered = np.asarray(canvas)
+    if not covered.any():
+        raise SailError(f"the prompt {_shown(prompt)} covers nothing of the picture ({width} x {height} pixels)")
+    return covered
+
+
+def patch_coverage(
+    mask: BoolMask, grid: tuple[int, int], patch: int, rule: Literal["cover", "nearest"] = "cover"
+) -> NDArray[np.bool_]:
+    """The patches (rows, columns) of the resized picture that a mask (H, W) touches.
+
+    `cover` puts the mask straight onto the grid: nothing that is on is ever lost. `nearest` is the official rule,
+    which first resizes the mask with nearest neighbours; the two differ only where a picture shrinks, and there thin
+    regions vanish under `nearest`.
+    """
+    rows = _ranges(mask.shape[0], grid[0], patch, rule)
+    columns = _ranges(mask.shape[1], grid[1], patch, rule)
+    if rule == "nearest":
+        row_source = _nearest_sources(mask.shape[0], grid[0] * patch)
+        column_source = _nearest_sources(mask.shape[1], grid[1] * patch)
+        small = mask[row_source][:, column_source]
+        return small.reshape(grid[0], patch, grid[1], patch).any(axis=(1, 3))
+    padded = np.pad(mask, ((0, 1), (0, 1)))
+    by_row = np.logical_or.reduceat(padded, rows.ravel(), axis=0)[::2]
+    return np.logical_or.reduceat(by_row, columns.ravel(), axis=1)[:, ::2]
+
+
+def _nearest_sources(old: int, new: int) -> NDArray[np.int64]:
+    return np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.int64), old - 1)
+
+
+def _ranges(old: int, cells: int, patch: int, rule: str) -> NDArray[np.int64]:
+    """Source pixels [first, end) of each cell along one side: those that nearest neighbours would read, and, where
+    a picture shrinks, also those that they would skip."""
+    sources = _nearest_sources(old, cells * patch)
+    first, end = sources[::patch].copy(), sources[patch - 1 :: patch] + 1
+    first[0] = 0
+    first[1:] = np.minimum(first[1:], end[:-1])
+    end[-1] = old
+    return np.stack([first, end], axis=1)
+
+
+def _shown(prompt: Prompt) -> str:
+    if isinstance(prompt, Mask):
+        return "Mask" if isinstance(prompt.mask, np.ndarray) else f"Mask({prompt.mask})"
+    return repr(prompt)

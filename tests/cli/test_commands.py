@@ -1,0 +1,163 @@
+"""Help, versions and the commands of our own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_harness import Command
+from PIL import Image
+
+from sail_lightning import __version__, registry
+from sail_lightning.cli import COMMANDS, VERBS, main
+from sail_lightning.cli.packaged import config_names, config_root
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_fits_one_screen(args: list[str], sail: Command) -> None:
+    shown = sail(*args)
+    lines = shown.out.splitlines()
+    assert shown.code == 0 and lines[0].startswith("usage: sail-lightning")
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "quickstart"])
+def test_help_of_own_commands_fits_one_screen(command: str, sail: Command) -> None:
+    shown = sail(command, "--help")
+    assert shown.code == 0 and shown.out.startswith(f"usage: sail-lightning {command}")
+    assert len(shown.out.splitlines()) <= 40
+
+
+def test_top_help_names_every_command(sail: Command) -> None:
+    assert [name for name in (*VERBS, *COMMANDS) if name not in sail("--help").out] == []
+
+
+def test_help_and_version_import_neither_torch_nor_lightning() -> None:
+    code = (
+        "import sys; from sail_lightning.cli import main; "
+        "codes = [main(a) for a in ([], ['--version'], ['fit', '--help'], ['plugins', '--help'], ['configs'])]; "
+        "assert codes == [0] * 5, codes; print(sorted({'torch', 'lightning', 'mmengine'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"sail-lightning {__version__}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_module_runs_as_the_command_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sail_lightning", "fitt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: no command fitt; did you mean fit?")
+
+
+def test_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    def stopped(args: list[str]) -> int:
+        try:
+            interrupted(args)
+        except KeyboardInterrupt:
+            sys.exit(1)  # what Lightning's Trainer does
+        return 0
+
+    for run in (interrupted, stopped):
+        monkeypatch.setattr("sail_lightning.cli.configs.run", run)
+        assert main(["configs"]) == 130
+
+
+def test_unknown_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sail_lightning.cli.configs.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["configs"])
+
+
+# -- configs ----------------------------------------------------------------------------------------------------------
+
+
+def test_configs_lists_all_with_their_purpose(sail: Command) -> None:
+    lines = sail("configs", "list").out.splitlines()
+    assert [line.split()[0] for line in lines] == config_names()
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_configs_shows_the_file(sail: Command) -> None:
+    assert sail("configs", "show", "quickstart").out == (config_root() / "quickstart.yaml").read_text()
+
+
+def test_configs_copies_and_never_overwrites_unasked(sail: Command, workdir: Path) -> None:
+    assert sail("configs", "copy", "model/sail_tiny").code == 0
+    target = workdir / "sail_tiny.yaml"
+    target.write_text("mine")
+    assert sail("configs", "copy", "model/sail_tiny").is_one_sentence(2, "sail_tiny.yaml exists", "--force")
+    assert target.read_text() == "mine"
+    assert sail("configs", "copy", "model/sail_tiny", ".", "--force").code == 0
+    assert yaml.safe_load(target.read_text())["model"]["mask_channels"] == 64
+
+
+def test_configs_suggests_the_nearest_name(sail: Command) -> None:
+    assert sail("configs", "show", "quikstart").is_one_sentence(2, "quikstart", "did you mean quickstart?")
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_all_sockets_and_plugins(sail: Command) -> None:
+    out = sail("plugins").out
+    for base in registry.SOCKETS:
+        assert f"{base.__name__}: " in out
+        assert [name for name in registry.plugins_of(base) if f"  {name}  " not in out] == []
+
+
+@pytest.mark.parametrize("name", ["Upsampler", "upsampler", "upsamplers"])
+def test_plugins_of_one_socket(sail: Command, name: str) -> None:
+    out = sail("plugins", name).out
+    assert "DeconvUpsampler" in out and "SailQwen" not in out
+
+
+def test_plugin_page_shows_arguments_defaults_docs_and_file(sail: Command) -> None:
+    out = sail("plugins", "SailQwen").out
+    assert "size: Literal['tiny', '0.5b', '3b'], default 'tiny'" in out
+    assert "activation_checkpointing: bool, default False" in out
+    assert "recompute each layer" in out and "sail_qwen.py" in out
+
+
+def test_plugins_includes_the_users_file(sail: Command, user_plugin: Path) -> None:
+    listed = sail("plugins", "Upsampler", "--plugins", user_plugin)
+    assert "UsersUpsampler  Made by a user.  [users_upsampler]" in listed.out
+    assert str(user_plugin) in sail("plugins", "UsersUpsampler", "--plugins", user_plugin).out
+
+
+def test_broken_installed_plugins_are_noted_not_fatal(sail: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.SOURCES, "theirs (their-package)", "ImportError: no module named gone")
+    shown = sail("plugins")
+    assert shown.code == 0 and "their-package" in shown.err and "ImportError: no module named gone" in shown.err
+
+
+def test_unknown_plugin_suggests_the_nearest(sail: Command) -> None:
+    assert sail("plugins", "DeconvUpsample").is_one_sentence(2, "did you mean DeconvUpsampler?")
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_data_show_draws_a_contact_sheet(sail: Command, workdir: Path) -> None:
+    shown = sail("data", "show", "-c", "quickstart", "--split=val", "--count=2", "--out=a/sheet.png")
+    assert shown.code == 0 and "a/sheet.png: 2 samples of data.val" in shown.out
+    with Image.open(workdir / "a/sheet.png") as sheet:
+        assert min(sheet.size) > 200
+
+
+def test_data_show_takes_a_sources_arguments(sail: Command) -> None:
+    assert sail("data", "show", "-c", "quickstart", "--split=test", "--data.test.samples=1").out.count("1 samples") == 1
+    wrong = sail("data", "show", "-c", "quickstart", "--data.train.siz=3")
+    assert wrong.is_one_sentence(2, "LaboratorySource has no argument 'siz'", "did you mean size?")
+
+
+def test_data_show_without_data_says_what_to_add(sail: Command) -> None:
+    assert sail("data", "show", "-c", "model/sail_tiny").is_one_sentence(2, "data.train", "-c data/laboratory")

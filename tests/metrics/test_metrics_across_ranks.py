@@ -1,0 +1,81 @@
+"""Two ranks report what one would."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from sail_lightning.data.sample import Turn
+from sail_lightning.metrics import TaskMetrics
+
+SECONDS = 60
+
+
+def answer(metrics: TaskMetrics, index: int) -> None:
+    """Adds answer `index` of a fixed stream. Multiple choice comes at even indices only, captions only at 7."""
+    rng = np.random.default_rng(index)
+    masks, targets = rng.random((2, 9, 7)) < 0.4, rng.random((2, 9, 7)) < rng.choice([0.0, 0.5])
+    task = "caption" if index == 7 else ("choice", "refer", "vres", "describe")[index % 4]
+    truth = {"choice": "B", "caption": "<p> red </p> [SEG] <p> blue </p> [SEG]"}.get(task, "red")
+    turn = Turn("", truth, task=task, choices=("red", "blue"))  # type: ignore[arg-type]
+    text = ("B.", "red", "<p> red </p> [SEG]")[index % 3]
+    metrics.update(task, text=text, masks=masks, phrases=("red", "blue"), turn=turn, targets=targets)
+
+
+def work(rank: int, store: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    metrics = TaskMetrics()
+    for index in range(rank, 16, 2):
+        answer(metrics, index)
+    first = metrics.compute()
+    if rank == 0:  # rank 1 has nothing new, yet must take part again
+        answer(metrics, 16)
+    second = metrics.compute()
+    metrics.reset()
+    if rank == 1:
+        answer(metrics, 7)
+    pipe.send((first, second, metrics.compute()))
+    dist.destroy_process_group()
+
+
+def alone(*indices: int) -> dict[str, float]:
+    metrics = TaskMetrics()
+    for index in indices:
+        answer(metrics, index)
+    return metrics.compute()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and binds gloo to the loopback interface by its Linux name")
+def test_two_ranks_report_the_figures_of_one_to_the_last_bit(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")  # spawned processes would import torch again
+    pipes, processes = [], []
+    for rank in range(2):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(rank, str(tmp_path / "store"), sender), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        results = []
+        for pipe in pipes:
+            assert pipe.poll(SECONDS), "a rank still waits: not all ranks take part in the same collectives"
+            results.append(pipe.recv())
+        for process in processes:
+            process.join(SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+    assert results[0] == results[1]
+    assert results[0] == (alone(*range(16)), alone(*range(17)), alone(7))
+    assert {"ciou", "n_acc", "vres_giou", "exact_match", "mcq_accuracy", "gcg_miou"} <= set(results[0][0])
