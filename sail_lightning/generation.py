@@ -22,8 +22,11 @@ from sail_lightning.losses import resize
 from sail_lightning.model import MaskHead, SailModel
 from sail_lightning.tokens import Tokens
 
-LOOP_BLOCK, LOOP_REPEATS = 24, 5
-"""An answer that ends in this many repeats of one block of at most this many tokens is a loop, and is cut."""
+LOOP_BLOCK, LOOP_REPEATS, LOOP_TOKENS = 24, 5, 20
+"""An answer that ends in this many repeats of one block of at most this many tokens is a loop, and is cut; the repeats
+are at least this many tokens long, for "100000" and "......" are none."""
+LOOP_MASKS = 20
+"""Repeats that make a loop of a block with a `[SEG]`: a list of masks may well repeat its words."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def generate(
         model: built, in eval mode.
         tokens: its tokenizer.
         samples: encoded without the last answer.
-        max_new_tokens: per answer.
+        max_new_tokens: per answer; at least 1. If the last one is a `[SEG]`, it gets its mask.
     """
     if not samples:
         return []
@@ -234,7 +237,7 @@ def _decode(
                 finish[index] = "end"
             elif step < max_new_tokens:
                 answers[index].append(token)
-                if _loops(answers[index]):
+                if cut_loop(answers[index], tokens.seg):
                     finish[index] = "loop"
                 else:
                     going.append(place)
@@ -261,14 +264,13 @@ def _decode(
     return list(zip(answers, finish, strict=True)), states
 
 
-def _loops(ids: list[int]) -> bool:
-    """Whether the ids end in LOOP_REPEATS copies of one block; if so they are cut, in place, to the first copy."""
-    for block in range(1, LOOP_BLOCK + 1):
-        if len(ids) < block * LOOP_REPEATS:
-            return False
+def cut_loop(ids: list[int], seg: int) -> bool:
+    """Whether the ids end in a loop; if so they are cut, in place, to the first copy of what is repeated."""
+    for block in range(1, min(LOOP_BLOCK, len(ids) // LOOP_REPEATS) + 1):
         tail = ids[-block:]
-        if all(ids[-block * (k + 1) : len(ids) - block * k] == tail for k in range(LOOP_REPEATS)):
-            del ids[-block * (LOOP_REPEATS - 1) :]
+        repeats = LOOP_MASKS if seg in tail else max(LOOP_REPEATS, -(-LOOP_TOKENS // block))
+        if ids[-block * repeats :] == tail * repeats:
+            del ids[-block * (repeats - 1) :]
             return True
     return False
 
@@ -288,7 +290,8 @@ def _masks(
             yield np.zeros((0, *size), bool)
             continue
         logits = MaskHead.logits(model.mask_head.queries(torch.stack(list(own))), keys[prefixes.owner[index]])
-        yield (resize(logits.float(), size) > 0).cpu().numpy()
+        # One at a time: at the size of a photograph, logits of many masks are gigabytes.
+        yield torch.cat([resize(one, size) > 0 for one in logits.float().split(1)]).cpu().numpy()
 
 
 def _padded(blocks: Sequence[Tensor]) -> Tensor:

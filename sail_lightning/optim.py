@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -111,17 +112,28 @@ class WarmupCosine(LambdaLR):
         total_steps: optimiser steps of the whole run.
         warmup_ratio: share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
         final_ratio: of the base rate, at the end.
+        minutes: time limit of the run (`trainer.max_time`), if it may end it before the steps do: the rate follows
+            whichever is further on, so a slow machine ends its run with a low rate too.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup_ratio: float = 0.03, final_ratio: float = 0.0
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_ratio: float = 0.03,
+        final_ratio: float = 0.0,
+        minutes: float | None = None,
     ) -> None:
         warmup = max(1, round(total_steps * warmup_ratio))
+        begin: list[float] = []
 
         def factor(step: int) -> float:
+            progress = (step - warmup) / max(1, total_steps - warmup)
+            if minutes is not None and step > 0:  # the clock runs from the first step, not from the set-up
+                begin[:] = begin or [time.monotonic()]
+                progress = max(progress, (time.monotonic() - begin[0]) / (60 * minutes))
             if step < warmup:
                 return (step + 1) / warmup
-            progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-            return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+            return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
         super().__init__(optimizer, factor)

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rope_theta": 100.0,
         "tie_word_embeddings": False,
         "initializer_range": 0.08,
-        "embedding_range": 1.0,
+        "embedding_range": 0.5,
     },
     "0.5b": {
         "patch_size": 16,

@@ -27,7 +27,7 @@ from sail_lightning.cli import compose
 from sail_lightning.cli.compose import Config, Option
 from sail_lightning.cli.errors import check_config, explain
 from sail_lightning.cli.packaged import find_config, read_config
-from sail_lightning.cli.progress import Progress
+from sail_lightning.cli.progress import progress_bar
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
@@ -161,7 +161,7 @@ class SailCLI(LightningCLI):
             callbacks.append(LearningRateMonitor("step"))
         own = self.config_init[self.verb].trainer.callbacks or []
         if settings.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in own):
-            callbacks.append(Progress(self.verb))
+            callbacks.append(progress_bar(self.verb))
         self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": callbacks}
         try:
             return super().instantiate_trainer(**kwargs)

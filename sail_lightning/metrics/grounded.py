@@ -12,7 +12,6 @@ it. mIoU looks at matched pairs only, as the published protocol does: surplus an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -22,15 +21,7 @@ from torch import Tensor
 from sail_lightning.errors import SailError
 from sail_lightning.metrics.masks import Masks, as_pair
 from sail_lightning.metrics.sums import Sums, mean, ratio, scalar, to_units
-from sail_lightning.metrics.text import strip_markup, token_f1
-from sail_lightning.templates import PHRASE_END, PHRASE_START
-
-_PHRASE = re.compile(f"{re.escape(PHRASE_START)}(.*?){re.escape(PHRASE_END)}", re.DOTALL)
-
-
-def phrases_of(text: str) -> tuple[str, ...]:
-    """What stands between `<p>` and `</p>`, in order."""
-    return tuple(strip_markup(phrase) for phrase in _PHRASE.findall(text))
+from sail_lightning.metrics.text import token_f1
 
 
 def pairwise_iou(pred: Masks, target: Masks) -> list[list[Fraction]]:
@@ -88,11 +79,12 @@ class GroundedCaption(Sums):
         A predicted mask without a phrase counts for mIoU, not for recall; a phrase without a mask counts for neither.
 
         Raises:
-            SailError: the truth has not one phrase per mask.
+            SailError: the truth has not one phrase, of at least one word, per mask.
             TypeError, ValueError: masks that are not bool, or not (n, H, W) of one size.
         """
-        if len(target_phrases) != len(target_masks):
-            counts = f"{len(target_phrases)} phrases but {len(target_masks)} masks"
+        named = sum(bool(phrase.strip()) for phrase in target_phrases)
+        if not named == len(target_phrases) == len(target_masks):
+            counts = f"{named} phrases but {len(target_masks)} masks"
             raise SailError(f"a grounded caption's truth has {counts}; write one <p> phrase </p> [SEG] per mask")
         ious = pairwise_iou(pred_masks, target_masks)
         matched = [ious[row][column] for row, column in greedy_pairs(ious)]

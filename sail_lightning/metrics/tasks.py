@@ -10,11 +10,12 @@ from typing import Literal, get_args
 from torch import nn
 
 from sail_lightning.data.sample import Task, Turn
-from sail_lightning.metrics.grounded import GroundedCaption, phrases_of
+from sail_lightning.metrics.grounded import GroundedCaption
 from sail_lightning.metrics.masks import Masks, as_masks
 from sail_lightning.metrics.segmentation import PRECISIONS, ReferringSegmentation
 from sail_lightning.metrics.sums import Sums
 from sail_lightning.metrics.text import ExactMatch, MultipleChoiceAccuracy, TokenF1, normalise
+from sail_lightning.templates import phrases_of
 
 NO_TARGET = "no target"
 """What the text of an answer contains, after `normalise`, where it says that nothing is meant."""

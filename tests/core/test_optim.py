@@ -110,3 +110,15 @@ def test_warmup_then_half_a_cosine(step: int, expected: float) -> None:
     schedule = WarmupCosine(optimizer, total_steps=100, warmup_ratio=0.1, final_ratio=0.1)
     factor = schedule.lr_lambdas[0](step)
     assert math.isclose(factor, expected, abs_tol=1e-9)
+
+
+def test_the_rate_comes_down_by_the_time_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("sail_lightning.optim.time.monotonic", lambda: now[0])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    factor = WarmupCosine(optimizer, total_steps=1_000_000, warmup_ratio=0.0, minutes=8).lr_lambdas[0]
+    assert factor(1) == pytest.approx(1.0)
+    now[0] += 4 * 60
+    assert factor(2) == pytest.approx(0.5, abs=1e-3)
+    now[0] += 5 * 60
+    assert factor(3) == 0.0

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from sail_lightning.errors import SailError
 from sail_lightning.metrics import GroundedCaption
-from sail_lightning.metrics.grounded import greedy_pairs, pairwise_iou, phrases_of
+from sail_lightning.metrics.grounded import greedy_pairs, pairwise_iou
 
 Masks = NDArray[np.bool_]
 NONE = np.zeros((0, 4, 4), bool)
@@ -39,12 +39,6 @@ def scored(*images: tuple[Masks, list[str], Masks, list[str]]) -> tuple[float, f
         metric.update(*image)
     result = metric.compute()
     return float(result["gcg_miou"]), float(result["gcg_recall"])
-
-
-def test_phrases_stand_between_their_tags() -> None:
-    text = "<p> a red circle </p> [SEG] left of <p>a\nsquare</p> [SEG]."
-    assert phrases_of(text) == ("a red circle", "a square")
-    assert phrases_of("no phrase") == ()
 
 
 def test_pairwise_iou_is_that_of_pycocotools() -> None:
