@@ -11,9 +11,10 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
+from sail_lightning.drawing import grid
 from sail_lightning.prediction import Prediction
 
-WIDTH, COLUMNS, MARGIN = 256, 4, 8
+WIDTH = 256
 
 
 class OverlayLogger(L.Callback):
@@ -94,17 +95,3 @@ def thumbnail(picture: Image.Image) -> Image.Image:
     if picture.width <= WIDTH:
         return picture
     return picture.resize((WIDTH, max(1, round(picture.height * WIDTH / picture.width))))
-
-
-def grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures, one at least, side by side on white, `COLUMNS` in a row, from the top of each row."""
-    rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
-    width = max(picture.width for picture in pictures) + MARGIN
-    heights = [max(picture.height for picture in row) + MARGIN for row in rows]
-    sheet = Image.new("RGB", (width * len(rows[0]) + MARGIN, sum(heights) + MARGIN), "white")
-    top = MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (MARGIN + column * width, top))
-        top += height
-    return sheet

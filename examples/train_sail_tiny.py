@@ -1,13 +1,15 @@
-"""Trains `sail-tiny`, tests it, and writes its model folder and card: `make zoo`.
+"""Trains `sail-tiny` in two stages, tests it, and writes its model folder and card: `make zoo`.
 
-    python examples/train_sail_tiny.py [--run RUN_FOLDER] [--out FOLDER]
+    python examples/train_sail_tiny.py [--run STAGE_ONE STAGE_TWO] [--out FOLDER]
 
-With `--run` a finished run is packed without training again.
+With `--run`, two finished run folders are packed without training again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,24 +23,24 @@ from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.evaluation import measure
 from sail_lightning.metrics.table import markdown_table
 
-EXPERIMENT = "experiment/sail_tiny"
-COMMAND = f"sail-lightning fit -c {EXPERIMENT}"
+WORDS, REGIONS = "experiment/sail_tiny_words", "experiment/sail_tiny"
 CARD = """\
 # sail-tiny
 
-A Pixel-SAIL of {parameters:.2f} million parameters for 64-pixel pictures: one transformer (6 layers of width 128, patches of
-8 pixels), learnable upsampling to stride 4, visual prompts fused early. It was trained from nothing on the synthetic
-laboratory and knows nothing else: photographs show the interface, not skill.
+A Pixel-SAIL of {parameters:.2f} million parameters for 64-pixel pictures: one transformer (6 layers of width 128,
+patches of 8 pixels), learnable upsampling to stride 4, visual prompts fused early. It was trained from nothing on the
+synthetic laboratory and knows nothing else: photographs show the interface, not skill.
 
 - Data: `LaboratorySource(split="train", max_objects=4)`, all tasks, endless; generated, no licence attached.
-- Command: `{command}` (seed {seed}, {steps} steps of about 1,200 tokens, {minutes:.0f} minutes on one CPU core), then
-  `python examples/train_sail_tiny.py --run RUN_FOLDER`; `make zoo` does both. Weights are stored as float16.
+- Command: `make zoo`. Two stages, seed 0: `sail-lightning fit -c {words}` ({steps[0]:,} steps,
+  {minutes[0]:.0f} minutes), then `sail-lightning fit -c {words} -c {regions}` from its weights ({steps[1]:,}
+  steps, {minutes[1]:.0f} minutes); about 1,200 tokens a step, on one CPU core. Weights are stored as float16.
 - Licence: Apache-2.0.
 
 ## Held-out figures
 
-{samples} questions a row, scenes of 2 to 4 objects, greedy answers, each figure 0 to 1. `unseen pairs` holds pairs of colour
-and shape that no training scene had; `untrained` is the same model before training.
+{samples} questions a row, scenes of 2 to 4 objects, greedy answers, each figure 0 to 1. `unseen pairs` holds pairs of
+colour and shape that no training scene had; `untrained` is the same model before training.
 
 {table}
 
@@ -57,16 +59,14 @@ model.predict("scene.png", "Describe <Prompt0>.", prompts=[Box(10, 20, 30, 40)])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="run folder of a finished training")
+    parser.add_argument("--run", type=Path, nargs=2, help="run folders of both finished stages")
     parser.add_argument("--out", type=Path, default=Path("sail_lightning/zoo/sail-tiny"))
     parser.add_argument("--samples", type=int, default=2000, help="held-out questions per row of the table")
     given = parser.parse_args()
     registry.discover()
-    folder = given.run or run(["fit", "-c", EXPERIMENT]).folder
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    model = PixelSAIL.load_from_checkpoint(checkpoint, map_location="cpu")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model.save_pretrained(given.out, dtype=torch.float16)
+    runs = given.run or train()
+    checkpoints = [folder / "checkpoints" / "last.ckpt" for folder in runs]
+    PixelSAIL.load_from_checkpoint(checkpoints[1], map_location="cpu").save_pretrained(given.out, dtype=torch.float16)
     # What is shipped is what is measured: the stored weights, read back.
     shipped = PixelSAIL.from_pretrained(given.out)
     untrained = PixelSAIL(**read_config(given.out))
@@ -79,13 +79,14 @@ def main() -> None:
         source = LaboratorySource(split, given.samples, max_objects=4)
         rows[label] = measure(subject, source, [progress_bar("test")])
     table = markdown_table(rows)
-    draw_learning_curve(folder / "metrics.csv", given.out / "curve.png")
+    with tempfile.TemporaryDirectory() as folder:
+        draw_learning_curve(joined([run / "metrics.csv" for run in runs], Path(folder)), given.out / "curve.png")
     card = CARD.format(
         parameters=sum(parameter.numel() for parameter in shipped.model.parameters()) / 1e6,
-        command=COMMAND,
-        seed=0,
-        steps=state["global_step"],
-        minutes=minutes_of(folder / "metrics.csv", checkpoint),
+        words=WORDS,
+        regions=REGIONS,
+        steps=[torch.load(path, map_location="cpu", weights_only=True)["global_step"] for path in checkpoints],
+        minutes=[minutes_of(run / "config.yaml", path) for run, path in zip(runs, checkpoints, strict=True)],
         samples=given.samples,
         table=table,
     )
@@ -93,9 +94,31 @@ def main() -> None:
     print(table)
 
 
-def minutes_of(metrics: Path, checkpoint: Path) -> float:
+def train() -> list[Path]:
+    """Both stages; returns their run folders."""
+    first = run(["fit", "-c", WORDS])
+    folder = first.model.save_pretrained(first.folder / "model")
+    return [first.folder, run(["fit", "-c", WORDS, "-c", REGIONS, f"--model.weights={folder}"]).folder]
+
+
+def joined(tables: list[Path], folder: Path) -> Path:
+    """The metrics of several runs as one table, each run's steps after those of the run before."""
+    rows: list[dict[str, str]] = []
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as file:
+            offset = max((int(row["step"]) for row in rows), default=-1) + 1
+            rows += [row | {"step": str(int(row["step"]) + offset)} for row in csv.DictReader(file)]
+    path = folder / "metrics.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def minutes_of(config: Path, checkpoint: Path) -> float:
     """How long a run took: from its resolved config, written first, to its last checkpoint."""
-    return (checkpoint.stat().st_mtime - (metrics.parent / "config.yaml").stat().st_mtime) / 60
+    return (checkpoint.stat().st_mtime - config.stat().st_mtime) / 60
 
 
 if __name__ == "__main__":

@@ -66,10 +66,14 @@ class PackedBatch:
         return Counts(float(len(self.target_rows)), float(len(self.seg_rows)), float(len(self.grids)))
 
     def to(self, device: torch.device | str, **kwargs: Any) -> PackedBatch:
-        """The batch on a device; the attention plan is rebuilt there from its host integers."""
+        """The batch on a device; the attention plan is rebuilt there from its host integers.
+
+        Copies to an accelerator do not wait, unless `non_blocking` says so (Lightning gives it to tensors only).
+        """
         device = torch.device(device)
         if device == self.ids.device:
             return self
+        kwargs.setdefault("non_blocking", device.type != "cpu")
         moved: dict[str, Any] = {"plan": AttentionPlan.build([list(spans) for spans in self.plan.samples], device)}
         for item in fields(self):
             value = getattr(self, item.name)

@@ -1,8 +1,8 @@
 """Greedy answers with masks, many questions at once.
 
 Each picture (with its visual prompts) is read once; all questions on it continue from the same keys and values.
-Questions are then decoded together. A mask belongs to every `[SEG]` of the answer: its query is the state of the step at
-which `[SEG]` is the *input* (official semantics), so decoding never stops on one.
+Questions are then decoded together. A mask belongs to every `[SEG]` of the answer: its query is the state of the step
+at which `[SEG]` is the *input* (official semantics), so decoding never stops on one.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ def generate(
     prefixes = _read_prefixes(model, samples, rows)
     answers, states = _decode(model, tokens, samples, rows, prefixes, max_new_tokens)
     masks = _masks(model, samples, prefixes, states)
-    return [
-        Generation(ids, mask, finish) for (ids, finish), mask in zip(answers, masks, strict=True)
-    ]
+    return [Generation(ids, mask, finish) for (ids, finish), mask in zip(answers, masks, strict=True)]
 
 
 def _prefix_length(item: EncodedSample) -> int:

@@ -50,13 +50,16 @@ class Plugin(nn.Module, ABC):
 
         @functools.wraps(init)
         def recorded(self: Plugin, *args: Any, **kwargs: Any) -> None:
-            if type(self) is cls:
+            if "init_args" not in self.__dict__:  # the outermost of a chain: what the caller gave
                 bound = inspect.signature(init).bind(self, *args, **kwargs)
                 bound.apply_defaults()
-                object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[1:]))
+                given = dict(list(bound.arguments.items())[1:])
+                if varkw := inspect.getfullargspec(init).varkw:  # `**kwargs` for a parent: recorded one by one
+                    given |= given.pop(varkw)
+                object.__setattr__(self, "init_args", given)
             init(self, *args, **kwargs)
 
-        cls.__init__ = recorded  # type: ignore[method-assign]
+        cls.__init__ = recorded  # type: ignore[assignment]
 
     @abstractmethod
     def build(self, dims: Dims) -> Dims:

@@ -1,9 +1,9 @@
 """The single transformer with its heads, in pure torch: embed, put prompts in, read, and answer only what is needed.
 
-    patches, words -> one sequence -> transformer -> hidden states
-        rows that predict a supervised word      -> vocabulary logits
-        vision tokens of pictures with a [SEG]   -> upsampler -> mask features
-        [SEG] states                             -> mask queries;  mask logits = queries . features
+patches, words -> one sequence -> transformer -> hidden states
+    rows that predict a supervised word      -> vocabulary logits
+    vision tokens of pictures with a [SEG]   -> upsampler -> mask features
+    [SEG] states                             -> mask queries;  mask logits = queries . features
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class ModelOutput:
     """What one packed forward pass gives.
 
     `hidden` (T, D) after the final norm; `logits` (S, V) at the supervised rows; `mask_logits`, per picture that owns a
-    `[SEG]`, (n, h, w) (one empty group where none does); `vision` and `mask` features of the pictures that were asked for.
+    `[SEG]`, (n, h, w) (one empty group where none does); `vision` and `mask` features of the pictures that were asked
+    for.
     """
 
     hidden: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from sail_lightning import checkpoint as checkpoints
 from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
-from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.data.transform import EncodedSample, Encoder, as_tuple
+from sail_lightning.errors import SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
@@ -148,11 +150,6 @@ class PixelSAIL(L.LightningModule):
         for teacher in self._teachers.values():
             teacher.to(self.device).eval().requires_grad_(False)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, PackedBatch):
-            return batch.to(device, non_blocking=True)
-        return batch  # encoded samples are packed, and moved, by `generate`
-
     # -- training -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -183,7 +180,9 @@ class PixelSAIL(L.LightningModule):
     def _distil(self, name: str, teacher: Teacher, groups: Sequence[FeatureGroup], batch: PackedBatch) -> Tensor:
         """Sum over pictures; teachers see the picture as the student does, put together again from its patches."""
         projection = self.distill[name]
-        total = sum((parameter.sum() * 0.0 for parameter in projection.parameters()), batch.patches.new_zeros(()).float())
+        total = sum(
+            (parameter.sum() * 0.0 for parameter in projection.parameters()), batch.patches.new_zeros(()).float()
+        )
         pixels = batch.patches.split([rows * columns for rows, columns in batch.grids]) if batch.grids else ()
         for group in groups:
             if not group.images:
@@ -265,12 +264,20 @@ class PixelSAIL(L.LightningModule):
             max_new_tokens: longest answer; the model's own setting if None.
 
         Raises:
-            SailError: a missing or broken picture, a prompt id out of range, a text over the limit.
+            SailError: a missing or broken picture, or a prompt that covers nothing of it.
+            SailUsageError: an empty text or one over the limit, a prompt id that is out of range, given twice or named
+                without a prompt, `max_new_tokens` below 1.
         """
         return self.predict_batch([(image, text, prompts)], max_new_tokens)[0]
 
     def predict_batch(self, questions: Iterable[Question], max_new_tokens: int | None = None) -> list[Prediction]:
-        """Answers many questions together; equal to one at a time. Pictures that occur twice are read once."""
+        """Answers many questions together; equal to one at a time. Pictures that occur twice are read once.
+
+        Raises:
+            SailError: as `predict`.
+        """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise SailUsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         self.configure_model()
         encoder = self.encoder
         encoded = [encoder.encode(as_sample(question), answers=False) for question in questions]
@@ -288,7 +295,7 @@ class PixelSAIL(L.LightningModule):
         predictions = []
         for item, answer in zip(batch, answers, strict=True):
             sample = item.sample
-            image = sample.image[0] if isinstance(sample.image, tuple | list) else sample.image
+            image = next(iter(as_tuple(sample.image)), None)
             predictions.append(
                 Prediction(
                     text=self.tokens.decode(answer.ids),
@@ -310,9 +317,16 @@ class PixelSAIL(L.LightningModule):
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
         """A model from a folder that `save_pretrained` wrote, or a packaged model by name (`sail-tiny`), in eval mode.
 
+        Args:
+            folder: or name.
+            overrides: arguments of `PixelSAIL` in place of the folder's, such as `max_side=512`.
+
         Raises:
-            SailError: no such folder, a file is missing, or names of weights do not agree.
+            SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
+            SailUsageError: a plugin that is not loaded, or an argument that does not exist.
         """
+        if unknown := sorted(overrides.keys() - (inspect.signature(cls).parameters.keys() - {"weights"})):
+            raise SailUsageError(f"from_pretrained cannot override {unknown[0]}: PixelSAIL has no such setting")
         model = cls(**(checkpoints.read_config(folder) | overrides), weights=str(folder))
         model.configure_model()
         return model.eval()
@@ -328,6 +342,11 @@ class PixelSAIL(L.LightningModule):
         return checkpoints.save_folder(self, Path(folder), card, dtype)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The checkpoint holds all weights: it must load where the folder that training started from is gone.
+        saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        saved |= {"weights": None} if "weights" in saved else {}
+        saved |= {"tokenizer": checkpoints.lasting_source(self.tokens)} if "tokenizer" in saved else {}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = saved
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
 
@@ -338,5 +357,5 @@ def as_sample(question: Question) -> Sample:
         return question
     image, text, *rest = question
     prompts = tuple(rest[0]) if rest else ()
-    name = str(image) if isinstance(image, str | Path) else ""
+    name = str(Path(image)) if isinstance(image, str | Path) else ""
     return Sample(image=image, turns=(Turn(text),), prompts=prompts, source=name)

@@ -63,7 +63,7 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
     ) -> None:
         listed = list(params)
-        groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+        groups: list[Any] = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
         for group in groups:
             group.setdefault("lr", lr if group.get("role") == "hidden" else adamw_lr)
         super().__init__(groups, {"lr": adamw_lr, "weight_decay": weight_decay})
@@ -112,6 +112,7 @@ class WarmupCosine(LambdaLR):
         total_steps: optimiser steps of the whole run.
         warmup_ratio: share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
         final_ratio: of the base rate, at the end.
+        horizon: steps of the curve, where a run is to end before its rate is down; null for those of the run.
         minutes: time limit of the run (`trainer.max_time`), if it may end it before the steps do: the rate follows
             whichever is further on, so a slow machine ends its run with a low rate too.
     """
@@ -122,13 +123,15 @@ class WarmupCosine(LambdaLR):
         total_steps: int,
         warmup_ratio: float = 0.03,
         final_ratio: float = 0.0,
+        horizon: int | None = None,
         minutes: float | None = None,
     ) -> None:
         warmup = max(1, round(total_steps * warmup_ratio))
+        horizon = horizon or total_steps
         begin: list[float] = []
 
         def factor(step: int) -> float:
-            progress = (step - warmup) / max(1, total_steps - warmup)
+            progress = (step - warmup) / max(1, horizon - warmup)
             if minutes is not None and step > 0:  # the clock runs from the first step, not from the set-up
                 begin[:] = begin or [time.monotonic()]
                 progress = max(progress, (time.monotonic() - begin[0]) / (60 * minutes))

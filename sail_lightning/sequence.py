@@ -30,8 +30,8 @@ class Sequence:
     """One laid out sample of L tokens.
 
     `ids` (L,); `positions` (3, L), rows temporal, height, width; `spans` cover all tokens; `patch_rows` are the rows of
-    vision tokens, picture by picture, and `grids` their (rows, columns); `target_rows` are the rows whose *next* token is
-    supervised and `target_ids` that token; `seg_rows` are the rows of supervised or quoted `[SEG]` tokens.
+    vision tokens, picture by picture, and `grids` their (rows, columns); `target_rows` are the rows whose *next* token
+    is supervised and `target_ids` that token.
     """
 
     ids: Int

@@ -35,5 +35,5 @@ def answer(text: str) -> str:
 
 
 def phrases_of(text: str) -> tuple[str, ...]:
-    """The phrase of each `[SEG]` of a text, `<p> phrase </p> [SEG]`, on one line; an empty string where there is none."""
+    """The phrase of each `[SEG]` of a text, `<p> phrase </p> [SEG]`, on one line; an empty string if there is none."""
     return tuple(" ".join((match[1] or "").split()) for match in _MASK_OF_PHRASE.finditer(text))

@@ -19,8 +19,8 @@ PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 class Tokens:
     """A tokenizer with the model's special tokens, in one ordered table that is stored with the weights.
 
-    `source` is a packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder. Special tokens that it
-    lacks are added at the end, in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, layout tokens first.
+    `source` is a packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder. Special tokens that
+    it lacks are added at the end, in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, layout tokens first.
     """
 
     def __init__(self, source: str | Path = "laboratory", num_prompts: int = 15) -> None:
@@ -31,7 +31,9 @@ class Tokens:
         known = self.tokenizer.get_vocab()
         missing = [token for token in wanted if token not in known]
         if missing:
-            self.tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+            self.tokenizer.add_special_tokens(
+                {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+            )
         table = self.tokenizer.get_vocab()
         self.ids = {token: table[token] for token in wanted}
         self.seg, self.end, self.turn_end = (self.ids[t] for t in (templates.SEG, templates.END, templates.TURN_END))
@@ -71,10 +73,19 @@ class Tokens:
         """Text of an answer's ids, `[SEG]`, `<p>` and `</p>` kept, layout tokens dropped."""
         layout = {self.ids[token] for token in templates.LAYOUT_TOKENS}
         kept = [id for id in ids if id not in layout]
-        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)).strip()
 
 
 def _open(source: str) -> PreTrainedTokenizerFast:
+    try:
+        return _read(source)
+    except SailError:
+        raise
+    except Exception as error:  # the tokenizer library raises nothing narrower
+        raise SailError(f"tokenizer {source} cannot be read ({' '.join(str(error).split())}); copy it again") from None
+
+
+def _read(source: str) -> PreTrainedTokenizerFast:
     if source in PACKAGED:
         package, name = PACKAGED[source]
         with as_file(files(package) / name) as path:
@@ -83,7 +94,14 @@ def _open(source: str) -> PreTrainedTokenizerFast:
     if path.is_dir():
         if not (path / "tokenizer_config.json").exists() and (path / "tokenizer.json").exists():
             return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        opened = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        if not isinstance(opened, PreTrainedTokenizerFast):
+            raise SailError(
+                f"tokenizer {source} holds no tokenizer.json, and cannot be stored with a model; convert it"
+            )
+        return opened
     if path.is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    raise SailError(f"no tokenizer {source}: give a packaged name ({', '.join(PACKAGED)}), a tokenizer.json or a folder")
+    raise SailError(
+        f"no tokenizer {source}: give a packaged name ({', '.join(PACKAGED)}), a tokenizer.json or a folder"
+    )

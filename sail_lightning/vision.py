@@ -53,10 +53,12 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
     except FileNotFoundError:
         raise SailError(f"no picture {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SailError(f"{path} is not a readable picture ({error}); replace or remove it") from None
+        raise SailError(f"{path} is not a readable picture ({_reason(error)}); replace or remove it") from None
 
 
-def patchify(image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def patchify(
+    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """A picture (H, W, 3) to patches (rows*columns, 3*P*P) uint8, row by row, and the grid (rows, columns).
 
     Resized bilinearly with antialiasing (PIL), as the official code does.
@@ -88,9 +90,17 @@ def load_mask(mask: MaskRef) -> BoolMask:
             array = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L"))
     except FileNotFoundError:
         raise SailError(f"no mask file {mask}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise SailError(f"{mask} is not a readable mask ({error})") from None
-    return array > 0
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SailError(f"{mask} is not a readable mask ({_reason(error)}); replace or remove it") from None
+    on: BoolMask = array > 0
+    return on
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without its name, which the messages of PIL and of the system repeat."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
@@ -139,7 +149,7 @@ def patch_coverage(
         row_source = _nearest_sources(mask.shape[0], grid[0] * patch)
         column_source = _nearest_sources(mask.shape[1], grid[1] * patch)
         small = mask[row_source][:, column_source]
-        return small.reshape(grid[0], patch, grid[1], patch).any(axis=(1, 3))
+        return np.asarray(small.reshape(grid[0], patch, grid[1], patch).any(axis=(1, 3)))
     padded = np.pad(mask, ((0, 1), (0, 1)))
     by_row = np.logical_or.reduceat(padded, rows.ravel(), axis=0)[::2]
     return np.logical_or.reduceat(by_row, columns.ravel(), axis=1)[:, ::2]

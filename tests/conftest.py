@@ -15,6 +15,12 @@ import logging
 import random
 from pathlib import Path
 
+# Plugin files are looked up again by each command, and tests run commands in folders of their own.
+if listed := os.environ.get("SAIL_PLUGINS"):
+    sources = listed.split(os.pathsep)
+    found = [os.path.abspath(source) if source.endswith(".py") else source for source in sources]
+    os.environ["SAIL_PLUGINS"] = os.pathsep.join(found)
+
 import numpy as np
 import pytest
 from hypothesis import settings

@@ -89,7 +89,7 @@ class _Rotary(Qwen2_5_VLRotaryEmbedding):
     """Keeps its frequencies float32 under `.bfloat16()`: rounded ones are off by 1 rad at position 1000."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Rotary:
-        exact = {name: buffer for name, buffer in self.named_buffers()}
+        exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
             moved = getattr(self, name)
@@ -159,6 +159,9 @@ class SailQwen(Backbone):
         self.attention = resolve(attention)
         self.activation_checkpointing = activation_checkpointing
 
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
     def build(self, dims: Dims) -> Dims:
         settings = dict(self.settings)
         patch_size, theta = settings.pop("patch_size"), settings.pop("rope_theta")
@@ -182,7 +185,7 @@ class SailQwen(Backbone):
         config._attn_implementation = "sail_lightning"
         self.attention.build(dims)
         self.model = Qwen2_5_VLTextModel(copy.deepcopy(config))
-        self.model.rotary_emb = _Rotary(config)
+        self.model.rotary_emb = _Rotary(config)  # type: ignore[arg-type]  # annotated with the outer config
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()
         self.vis_embed = nn.Linear(3 * patch_size * patch_size, hidden, bias=False)
@@ -231,6 +234,4 @@ class SailQwen(Backbone):
         return self.lm_head(hidden)
 
     def _run(self, embeddings: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
-        return self.model(
-            inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs
-        ).last_hidden_state
+        return self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs).last_hidden_state

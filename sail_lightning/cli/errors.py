@@ -98,7 +98,7 @@ def _check_plain(hint: Any, value: Any, path: str) -> None:
     """Numbers, switches and choices; other types are left to the parser."""
     parts, choices = list(_parts(hint)), _literals(hint)
     plain = [part for part in parts if part in PLAIN]
-    if len(plain) + sum(typing.get_origin(part) is Literal for part in parts) < len(parts):
+    if _is_container(hint) or len(plain) + sum(typing.get_origin(part) is Literal for part in parts) < len(parts):
         return
     if str(value) in map(str, choices) or any(PLAIN[part](value) for part in plain):
         return
@@ -181,6 +181,12 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 def _literals(hint: Any) -> list[Any]:
     return [word for part in _parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+
+
+def _is_container(hint: Any) -> bool:
+    """Whether a value of this type holds others: `tuple[float, float]`, `list[int] | None`."""
+    held = typing.get_origin(hint) in (list, tuple, dict, set)
+    return held or any(_is_container(part) for part in typing.get_args(hint))
 
 
 def _is_mapping(hint: Any) -> bool:

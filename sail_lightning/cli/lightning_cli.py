@@ -170,7 +170,13 @@ class SailCLI(LightningCLI):
 
     def predict(self, model: L.LightningModule, **kwargs: Any) -> None:
         """Answers go to disk as they come; Lightning would keep them all in memory."""
-        self.trainer.predict(model, **{**kwargs, "return_predictions": False})
+        log = logging.getLogger(SailDataModule.__module__)
+        level = log.level
+        log.setLevel(logging.ERROR)  # pictures that are skipped: `after_predict` names them all, once
+        try:
+            self.trainer.predict(model, **{**kwargs, "return_predictions": False})
+        finally:
+            log.setLevel(level)
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
@@ -195,7 +201,7 @@ class SailCLI(LightningCLI):
             skipped = f"; skipped as broken: {len(broken)}" if broken else ""
             print(f"predictions: {writer.path}{overlays}{skipped}")
         if broken:
-            sys.stderr.write(f"error: pictures that cannot be read were skipped: {'; '.join(broken)}\n")
+            sys.stderr.write(f"error: these pictures were skipped: {'; '.join(broken)}\n")
             self.exit_code = 1
 
 
@@ -243,6 +249,8 @@ def _composed(verb: str, layers: list[Config], options: list[Option]) -> tuple[C
         if layer["model"].get("weights") is not None:  # a folder: the model itself loads it
             config = {key: value for key, value in config.items() if key != "ckpt_path"}
             left = [option for option in left if option.name != "ckpt_path"]
+        elif compose.lookup(config, "model.weights"):  # those that training started from; their folder may be gone
+            config = compose.merge_layers([config, {"model": {"weights": None}}])
     elif weights and checkpoints.is_folder(weights):
         base.append(_folder_layer(weights))
     elif verb != "fit" and not ckpt_path:

@@ -44,6 +44,8 @@ def find_config(name: str) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """A config file as a mapping; dotted keys (`model.upsampler: X`) are unfolded.
 
+    A `model.tokenizer` that is a file beside the config, as in a model folder, is meant.
+
     Raises:
         SailError: it is no YAML mapping.
     """
@@ -67,4 +69,9 @@ def read_config(path: Path) -> dict[str, Any]:
             place[last].update(value)
         else:
             place[last] = value
+    model = unfolded.get("model")
+    if isinstance(model, dict) and isinstance(model.get("tokenizer"), str):
+        beside = path.parent / model["tokenizer"]
+        if beside.is_file():
+            unfolded["model"] = {**model, "tokenizer": str(beside)}
     return unfolded

@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 from sail_lightning.cli.arguments import Parser
 
 PHOTO_QUESTION = "Please segment the white object."
 REFER_KEYS = ("ciou", "giou", "n_acc", "t_acc", "pr@0.5")
-HEADLINE = {"ciou": "ciou", "giou": "giou", "n_acc": "n_acc", "t_acc": "t_acc", "mcq": "mcq_accuracy", "exact": "exact_match"}
+HEADLINE = {
+    "ciou": "ciou",
+    "giou": "giou",
+    "n_acc": "n_acc",
+    "t_acc": "t_acc",
+    "mcq": "mcq_accuracy",
+    "exact": "exact_match",
+}
 
 
 def run(args: list[str]) -> int:
     """Trains, tests and predicts; returns the exit code."""
     parser = Parser(
         prog="sail-lightning quickstart",
-        description="Trains a small referring model from nothing (at most 8 minutes), tests it and the packaged sail-tiny "
-        "on held-out data, and predicts on held-out scenes and photographs.",
+        description="Trains a small referring model from nothing (at most 8 minutes), tests it and the packaged "
+        "sail-tiny on held-out data, and predicts on held-out scenes and photographs.",
     )
     parser.add_argument("--out", default="runs/quickstart", help="folder of the report and the run (runs/quickstart)")
     parser.add_argument("--model", default="sail-tiny", help="the trained model to test: a folder or a packaged name")
@@ -59,7 +67,8 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
 
     _say(3, f"test {name} on all tasks")
     model = PixelSAIL.from_pretrained(name)
-    for label, split in ((name, "test"), (f"{name}, unseen pairs", "compositional")):
+    splits: dict[str, Literal["test", "compositional"]] = {name: "test", f"{name}, unseen pairs": "compositional"}
+    for label, split in splits.items():
         source = LaboratorySource(split, samples, max_objects=4)
         rows[label] = measure(model, source, [progress_bar("test")])
 
@@ -67,8 +76,14 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
     scenes = _draw_scenes(model, out / "scenes")
     photos = Path(__file__).parent.parent / "data" / "photos"
     photo_run = run_verb(
-        ["predict", f"--ckpt_path={name}", f"--data.images={photos}", f"--data.text={PHOTO_QUESTION}", f"--runs={out}"]
-        + ["--name=photos"]
+        [
+            "predict",
+            f"--ckpt_path={name}",
+            f"--data.images={photos}",
+            f"--data.text={PHOTO_QUESTION}",
+            f"--runs={out}",
+            "--name=photos",
+        ]
     )
 
     write_csv(rows, out / "metrics.csv")

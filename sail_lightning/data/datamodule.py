@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class SailDataModule(L.LightningDataModule):
         test: source of `test`.
         images: pictures of `predict`: a folder, a file, or a list of both.
         text: the question that `predict` asks of each picture.
-        prompts: regions for that question: `mask:FILE.png`, `box:X0,Y0,X1,Y1`, `point:X,Y`; `K=` in front names <PromptK>.
+        prompts: regions for that question: `mask:FILE.png`, `box:X0,Y0,X1,Y1`, `point:X,Y` or `scribble:X,Y,X,Y,...`,
+            with `K=` in front to be <PromptK>.
         token_budget: most tokens a training batch.
         eval_batch_size: questions answered together.
         num_workers: processes that read training data.
@@ -76,9 +78,8 @@ class SailDataModule(L.LightningDataModule):
             self._progress = self._before = Progress()
 
     def _encoder(self, **changes: Any) -> Encoder:
-        from dataclasses import replace
-
-        return replace(self.trainer.lightning_module.encoder, **changes)
+        encoder: Encoder = self.trainer.lightning_module.encoder  # type: ignore[assignment]
+        return replace(encoder, **changes)
 
     def train_dataloader(self) -> Windows:
         if self.train is None:
@@ -211,7 +212,7 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
     for name in [images] if isinstance(images, str) else images:
         path = Path(name)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
         elif path.exists():
             found.append(path)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from sail_lightning.data.sample import Box, Mask, Point, Prompt, Scribble
@@ -26,10 +27,14 @@ def parse_prompt(text: str) -> Prompt:
         numbers = [float(number) for number in match[3].split(",")]
     except ValueError:
         numbers = []
-    if match[2] == "box" and len(numbers) == 4 and numbers[0] < numbers[2] and numbers[1] < numbers[3]:
-        return Box(*numbers, id=id)
-    if match[2] == "point" and len(numbers) == 2:
-        return Point(*numbers, id=id)
-    if match[2] == "scribble" and len(numbers) >= 4 and len(numbers) % 2 == 0:
-        return Scribble(tuple(zip(numbers[::2], numbers[1::2], strict=True)), id)
+    corners = list(zip(numbers[::2], numbers[1::2], strict=False))
+    if len(numbers) % 2 == 0 and all(map(math.isfinite, numbers)):
+        if match[2] == "box" and len(corners) == 2:
+            (x0, y0), (x1, y1) = corners
+            if x0 < x1 and y0 < y1:
+                return Box(x0, y0, x1, y1, id)
+        if match[2] == "point" and len(corners) == 1:
+            return Point(*corners[0], id)
+        if match[2] == "scribble" and len(corners) >= 2:
+            return Scribble(tuple(corners), id)
     raise SailUsageError(f"{text!r} is no {match[2]}; write {FORMS}")

@@ -26,7 +26,7 @@ grounded caption, segment by words and a region (visual-text referring), anythin
 
 @dataclass(frozen=True)
 class Mask:
-    """A region drawn as a mask. `mask` is (H, W) bool at the picture's size, or a PNG file; `id` is K of `<PromptK>`."""
+    """A region as a mask. `mask` is (H, W) bool at the picture's size, or a PNG file; `id` is K of `<PromptK>`."""
 
     mask: BoolMask | str | Path
     id: int | None = None
@@ -82,11 +82,12 @@ class Turn:
 class Sample:
     """One picture and the conversation about it.
 
-    `image` is None for text only. `prompts` are named `<PromptK>` in the questions; a prompt without an id takes
-    its place in the list. `source` and `id` name the record in every message and result file.
+    `image` is None for text only; of several pictures, masks and prompts belong to the first. `prompts` are named
+    `<PromptK>` in the questions; a prompt without an id takes its place in the list. `source` and `id` name the record
+    in every message and result file.
     """
 
-    image: ImageRef | None
+    image: ImageRef | tuple[ImageRef, ...] | None
     turns: tuple[Turn, ...]
     masks: tuple[MaskRef, ...] = ()
     prompts: tuple[Prompt, ...] = ()

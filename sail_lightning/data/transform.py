@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning import templates
-from sail_lightning.data.sample import BoolMask, Prompt, Sample
+from sail_lightning.data.sample import BoolMask, ImageRef, Prompt, Sample
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import LayoutIds, Sequence, SequenceBuilder
 from sail_lightning.tokens import Tokens
@@ -43,6 +43,10 @@ class EncodedSample:
     def __len__(self) -> int:
         return len(self.sequence)
 
+    def to(self, device: object, **_: object) -> EncodedSample:
+        """Itself, where Lightning moves a batch to a device: `generate` packs encoded samples, and moves the pack."""
+        return self
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -68,20 +72,23 @@ class Encoder:
         """Lays a sample out. Without `answers`, the last turn's answer is left to be generated.
 
         Raises:
-            SailError: an unreadable picture or mask, counts of `[SEG]` and masks that differ, a prompt that covers
-                nothing or is named but absent, a sequence over the limit; the message names the record.
+            SailError: an unreadable picture or mask, no question to answer, counts of `[SEG]` and masks that differ, a
+                prompt that covers nothing or is named but absent, a sequence over the limit; the message names the
+                record.
         """
         try:
             return self._encode(sample, answers)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            raise type(error)(f"{name}: {error}" if name else str(error)) from None
+            raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from None
 
     def _encode(self, sample: Sample, answers: bool) -> EncodedSample:
+        if not answers and not (sample.turns and sample.turns[-1].question.strip()):
+            raise SailUsageError("the question is empty; write what the model shall answer")
         builder = SequenceBuilder(LayoutIds(self.tokens.image_start, self.tokens.patch, self.tokens.image_end))
         patches: list[NDArray[np.uint8]] = []
         size: tuple[int, int] | None = None
-        for reference in _as_tuple(sample.image):
+        for reference in as_tuple(sample.image):
             image = load_image(reference)
             cells, grid = patchify(image, self.patch_size, self.max_side)
             patches.append(cells)
@@ -117,18 +124,18 @@ class Encoder:
     def _check_masks(self, masks: tuple[BoolMask, ...], segs: int, size: tuple[int, int] | None) -> None:
         if len(masks) != segs:
             raise SailError(f"{segs} [SEG] in the text but {len(masks)} masks; give one mask per [SEG]")
+        if masks and size is None:
+            raise SailError("masks need a picture")
         for mask in masks:
             if mask.shape != size:
                 raise SailError(f"a mask of {mask.shape} pixels (height, width), but the picture has {size}")
 
-    def _regions(
-        self, sample: Sample, sequence: Sequence, size: tuple[int, int] | None
-    ) -> tuple[EncodedRegion, ...]:
+    def _regions(self, sample: Sample, sequence: Sequence, size: tuple[int, int] | None) -> tuple[EncodedRegion, ...]:
         ids = prompt_ids(sample.prompts, self.num_prompts)
         mentioned = [i for i, token in enumerate(self.tokens.prompt_ids) if len(sequence.rows_of(token))]
         if absent := sorted(set(mentioned) - set(ids)):
-            token, known = templates.prompt_token(absent[0]), ", ".join(templates.prompt_token(i) for i in ids)
-            raise SailUsageError(f"the text names {token}, but the prompts are {known or 'none'}")
+            known = ", ".join(templates.prompt_token(i) for i in ids) or "none"
+            raise SailUsageError(f"the text names {templates.prompt_token(absent[0])}, but the prompts are {known}")
         if not ids:
             return ()
         if size is None:
@@ -158,7 +165,8 @@ def prompt_ids(prompts: Iterable[Prompt], num_prompts: int) -> tuple[int, ...]:
     return ids
 
 
-def _as_tuple(image: object) -> tuple:
+def as_tuple(image: ImageRef | tuple[ImageRef, ...] | None) -> tuple[ImageRef, ...]:
+    """A sample's pictures: none, one or several."""
     if image is None:
         return ()
-    return tuple(image) if isinstance(image, tuple | list) else (image,)
+    return image if isinstance(image, tuple) else (image,)

@@ -30,13 +30,14 @@ from sail_lightning.plugins.backbones import SailQwen
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "SailQwen": BACKBONE,
     "UsersBackbone": BACKBONE,
+    "UsersWrappedBackbone": {"gain": 3.0, **BACKBONE},
     "TimmTeacher": {"model": "test_convnext", "resize": 32, "weight": 0.5},
 }
 """Arguments of plugins that have required ones, or whose default is too large for a test."""
 NEEDS_CUDA = {"XFormersAttention"}
 """Plugins without a kernel for the CPU (their arithmetic is tested there in `plugins/test_attention.py`)."""
 
-USERS_FILE = '''
+USERS_FILE = """
 from dataclasses import replace
 
 import torch
@@ -60,6 +61,16 @@ class UsersAttention(Attention):
 @register
 class UsersBackbone(SailQwen):
     prefix = "causal"
+
+
+@register
+class UsersWrappedBackbone(SailQwen):
+    def __init__(self, gain: float = 2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.gain = gain
+
+    def embed_tokens(self, ids):
+        return self.gain * super().embed_tokens(ids)
 
 
 @register
@@ -102,10 +113,11 @@ class UsersTeacher(Teacher):
 
     def forward(self, images):
         return nn.functional.avg_pool2d(images.float() / 255, 4)
-'''
+"""
 USERS = {
     "UsersAttention": Attention,
     "UsersBackbone": Backbone,
+    "UsersWrappedBackbone": Backbone,
     "UsersUpsampler": Upsampler,
     "UsersPromptEncoder": PromptEncoder,
     "UsersTeacher": Teacher,
@@ -224,6 +236,22 @@ def test_build_publishes_and_the_shapes_are_the_sockets(plugin: type[Plugin]) ->
     check(instance.to(device(plugin)), before, dims)
 
 
+def test_a_plugin_is_built_in_bfloat16_as_lightnings_bf16_true_does(
+    plugin: type[Plugin], request: pytest.FixtureRequest
+) -> None:
+    if plugin.__name__ == "PromptInjection":
+        reason = "orthogonal initialisation does not run in bfloat16"
+        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, strict=True, reason=reason))
+    instance = made(plugin)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        instance.build(dims_for(plugin))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if not isinstance(instance, Teacher):  # an expert may keep its own precision
+        assert {p.dtype for p in instance.parameters()} <= {torch.bfloat16}
+
+
 def check_attention(attention: Attention, before: Dims, dims: Dims) -> None:
     assert dims == before
     assert not attention.state_dict()
@@ -313,6 +341,19 @@ def test_a_model_in_bfloat16_gives_finite_outputs_losses_and_gradients(plugin: t
     assert output.logits.dtype == torch.bfloat16
     assert all(tensor.isfinite().all() for tensor in outputs(output))
     grads = gradients(model, records())
+    assert [name for name, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
+
+
+def test_autocast_gives_about_the_same_losses_and_a_gradient_for_every_parameter(plugin: type[Plugin]) -> None:
+    model = model_with(plugin)
+    batch = packed(model, records())
+    exact, _ = model.losses(batch)
+    with torch.autocast(device(plugin).type, torch.bfloat16):
+        sums, _ = model.losses(batch)
+    for name, value in sums.items():
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.05), name
+    torch.stack([value.float() for value in sums.values()]).sum().backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert [name for name, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
 
 

@@ -45,7 +45,9 @@ def test_attention_mask_is_the_official_one(case: str) -> None:
     assert plan.dense_mask().equal(POSITIONS[f"mask.{case}"])
 
 
-@pytest.mark.parametrize("row", json.loads((GOLDEN / "resize_table.json").read_text()), ids=lambda r: f"{r['w']}x{r['h']}")
+@pytest.mark.parametrize(
+    "row", json.loads((GOLDEN / "resize_table.json").read_text()), ids=lambda r: f"{r['w']}x{r['h']}"
+)
 @pytest.mark.parametrize("patch", [16, 32])
 def test_pictures_are_resized_to_the_official_size(row: dict, patch: int) -> None:
     width, height = row[f"p{patch}"]

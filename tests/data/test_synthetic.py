@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco
 from tokenizers import Tokenizer
 
 from sail_lightning.data.contact_sheet import contact_sheet
@@ -578,9 +579,15 @@ def test_a_contact_sheet_takes_files_and_text_only(tmp_path: Any) -> None:
     assert contact_sheet([file, Sample(None, (Turn("hello"),))]).width > 1000
 
 
-def test_a_contact_sheet_refuses_what_it_cannot_draw() -> None:
+def test_a_contact_sheet_decodes_run_lengths() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(TypeError, match="bool array"):
-        contact_sheet([Sample(picture, (), masks=({"counts": "", "size": [8, 8]},))])
+    coded = {"size": [8, 8], "counts": coco.encode(np.ones((8, 8), np.uint8, order="F"))["counts"]}
+    sheets = [
+        np.asarray(contact_sheet([Sample(picture, (), masks=(mask,))])) for mask in (coded, np.ones((8, 8), bool))
+    ]
+    assert np.array_equal(*sheets)
+
+
+def test_a_contact_sheet_needs_a_sample() -> None:
     with pytest.raises(ValueError, match="needs samples"):
         contact_sheet([])

@@ -22,6 +22,7 @@ class LaboratorySource(Source):
         questions: turns per sample of an endless source.
         tasks: weight of each task; null for the laboratory's own.
         kinds: weight of each kind of referring question; null for the laboratory's own.
+        vres_kinds: weight of each kind of question that refers by words and a region; null for all alike.
         num_prompts: ids that visual prompts carry, 0 to num_prompts - 1.
     """
 
@@ -36,6 +37,7 @@ class LaboratorySource(Source):
         questions: int = 5,
         tasks: dict[str, float] | None = None,
         kinds: dict[str, float] | None = None,
+        vres_kinds: dict[str, float] | None = None,
         num_prompts: int = 4,
     ) -> None:
         laboratory = Laboratory(
@@ -46,6 +48,7 @@ class LaboratorySource(Source):
             max_objects=max_objects,
             tasks=dict(tasks or TASKS),
             kinds=kinds,
+            vres_kinds=vres_kinds,
             questions=questions,
             num_prompts=num_prompts,
         )

@@ -39,6 +39,7 @@ class Laboratory:
         max_objects: most objects of a scene.
         tasks: weight of each task; those left out are not asked.
         kinds: weight of each kind of referring turn; `KINDS` by default.
+        vres_kinds: weight of each kind of visual-text referring turn; all alike by default.
         questions: most turns of a sample; a scene that has no more to ask gives fewer.
         num_prompts: ids of region prompts are below it, 1 to 15.
 
@@ -53,6 +54,7 @@ class Laboratory:
     max_objects: int = 5
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     kinds: dict[str, float] | None = None
+    vres_kinds: dict[str, float] | None = None
     questions: int = 5
     num_prompts: int = 4
 
@@ -72,6 +74,8 @@ class Laboratory:
         _check_weights("tasks", self.tasks, TASKS)
         if self.kinds is not None:
             _check_weights("kinds", self.kinds, KINDS)
+        if self.vres_kinds is not None:
+            _check_weights("vres_kinds", self.vres_kinds, VRES)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at an index, always the same.
@@ -104,7 +108,7 @@ class Laboratory:
             if task == "refer":
                 parts = KINDS if self.kinds is None else self.kinds
             elif task == "vres":
-                parts = VRES
+                parts = VRES if self.vres_kinds is None else self.vres_kinds
             total = sum(parts.values())
             weights.update({kind: weight * part / total for kind, part in parts.items()})
         return {kind: weight for kind, weight in weights.items() if weight > 0}

@@ -1,0 +1,340 @@
+"""Model folders, and checkpoints that need nothing beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from inference_harness import chatter, exact_model, picture, script, tiny_model
+from safetensors.torch import load_file, save_file
+
+from sail_lightning import Box, PixelSAIL
+from sail_lightning import checkpoint as checkpoints
+from sail_lightning.cli import main
+from sail_lightning.cli.packaged import read_config
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.plugins.prompt_encoders import NoPrompts
+from sail_lightning.plugins.upsamplers import IdentityUpsampler
+
+TEXT = "please segment the red circle."
+
+
+@pytest.fixture(scope="session")
+def saved(tiny: PixelSAIL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def weights(model: PixelSAIL) -> dict[str, torch.Tensor]:
+    return model.model.state_dict()
+
+
+def equal(left: PixelSAIL, right: PixelSAIL) -> bool:
+    ours, theirs = weights(left), weights(right)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# -- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_text_and_tensors_only(saved: Path) -> None:
+    files = {path.name: path for path in saved.iterdir()}
+    assert files.keys() == {"config.yaml", "model.safetensors", "tokenizer.json", "README.md"}
+    for name in ("config.yaml", "tokenizer.json", "README.md"):
+        files[name].read_text(encoding="utf-8")
+    assert yaml.safe_load(files["config.yaml"].read_text())["model"]["upsampler"]["class_path"] == "DeconvUpsampler"
+    assert json.loads(files["tokenizer.json"].read_text())["model"]
+
+
+def test_a_model_comes_back_with_the_same_answers(saved: Path) -> None:
+    model, again = tiny_model(), PixelSAIL.from_pretrained(saved)
+    assert not again.training and equal(model, again)
+    assert (again.max_new_tokens, again.model.mask_channels, len(again.tokens)) == (8, 16, len(model.tokens))
+    with chatter(model), chatter(again):
+        for seed in range(3):
+            left, right = (one.predict(picture(seed), TEXT) for one in (model, again))
+            assert left.text == right.text and np.array_equal(left.masks, right.masks)
+
+
+def test_a_folder_that_was_loaded_can_be_saved_and_loaded_again(saved: Path, tmp_path: Path) -> None:
+    again = PixelSAIL.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    assert (again / "config.yaml").read_text() == (saved / "config.yaml").read_text()
+    assert equal(PixelSAIL.from_pretrained(again), PixelSAIL.from_pretrained(saved))
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    backbone = SailQwen(hidden_size=32, num_layers=1, num_heads=2, num_key_value_heads=2, tie_word_embeddings=True)
+    model = PixelSAIL(backbone, IdentityUpsampler(), NoPrompts(), mask_channels=8)
+    folder = model.save_pretrained(tmp_path / "tied")
+    again = PixelSAIL.from_pretrained(folder)
+    assert "backbone.lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert again.model.backbone.lm_head.weight is again.model.backbone.model.embed_tokens.weight
+    assert equal(model, again)
+
+
+def test_plugins_keep_their_arguments(tmp_path: Path) -> None:
+    model = PixelSAIL(SailQwen(hidden_size=32, num_layers=1, patch_size=4), IdentityUpsampler(), NoPrompts())
+    again = PixelSAIL.from_pretrained(model.save_pretrained(tmp_path / "m"))
+    assert again.model.dims == model.model.dims and again.model.dims.patch_size == 4
+    assert type(again.model.prompt_encoder) is NoPrompts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_load(dtype: torch.dtype, tiny: PixelSAIL, tmp_path: Path) -> None:
+    folder = tiny.save_pretrained(tmp_path / "half", dtype=dtype)
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {dtype}
+    again = PixelSAIL.from_pretrained(folder)
+    for key, value in weights(again).items():
+        assert value.dtype == torch.float32 and torch.equal(value, weights(tiny)[key].to(dtype).float())
+    with script(again, again.tokens.seg):
+        assert again.predict(picture(0), TEXT).masks.shape == (1, 24, 32)
+
+
+def test_the_card_is_the_readme(tiny: PixelSAIL, tmp_path: Path) -> None:
+    folder = tiny.save_pretrained(tmp_path / "m", card="# Trained by hand\n")
+    assert (folder / "README.md").read_text() == "# Trained by hand\n"
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_can_be_overridden(saved: Path) -> None:
+    model = PixelSAIL.from_pretrained(saved, max_new_tokens=3, max_side=16)
+    assert (model.max_new_tokens, model.max_side, model.encoder.max_side) == (3, 16, 16)
+    assert model.config["max_side"] == 16
+
+
+@pytest.mark.parametrize("name", ["max_sides", "weights"])
+def test_an_override_that_does_not_exist_is_refused(name: str, saved: Path) -> None:
+    with pytest.raises(SailUsageError, match=f"cannot override {name}"):
+        PixelSAIL.from_pretrained(saved, **{name: 1})
+
+
+# -- damaged folders --------------------------------------------------------------------------------------------------
+
+
+def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        change(config["model"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return damage
+
+
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors")
+
+    return damage
+
+
+def truncate(name: str, share: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * share)])
+
+    return damage
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(content)
+
+
+NORM, SEG = "backbone.model.norm.weight", "mask_head.seg_projector.0.weight"
+DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "no config": (remove("config.yaml"), ["copy has no config.yaml", "no model folder"]),
+    "no weights": (remove("model.safetensors"), ["copy has no model.safetensors"]),
+    "no tokenizer": (remove("tokenizer.json"), ["copy has no tokenizer.json"]),
+    "half the weights": (truncate("model.safetensors", 0.5), ["copy/model.safetensors is damaged"]),
+    "no byte of the weights": (truncate("model.safetensors", 0), ["copy/model.safetensors is damaged"]),
+    "half the tokenizer": (truncate("tokenizer.json", 0.5), ["copy/tokenizer.json cannot be read"]),
+    "config that is no YAML": (write("config.yaml", "model: ["), ["copy/config.yaml is not valid YAML"]),
+    "config without a model": (write("config.yaml", "data: {}"), ["copy/config.yaml", "no section model"]),
+    "config that is a word": (write("config.yaml", "hello"), ["copy/config.yaml", "no section model"]),
+    "config with a model that is a word": (write("config.yaml", "model: x"), ["copy/config.yaml", "no section model"]),
+    "unknown argument": (edit_config(lambda m: m.update(max_sides=3)), ["config.yaml", "no argument 'max_sides'"]),
+    "no backbone": (edit_config(lambda m: m.pop("backbone")), ["config.yaml does not say what backbone shall be"]),
+    "unknown argument of a plugin": (
+        edit_config(lambda m: m["upsampler"]["init_args"].update(strid=2)),
+        ["copy/config.yaml: DeconvUpsampler", "'strid'"],
+    ),
+    "impossible argument of a plugin": (
+        edit_config(lambda m: m["backbone"]["init_args"].update(hidden_size=33)),
+        ["copy/config.yaml: SailQwen: hidden_size 33 must be divisible"],
+    ),
+    "unknown plugin": (
+        edit_config(lambda m: m["upsampler"].update(class_path="Sharpener")),
+        ["copy needs the plugin Sharpener", "--plugins"],
+    ),
+    "missing weights": (edit_weights(lambda s: s.pop(NORM)), ["model.safetensors", f"missing {NORM}"]),
+    "unexpected weights": (
+        edit_weights(lambda s: s.update({f"extra.{n}": torch.zeros(1) for n in range(6)})),
+        ["model.safetensors", "unexpected extra.0, extra.1, extra.2, extra.3 and 2 more"],
+    ),
+    "other shapes": (
+        edit_weights(lambda s: s.update({NORM: torch.zeros(7), SEG: torch.zeros(2, 3)})),
+        ["model.safetensors", f"{NORM} 7 instead of 32", f"{SEG} 2 x 3 instead of"],
+    ),
+    "weights of another size": (
+        edit_config(lambda m: m["backbone"]["init_args"].update(num_layers=1)),
+        ["model.safetensors", "unexpected backbone.model.layers.1."],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_sentence_that_names_the_file(damage: str, folder: Path) -> None:
+    make, words = DAMAGES[damage]
+    make(folder)
+    with pytest.raises(SailError) as caught:
+        PixelSAIL.from_pretrained(folder)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message and len(message) < 500
+
+
+def test_an_unknown_plugin_is_a_fault_of_usage(folder: Path) -> None:
+    DAMAGES["unknown plugin"][0](folder)
+    with pytest.raises(SailUsageError):
+        PixelSAIL.from_pretrained(folder)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_does_not_exist_is_a_fault_that_lists_packaged_models() -> None:
+    with pytest.raises(SailError, match="no model folder gone; packaged models: "):
+        PixelSAIL.from_pretrained("gone")
+
+
+def test_packaged_models_are_found_by_name_unless_a_folder_here_has_it(
+    saved: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved, workdir / "package/zoo/small")
+    (workdir / "package/zoo/unfinished").mkdir()
+    monkeypatch.setattr(checkpoints, "files", lambda package: workdir / "package")
+    assert checkpoints.locate("small") == workdir / "package/zoo/small"
+    assert checkpoints.is_folder("small") and not checkpoints.is_folder("unfinished")
+    with pytest.raises(SailError, match="packaged models: small$"):
+        checkpoints.locate("unfinished")
+    assert equal(PixelSAIL.from_pretrained("small"), PixelSAIL.from_pretrained(saved))
+    (workdir / "small").mkdir()
+    assert checkpoints.locate("small") == Path("small")
+
+
+# -- written whole or not at all --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new folder", "folder with a model"])
+def test_a_save_that_fails_leaves_what_was_there(
+    before: bool, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    if before:
+        shutil.copytree(saved, folder)
+    held = {path.name: path.read_bytes() for path in folder.glob("*")}
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> int:
+        raise OSError("no space left")
+
+    model = exact_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="no space left"):
+            model.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
+    assert checkpoints.is_folder(folder) == before
+
+
+def test_a_save_replaces_an_older_model(tmp_path: Path, saved: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    other = tiny_model(max_new_tokens=5)
+    torch.nn.init.ones_(other.model.backbone.lm_head.weight)
+    other.save_pretrained(folder)
+    again = PixelSAIL.from_pretrained(folder)
+    assert equal(other, again) and again.max_new_tokens == 5 and len(list(folder.iterdir())) == 4
+
+
+def test_a_file_is_no_folder_to_save_to(tiny: PixelSAIL, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SailError, match="file is a file; name a folder"):
+        tiny.save_pretrained(tmp_path / "file")
+
+
+# -- with the command line --------------------------------------------------------------------------------------------
+
+
+def test_its_config_is_one_for_the_command_line(saved: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "-c", str(saved / "config.yaml"), f"--ckpt_path={saved}", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert shown["backbone"]["init_args"]["hidden_size"] == 32
+    assert shown["tokenizer"] == str(saved / "tokenizer.json") and shown["mask_channels"] == 16
+
+
+def test_a_tokenizer_beside_a_config_is_meant_and_a_name_stays_a_name(folder: Path) -> None:
+    assert read_config(folder / "config.yaml")["model"]["tokenizer"] == str(folder / "tokenizer.json")
+    (folder / "other.yaml").write_text("model.tokenizer: laboratory")
+    assert read_config(folder / "other.yaml") == {"model": {"tokenizer": "laboratory"}}
+
+
+ASK = """
+import hashlib, sys
+import numpy as np
+import torch
+from sail_lightning import PixelSAIL, Box
+model = PixelSAIL.load_from_checkpoint(sys.argv[1], map_location="cpu").eval()
+image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+seg = torch.nn.functional.one_hot(torch.tensor(model.tokens.seg), len(model.tokens))
+model.model.backbone.logits = lambda hidden: seg.expand(len(hidden), -1)
+answer = model.predict(image, "segment <Prompt0> .", prompts=[Box(1, 2, 9, 9)], max_new_tokens=2)
+print(answer.masks.shape, hashlib.sha256(np.packbits(answer.masks).tobytes()).hexdigest())
+"""
+
+
+def test_a_checkpoint_needs_neither_a_config_nor_the_folder_that_training_started_from(
+    folder: Path, workdir: Path
+) -> None:
+    fit = ["fit", "-c", "data/laboratory", "-c", str(folder / "config.yaml"), f"--model.weights={folder}"]
+    fast = [
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+        "--trainer.accelerator=cpu",
+        "--data.token_budget=300",
+    ]
+    assert main([*fit, *fast, "--trainer.enable_progress_bar=false", "--model.optimizer.lr=0"]) == 0
+    model = PixelSAIL.from_pretrained(folder)
+    shutil.rmtree(folder)
+    ckpt = next(workdir.rglob("last.ckpt"))
+    trained = PixelSAIL.load_from_checkpoint(ckpt, map_location="cpu").eval()
+    assert equal(model, trained), "with a learning rate of 0, training leaves the weights that it started from"
+    with script(model, model.tokens.seg, model.tokens.seg):
+        masks = model.predict(picture(0), "segment <Prompt0> .", [Box(1, 2, 9, 9)], max_new_tokens=2).masks
+    run = subprocess.run(
+        [sys.executable, "-c", ASK, str(ckpt)], capture_output=True, text=True, env=os.environ, cwd=workdir, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"{masks.shape} {hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()}"

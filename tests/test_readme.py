@@ -1,0 +1,273 @@
+"""README.md, CONTRIBUTING.md and docs/: every command and every piece of Python runs, every name and file exists.
+
+Commands are run in this process, in the order of the page, on a model of a few thousand weights for one or two steps;
+what one command leaves (a checkpoint, a model folder) the next one finds.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import sail_lightning
+from sail_lightning import callbacks, checkpoint, registry
+from sail_lightning.cli import COMMANDS, VERBS, main, pages
+from sail_lightning.cli.packaged import config_names
+from sail_lightning.interfaces import Dims
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+EXAMPLE = ROOT / "examples" / "my_upsampler.py"
+PACKAGED = "sail-tiny"
+
+QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+SMALL_MODEL = (
+    "--model.backbone.hidden_size=32",
+    "--model.backbone.num_layers=1",
+    "--model.backbone.num_heads=2",
+    "--model.backbone.num_key_value_heads=2",
+    "--model.max_new_tokens=4",
+)
+OVERRIDES = {
+    "fit": (*QUIET, *SMALL_MODEL, "--data.token_budget=400"),
+    "validate": (*QUIET, "--data.val.samples=2", "--model.max_new_tokens=2"),
+    "test": (*QUIET, "--data.test.samples=2", "--model.max_new_tokens=2"),
+    "predict": QUIET,
+}
+"""Put into a page's commands, so that they take a second; which plugin, config and data they name stays as it is."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a reader does: a command (`words`), or a piece of Python or a file to write (`text`)."""
+
+    place: str
+    kind: str
+    text: str
+    words: tuple[str, ...] = ()
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(page, text[: match.start()].count("\n") + 1, match[1], match[2]) for match in found]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The lines of a bash block, as words; without comments."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def inline_code(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def shortened(words: list[str]) -> tuple[str, ...]:
+    """A command as the tests run it."""
+    verb, *rest = words
+    if verb not in OVERRIDES or "--print_config" in rest:
+        return tuple(words)
+    kept = [word for word in rest if not word.startswith("--trainer.max_steps=")]
+    steps = () if verb != "fit" else (f"--trainer.max_steps={2 if '--ckpt_path' in rest else 1}",)
+    own = [option for option in OVERRIDES[verb] if not ("--model.weights=" in " ".join(rest) and "backbone" in option)]
+    return (verb, *steps, *own, *kept)
+
+
+def steps() -> list[Step]:
+    """All that the pages ask a reader to do, each command once."""
+    found: list[Step] = []
+    seen: set[tuple[str, ...]] = set()
+    for block in (block for page in PAGES for block in blocks(page)):
+        place = f"{block.page.name}:{block.line}"
+        if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
+            found.append(Step(f"{place} {named[1]}", "file", block.text, (named[1],)))
+        elif block.kind == "python" and "@register" not in block.text:
+            found.append(Step(f"{place} python", "python", block.text))
+        elif block.kind == "bash":
+            for first, *rest in commands(block):
+                words = shortened(rest) if first == "sail-lightning" else ()
+                if words and words not in seen:
+                    seen.add(words)
+                    found.append(Step(f"{place} {' '.join(rest)}", "command", " ".join(rest), words))
+    return found
+
+
+def missing_model() -> bool:
+    return not checkpoint.is_folder(PACKAGED)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that looks like a clone to a reader, with a photograph and the run that the README starts with."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    shutil.copy(ROOT / "sail_lightning" / "data" / "photos" / "cat.jpg", folder / "photo.jpg")
+    written = re.search(r"Save this as `(\S+)`.*?```python\n(.*?)```", PAGES[1].read_text(encoding="utf-8"), re.DOTALL)
+    assert written is not None
+    (folder / written[1]).write_text(written[2], encoding="utf-8")
+
+    plugins = {base: dict(socket.module_dict) for base, socket in registry.SOCKETS.items()}
+    sources, modules = dict(registry.SOURCES), {"my_upsampler", Path(written[1]).stem}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("SAIL_PLUGINS", raising=False)
+        patch.setattr(sys, "path", [*sys.path])
+        for name in modules:
+            patch.delitem(sys.modules, name, raising=False)
+        assert main(list(shortened(["fit", "-c", "quickstart", "--name=lab"]))) == 0
+        yield folder
+        for name in modules:
+            sys.modules.pop(name, None)
+    for base, kept in plugins.items():
+        registry.SOCKETS[base].module_dict.clear()
+        registry.SOCKETS[base].module_dict.update(kept)
+    registry.SOURCES.clear()
+    registry.SOURCES.update(sources)
+
+
+@pytest.mark.parametrize("step", steps(), ids=lambda step: step.place)
+def test_what_a_page_says_to_do_works(step: Step, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if PACKAGED in step.text and missing_model():
+        pytest.skip(f"{PACKAGED} is not packed yet (make zoo)")
+    if step.kind == "file":
+        (desk / step.words[0]).write_text(step.text, encoding="utf-8")
+    elif step.kind == "python":
+        exec(compile(step.text, step.place, "exec"), {"__name__": "page"})
+    else:
+        code = main(list(step.words))
+        assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for page in PAGES for block in blocks(page) if block.text.startswith("$ sail-lightning ")],
+    ids=lambda block: block.text.splitlines()[0],
+)
+def test_quoted_output_is_what_the_command_prints(block: Block, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *quoted = block.text.splitlines()
+    capsys.readouterr()
+    main(shlex.split(first)[2:])
+    shown = capsys.readouterr()
+    printed = shown.out + shown.err
+    wanted, cut, _ = "\n".join(quoted).partition("...")  # the rest is left out on the page
+    assert wanted and (printed.startswith(wanted) if cut else printed == f"{wanted}\n")
+
+
+def test_plugin_in_the_readme_is_the_example_word_for_word() -> None:
+    assert f"```python\n{EXAMPLE.read_text(encoding='utf-8')}```\n" in README.read_text(encoding="utf-8")
+
+
+def test_table_of_sockets_lists_every_plugin_of_the_package() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|(.*)\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {socket: set(re.findall(r"`([A-Z]\w+)`", plugins)) for socket, plugins in rows}
+    registered = {
+        base.__name__: {
+            n for n, cls in registry.plugins_of(base).items() if cls.__module__.startswith("sail_lightning.")
+        }
+        for base in registry.SOCKETS
+    }
+    assert listed == registered
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    lines = [words for page in PAGES for block in blocks(page) if block.kind == "bash" for words in commands(block)]
+    lines += [code.split() for page in PAGES for code in inline_code(page)]
+    named = {words[words.index("make") + 1] for words in lines if "make" in words[:-1]}
+    assert {"quickstart", "test", "zoo"} <= named
+    assert named - targets == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s#]+)", prose(page)) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
+    made_by_runs = ("runs/", "checkpoints/", "overlays/", "dist/")
+    configs = {*config_names(), *(f"{name}.yaml" for name in config_names())}
+    places = (ROOT, ROOT / "sail_lightning", ROOT / "configs")
+    named = [code for code in inline_code(page) if re.fullmatch(r"[\w.-]+/[\w./-]*|\w+\.py", code)]
+    absent = [name for name in named if name not in configs and not any((place / name).exists() for place in places)]
+    own = re.findall(r"Save this as `(\S+)`", prose(page))
+    assert [name for name in absent if not name.startswith(made_by_runs) and name not in own] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_classes_in_the_text_exist(page: Path) -> None:
+    known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), Dims.__name__}
+    for base in registry.SOCKETS:
+        known |= {base.__name__, *registry.plugins_of(base)}
+    named = {
+        code for code in inline_code(page) if re.fullmatch(r"[A-Z]\w*[a-z]\w*", code) and code != code.capitalize()
+    }
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.]*)", code)}
+    for command in (*((name,) for name in COMMANDS), ("data", "show"), ("configs", "copy")):
+        assert main([*command, "--help"]) == 0
+    helped = capsys.readouterr().out + pages.TOP + "".join(pages.VERB[verb] for verb in VERBS)
+    assert [name for name in sorted(named) if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", helped)] == []
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def marked(name: str) -> str:
+    """What stands between the marks of a part that is filled with real output."""
+    found = re.search(rf"<!-- {name}: begin.*?-->\n(.*?)<!-- {name}: end -->", README.read_text(), re.DOTALL)
+    assert found is not None, f"README.md has no part {name}"
+    return found[1]
+
+
+def table(text: str) -> dict[str, dict[str, str]]:
+    """Rows of the first Markdown table in a text, by name."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: dict(zip(cells[0][1:], values, strict=True)) for name, *values in cells[2:]}
+
+
+def test_last_line_of_the_quickstart_is_quoted_with_its_figures() -> None:
+    last = marked("quickstart-output").rstrip("`\n ").splitlines()[-1]
+    figures = ("scratch_ciou", "ciou", "giou", "n_acc", "t_acc", "mcq", "exact", "minutes")
+    value = "X" if missing_model() else r"\d+\.\d+"
+    expected = " ".join(f"{name}={value}" for name in figures)
+    assert re.fullmatch(rf"quickstart: {expected} report=runs/quickstart/report\.md", last)
+
+
+@pytest.mark.skipif(missing_model(), reason=f"{PACKAGED} is not packed yet (make zoo)")
+def test_figures_of_the_packaged_model_are_those_of_its_card() -> None:
+    card = table((checkpoint.locate(PACKAGED) / checkpoint.CARD).read_text(encoding="utf-8"))
+    quoted = table(marked("sail-tiny-results"))
+    assert PACKAGED in quoted and set(quoted) <= set(card)
+    for name, row in quoted.items():
+        assert row == {metric: card[name].get(metric) for metric in row}
