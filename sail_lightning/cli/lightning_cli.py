@@ -71,6 +71,7 @@ NOISE = (
     ".*could not find the monitored key.*",
     ".*The `srun` command is available.*",
     ".*You have overridden `transfer_batch_to_device`.*",
+    ".*Please add the following callbacks.*Timer.*",
 )
 """Warnings about what is meant so."""
 

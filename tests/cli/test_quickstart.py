@@ -48,7 +48,8 @@ def test_the_zoo_script_packs_a_finished_run(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     out = tmp_path / "packed"
-    monkeypatch.setattr(sys, "argv", [str(path), "--run", str(run_folder), str(run_folder), "--out", str(out), "--samples", "20"])
+    runs = [str(run_folder), str(run_folder)]
+    monkeypatch.setattr(sys, "argv", [str(path), "--run", *runs, "--out", str(out), "--samples", "20"])
     script.main()
     card = (out / "README.md").read_text()
     assert "2 steps" in card and "| untrained |" in card and capsys.readouterr().out.strip().splitlines()[-1] in card

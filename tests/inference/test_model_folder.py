@@ -295,6 +295,17 @@ def test_its_config_is_one_for_the_command_line(saved: Path, workdir: Path, caps
     assert shown["tokenizer"] == str(saved / "tokenizer.json") and shown["mask_channels"] == 16
 
 
+def test_the_command_line_names_a_broken_picture_once(
+    saved: Path, workdir: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (workdir / "broken.png").write_text("no picture")
+    args = ["predict", f"--ckpt_path={saved}", "--data.images=broken.png", f"--data.text={TEXT}"]
+    assert main([*args, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]) == 1
+    told = capsys.readouterr()
+    assert (told.out + told.err + caplog.text).count("broken.png") == 1
+    assert "broken.png is not a readable picture (of no known format)" in told.err
+
+
 def test_a_tokenizer_beside_a_config_is_meant_and_a_name_stays_a_name(folder: Path) -> None:
     assert read_config(folder / "config.yaml")["model"]["tokenizer"] == str(folder / "tokenizer.json")
     (folder / "other.yaml").write_text("model.tokenizer: laboratory")
@@ -316,7 +327,7 @@ print(answer.masks.shape, hashlib.sha256(np.packbits(answer.masks).tobytes()).he
 
 
 def test_a_checkpoint_needs_neither_a_config_nor_the_folder_that_training_started_from(
-    folder: Path, workdir: Path
+    folder: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = ["fit", "-c", "data/laboratory", "-c", str(folder / "config.yaml"), f"--model.weights={folder}"]
     fast = [
@@ -329,6 +340,9 @@ def test_a_checkpoint_needs_neither_a_config_nor_the_folder_that_training_starte
     model = PixelSAIL.from_pretrained(folder)
     shutil.rmtree(folder)
     ckpt = next(workdir.rglob("last.ckpt"))
+    capsys.readouterr()
+    again = ["fit", "-c", str(next(workdir.rglob("config.yaml"))), f"--ckpt_path={ckpt}", "--print_config"]
+    assert main(again) == 0 and yaml.safe_load(capsys.readouterr().out)["model"]["weights"] is None
     trained = PixelSAIL.load_from_checkpoint(ckpt, map_location="cpu").eval()
     assert equal(model, trained), "with a learning rate of 0, training leaves the weights that it started from"
     with script(model, model.tokens.seg, model.tokens.seg):
