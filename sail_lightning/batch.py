@@ -13,6 +13,16 @@ from sail_lightning.interfaces import Regions
 from sail_lightning.plan import AttentionPlan
 
 
+class Sealed:
+    """A batch that Lightning's precision plugins must not look into: they would cast it, and refuse frozen dataclasses.
+
+    Loaders yield it; `SailDataModule.on_before_batch_transfer` opens it.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
 @dataclass(frozen=True)
 class Counts:
     """What losses are divided by: supervised tokens, masks, and pictures (for distillation)."""

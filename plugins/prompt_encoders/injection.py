@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from sail_lightning.interfaces import Dims, PromptEncoder, Regions
@@ -25,7 +26,10 @@ class PromptInjection(PromptEncoder):
 
     def build(self, dims: Dims) -> Dims:
         self.proj = nn.Linear(dims.hidden_size, dims.hidden_size, bias=False)
-        nn.init.orthogonal_(self.proj.weight)  # a prompt starts as loud as the words it is made of
+        # Orthogonal: a prompt starts as loud as its word. Made in float32, which is what the decomposition needs.
+        start = nn.init.orthogonal_(torch.empty(dims.hidden_size, dims.hidden_size, dtype=torch.float32))
+        with torch.no_grad():
+            self.proj.weight.copy_(start)
         return dims
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:

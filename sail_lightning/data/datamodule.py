@@ -12,7 +12,7 @@ import lightning as L
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sail_lightning.batch import PackedBatch
+from sail_lightning.batch import PackedBatch, Sealed
 from sail_lightning.data.prompts import parse_prompt
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
@@ -94,10 +94,12 @@ class SailDataModule(L.LightningDataModule):
         )
         stream.progress, self._stream = self._progress, stream
         loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers)
-        return Windows(loader, self.trainer.accumulate_grad_batches, self._begun)
+        return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts a training batch when its step begins; Lightning reads ahead before it calls this."""
+        """Opens a batch, and counts a training batch when its step begins; Lightning reads ahead before it calls this."""
+        if isinstance(batch, Sealed):
+            batch = batch.content
         if self._stream is not None and isinstance(batch, PackedBatch):
             self._before = self._progress
             self._progress = self._stream.progress = self._progress.advanced(batch, max(1, self.num_workers))
@@ -161,8 +163,13 @@ class SailDataModule(L.LightningDataModule):
             raise SailUsageError(f"{type(source).__name__} has no end; give data a number of samples to evaluate")
         indices = range(self.trainer.global_rank, source.length, self.trainer.world_size)
         return DataLoader(
-            _Open(source, indices, self._encoder()), batch_size=self.eval_batch_size, collate_fn=list, shuffle=False
+            _Open(source, indices, self._encoder()), batch_size=self.eval_batch_size, collate_fn=Sealed, shuffle=False
         )
+
+
+class _SealedWindows(Windows):
+    def __iter__(self) -> Iterator[Any]:
+        return map(Sealed, super().__iter__())
 
 
 class _Open(Dataset[EncodedSample]):
@@ -178,13 +185,13 @@ class _Open(Dataset[EncodedSample]):
         return self.encoder.encode(self.source[self.indices[index]], answers=False)
 
 
-class _Readable(IterableDataset[list[EncodedSample]]):
+class _Readable(IterableDataset[Sealed]):
     """Batches of those pictures that can be read; the others are named in `broken`."""
 
     def __init__(self, samples: Sequence[Sample], encoder: Encoder, size: int, broken: list[str]) -> None:
         self.samples, self.encoder, self.size, self.broken = samples, encoder, size, broken
 
-    def __iter__(self) -> Iterator[list[EncodedSample]]:
+    def __iter__(self) -> Iterator[Sealed]:
         batch: list[EncodedSample] = []
         for sample in self.samples:
             try:
@@ -196,10 +203,10 @@ class _Readable(IterableDataset[list[EncodedSample]]):
                 logger.warning("skipped: %s", error)
                 continue
             if len(batch) == self.size:
-                yield batch
+                yield Sealed(batch)
                 batch = []
         if batch:
-            yield batch
+            yield Sealed(batch)
 
 
 def find_pictures(images: str | Sequence[str]) -> list[Path]:

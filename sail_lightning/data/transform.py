@@ -80,7 +80,8 @@ class Encoder:
             return self._encode(sample, answers)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from None
+            told = not name or (name == str(sample.image) and name in str(error))
+            raise type(error)(str(error) if told else f"{name}: {error}") from None
 
     def _encode(self, sample: Sample, answers: bool) -> EncodedSample:
         if not answers and not (sample.turns and sample.turns[-1].question.strip()):

@@ -236,12 +236,7 @@ def test_build_publishes_and_the_shapes_are_the_sockets(plugin: type[Plugin]) ->
     check(instance.to(device(plugin)), before, dims)
 
 
-def test_a_plugin_is_built_in_bfloat16_as_lightnings_bf16_true_does(
-    plugin: type[Plugin], request: pytest.FixtureRequest
-) -> None:
-    if plugin.__name__ == "PromptInjection":
-        reason = "orthogonal initialisation does not run in bfloat16"
-        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, strict=True, reason=reason))
+def test_a_plugin_is_built_in_bfloat16_as_lightnings_bf16_true_does(plugin: type[Plugin]) -> None:
     instance = made(plugin)
     torch.set_default_dtype(torch.bfloat16)
     try:

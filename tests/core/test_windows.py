@@ -200,18 +200,7 @@ def test_the_data_module_fills_windows_and_lightning_has_nothing_to_warn_about()
     assert [str(w.message) for w in caught if "overridden" in str(w.message)] == []
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "bf16-mixed",
-        pytest.param(
-            "bf16-true",
-            marks=pytest.mark.xfail(
-                raises=ValueError, strict=True, reason="Lightning's convert_input refuses batches: frozen dataclasses"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_training_and_validation_run_in_half_precision(precision: str) -> None:
     before = model().state_dict()
     after = fit(data_module(), precision=precision).state_dict()
