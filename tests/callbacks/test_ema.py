@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import tiny_data, tiny_model
+from callback_harness import tiny_data, tiny_model
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import tiny_data, tiny_model
+from callback_harness import tiny_data, tiny_model
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from conftest import tiny_data, tiny_model
+from callback_harness import tiny_data, tiny_model
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from conftest import tiny_data, tiny_model
+from callback_harness import tiny_data, tiny_model
 from PIL import Image
 from pycocotools import mask as coco
 
