@@ -97,7 +97,7 @@ class SailDataModule(L.LightningDataModule):
         return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Opens a batch, and counts a training batch when its step begins; Lightning reads ahead before it calls this."""
+        """Opens a batch; counts a training batch when its step begins (Lightning reads ahead before it calls this)."""
         if isinstance(batch, Sealed):
             batch = batch.content
         if self._stream is not None and isinstance(batch, PackedBatch):
