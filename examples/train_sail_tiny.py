@@ -1,8 +1,8 @@
-"""Trains `sail-tiny` in two stages, tests it, and writes its model folder and card: `make zoo`.
+"""Trains `sail-tiny` in three stages, tests it, and writes its model folder and card: `make zoo`.
 
-    python examples/train_sail_tiny.py [--run STAGE_ONE STAGE_TWO] [--out FOLDER]
+    python examples/train_sail_tiny.py [--run WORDS REGIONS ALL] [--out FOLDER]
 
-With `--run`, two finished run folders are packed without training again.
+With `--run`, three finished run folders are packed without training again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
 from sail_lightning import PixelSAIL, registry
@@ -24,7 +25,7 @@ from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.evaluation import measure
 from sail_lightning.metrics.table import markdown_table
 
-WORDS, REGIONS = "experiment/sail_tiny_words", "experiment/sail_tiny"
+WORDS, REGIONS, ALL = "experiment/sail_tiny_words", "experiment/sail_tiny_regions", "experiment/sail_tiny"
 CARD = """\
 # sail-tiny
 
@@ -33,9 +34,9 @@ patches of 8 pixels), learnable upsampling to stride 4, visual prompts fused ear
 synthetic laboratory and knows nothing else: photographs show the interface, not skill.
 
 - Data: `LaboratorySource(split="train", max_objects=4)`, all tasks, endless; generated, no licence attached.
-- Command: `make zoo`. Two stages, seed 0: `sail-lightning fit -c {words}` ({steps[0]:,} steps,
-  {minutes[0]:.0f} minutes), then `sail-lightning fit -c {words} -c {regions}` from its weights ({steps[1]:,}
-  steps, {minutes[1]:.0f} minutes); about 1,200 tokens a step, on one CPU core. Weights are stored as float16.
+- Command: `make zoo`. Three stages, each from the weights of the one before, seed 0:
+{stages}
+  Weights are stored as float16.
 - Licence: Apache-2.0.
 
 ## Held-out figures
@@ -60,14 +61,14 @@ model.predict("scene.png", "Describe <Prompt0>.", prompts=[Box(10, 20, 30, 40)])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs=2, help="run folders of both finished stages")
+    parser.add_argument("--run", type=Path, nargs=3, help="run folders of the finished stages")
     parser.add_argument("--out", type=Path, default=Path("sail_lightning/zoo/sail-tiny"))
     parser.add_argument("--samples", type=int, default=2000, help="held-out questions per row of the table")
     given = parser.parse_args()
     registry.discover()
     runs = given.run or train()
     checkpoints = [folder / "checkpoints" / "last.ckpt" for folder in runs]
-    PixelSAIL.load_from_checkpoint(checkpoints[1], map_location="cpu").save_pretrained(given.out, dtype=torch.float16)
+    PixelSAIL.load_from_checkpoint(checkpoints[-1], map_location="cpu").save_pretrained(given.out, dtype=torch.float16)
     # What is shipped is what is measured: the stored weights, read back.
     shipped = PixelSAIL.from_pretrained(given.out)
     untrained = PixelSAIL(**read_config(given.out))
@@ -84,10 +85,7 @@ def main() -> None:
         draw_learning_curve(joined([run / "metrics.csv" for run in runs], Path(folder)), given.out / "curve.png")
     card = CARD.format(
         parameters=sum(parameter.numel() for parameter in shipped.model.parameters()) / 1e6,
-        words=WORDS,
-        regions=REGIONS,
-        steps=[torch.load(path, map_location="cpu", weights_only=True)["global_step"] for path in checkpoints],
-        minutes=[minutes_of(run / "config.yaml", path) for run, path in zip(runs, checkpoints, strict=True)],
+        stages="\n".join(map(stage_line, runs, checkpoints)),
         samples=given.samples,
         table=table,
     )
@@ -96,18 +94,25 @@ def main() -> None:
 
 
 def train() -> list[Path]:
-    """Both stages; returns their run folders."""
-    first = run(["fit", "-c", WORDS])
-    folder = loud_prompts(first.model).save_pretrained(first.folder / "model")
-    return [first.folder, run(["fit", "-c", WORDS, "-c", REGIONS, f"--model.weights={folder}"]).folder]
+    """All stages; returns their run folders."""
+    words = run(["fit", "-c", WORDS])
+    start = loud_prompts(words.model).save_pretrained(words.folder / "model")
+    regions = run(["fit", "-c", WORDS, "-c", REGIONS, f"--model.weights={start}", "--name=sail_tiny_regions"])
+    middle = PixelSAIL.load_from_checkpoint(regions.folder / "checkpoints" / "last.ckpt", map_location="cpu")
+    start = middle.save_pretrained(regions.folder / "model")
+    return [
+        words.folder,
+        regions.folder,
+        run(["fit", "-c", WORDS, "-c", ALL, f"--model.weights={start}", "--name=sail_tiny"]).folder,
+    ]
 
 
 def loud_prompts(model: PixelSAIL) -> PixelSAIL:
     """Draws the prompts anew, about as loud as patches, before the stage that is about them.
 
-    Patch embeddings have grown to a norm of 60 by then, and prompts, seldom asked for, are a tenth of that and nearly
-    equal to each other: the network does not hear which is which, and 2,000 steps of the second stage did not mend it.
-    Drawn anew with a norm of 28, regions are segmented after 300.
+    Patch embeddings have grown to a norm of 60 by then, and prompts, seldom asked for, are a sixth of that and nearly
+    equal to each other: the network does not hear which is which. Two thousand steps on a mixture of tasks did not mend
+    it; drawn anew with a norm of 28, and asked about alone, regions are segmented after 300.
     """
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -133,9 +138,19 @@ def joined(tables: list[Path], folder: Path) -> Path:
     return path
 
 
-def minutes_of(config: Path, checkpoint: Path) -> float:
-    """How long a run took: from its resolved config, written first, to its last checkpoint."""
-    return (checkpoint.stat().st_mtime - config.stat().st_mtime) / 60
+def stage_line(folder: Path, checkpoint: Path) -> str:
+    """What a stage was: its packaged config, steps and minutes (from its resolved config to its last checkpoint)."""
+    config = folder / "config.yaml"
+    minutes = (checkpoint.stat().st_mtime - config.stat().st_mtime) / 60
+    steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    ranks = settings["trainer"]["devices"] if isinstance(settings["trainer"]["devices"], int) else 1
+    budget = settings["data"]["token_budget"]
+    tasks = settings["data"]["train"]["init_args"]["tasks"]
+    shares = (
+        ", ".join(f"{name} {weight:g}" for name, weight in tasks.items()) if tasks else "the laboratory's own mixture"
+    )
+    return f"  - {steps:,} steps of {ranks} x {budget:,} tokens, {minutes:.0f} minutes on {ranks} CPU core(s): {shares}"
 
 
 if __name__ == "__main__":

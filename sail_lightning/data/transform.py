@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,8 @@ class Encoder:
             return self._encode(sample, answers)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            told = not name or (name == str(sample.image) and name in str(error))
+            # Faults of a file name it themselves, in its plain form.
+            told = not name or (name == str(sample.image) and str(Path(name)) in str(error))
             raise type(error)(str(error) if told else f"{name}: {error}") from None
 
     def _encode(self, sample: Sample, answers: bool) -> EncodedSample:

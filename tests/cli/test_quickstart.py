@@ -48,11 +48,15 @@ def test_the_zoo_script_packs_a_finished_run(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     out = tmp_path / "packed"
-    runs = [str(run_folder), str(run_folder)]
+    runs = [str(run_folder)] * 3
     monkeypatch.setattr(sys, "argv", [str(path), "--run", *runs, "--out", str(out), "--samples", "20"])
     script.main()
     card = (out / "README.md").read_text()
-    assert "2 steps" in card and "| untrained |" in card and capsys.readouterr().out.strip().splitlines()[-1] in card
+    assert (
+        card.count("2 steps of 1 x 400 tokens") == 3
+        and "| untrained |" in card
+        and capsys.readouterr().out.strip().splitlines()[-1] in card
+    )
     assert {path.name for path in out.iterdir()} == {
         "README.md", "config.yaml", "curve.png", "model.safetensors", "tokenizer.json",
     }  # fmt: skip
