@@ -81,8 +81,8 @@ class Encoder:
             return self._encode(sample, answers)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            # Faults of a file name it themselves, in its plain form.
-            told = not name or (name == str(sample.image) and str(Path(name)) in str(error))
+            own_file = isinstance(sample.image, str | Path) and name == str(Path(sample.image))
+            told = not name or (own_file and name in str(error))  # faults of a file name it themselves
             raise type(error)(str(error) if told else f"{name}: {error}") from None
 
     def _encode(self, sample: Sample, answers: bool) -> EncodedSample:
