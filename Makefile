@@ -13,7 +13,7 @@ PY := $(BIN)/python
 UV := VIRTUAL_ENV="$(CURDIR)/.venv" UV_HTTP_TIMEOUT=300 $(BIN)/uv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' constraints.txt)
 READY := .venv/.ready
-# Threads of one process: tests are many small tensors, for which more threads than workers only wait for each other.
+# Threads of one process: tests and the later stages of the zoo (two processes) are many small tensors, for which more threads than workers only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=10
 
@@ -49,7 +49,7 @@ quickstart: $(READY) ## train, test and predict from nothing, in less than 15 mi
 	$(BIN)/sail-lightning quickstart --out runs/quickstart
 
 zoo: $(READY) ## train the sail-tiny model that ships with the package (an hour or two)
-	$(PY) examples/train_sail_tiny.py
+	$(TEST_ENV) $(PY) examples/train_sail_tiny.py
 
 test: $(READY) ## what continuous integration runs
 	$(PYTEST) -m "not slow"

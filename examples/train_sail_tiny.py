@@ -1,8 +1,8 @@
-"""Trains `sail-tiny` in three stages, tests it, and writes its model folder and card: `make zoo`.
+"""Trains `sail-tiny` in four stages, tests it, and writes its model folder and card: `make zoo`.
 
-    python examples/train_sail_tiny.py [--run WORDS REGIONS ALL] [--out FOLDER]
+    python examples/train_sail_tiny.py [--run RUN RUN RUN RUN] [--out FOLDER]
 
-With `--run`, three finished run folders are packed without training again.
+With `--run`, the run folders of four finished stages are packed without training again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.evaluation import measure
 from sail_lightning.metrics.table import markdown_table
 
-WORDS, REGIONS, ALL = "experiment/sail_tiny_words", "experiment/sail_tiny_regions", "experiment/sail_tiny"
+FIRST = "experiment/sail_tiny_words"
+LATER = ("experiment/sail_tiny_regions", "experiment/sail_tiny", "experiment/sail_tiny_choice")
+"""Configs of the stages; each of the later ones goes on top of the first and starts from the weights before it."""
+
 CARD = """\
 # sail-tiny
 
@@ -34,7 +37,7 @@ patches of 8 pixels), learnable upsampling to stride 4, visual prompts fused ear
 synthetic laboratory and knows nothing else: photographs show the interface, not skill.
 
 - Data: `LaboratorySource(split="train", max_objects=4)`, all tasks, endless; generated, no licence attached.
-- Command: `make zoo`. Three stages, each from the weights of the one before, seed 0:
+- Command: `make zoo`. Four stages, each from the weights of the one before, seed 0:
 {stages}
   Weights are stored as float16.
 - Licence: Apache-2.0.
@@ -61,7 +64,7 @@ model.predict("scene.png", "Describe <Prompt0>.", prompts=[Box(10, 20, 30, 40)])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs=3, help="run folders of the finished stages")
+    parser.add_argument("--run", type=Path, nargs=1 + len(LATER), help="run folders of the finished stages")
     parser.add_argument("--out", type=Path, default=Path("sail_lightning/zoo/sail-tiny"))
     parser.add_argument("--samples", type=int, default=2000, help="held-out questions per row of the table")
     given = parser.parse_args()
@@ -95,16 +98,17 @@ def main() -> None:
 
 def train() -> list[Path]:
     """All stages; returns their run folders."""
-    words = run(["fit", "-c", WORDS])
+    words = run(["fit", "-c", FIRST])
     start = loud_prompts(words.model).save_pretrained(words.folder / "model")
-    regions = run(["fit", "-c", WORDS, "-c", REGIONS, f"--model.weights={start}", "--name=sail_tiny_regions"])
-    middle = PixelSAIL.load_from_checkpoint(regions.folder / "checkpoints" / "last.ckpt", map_location="cpu")
-    start = middle.save_pretrained(regions.folder / "model")
-    return [
-        words.folder,
-        regions.folder,
-        run(["fit", "-c", WORDS, "-c", ALL, f"--model.weights={start}", "--name=sail_tiny"]).folder,
-    ]
+    folders = [words.folder]
+    for config in LATER:
+        name = config.rpartition("/")[2]
+        stage = run(["fit", "-c", FIRST, "-c", config, f"--model.weights={start}", f"--name={name}"])
+        # Read back from disk: with two processes, this one has not trained.
+        trained = PixelSAIL.load_from_checkpoint(stage.folder / "checkpoints" / "last.ckpt", map_location="cpu")
+        start = trained.save_pretrained(stage.folder / "model")
+        folders.append(stage.folder)
+    return folders
 
 
 def loud_prompts(model: PixelSAIL) -> PixelSAIL:
