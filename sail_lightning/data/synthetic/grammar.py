@@ -312,7 +312,8 @@ class Interviewer:
         prompt, name = self._prompt(index)
         listed = " ".join(f"{letter}: {text}" for letter, text in zip(LETTERS, choices, strict=False))
         question = CHOICE.format(name, listed)
-        return Draft("choice", question, f"{LETTERS[place]}.", prompt=prompt, choices=choices, about=(index,))
+        # In words, as the official region classes are answered; a letter alone takes a small model far longer to learn.
+        return Draft("choice", question, f"{right}.", prompt=prompt, choices=choices, about=(index,))
 
     def region(self) -> Draft | None:
         """The mask of a region."""
