@@ -25,13 +25,13 @@ def run(args: list[str]) -> int:
     """Trains, tests and predicts; returns the exit code."""
     parser = Parser(
         prog="sail-lightning quickstart",
-        description="Trains a small referring model from nothing (at most 8 minutes), tests it and the packaged "
+        description="Trains a small referring model from nothing (at most 7 minutes), tests it and the packaged "
         "sail-tiny on held-out data, and predicts on held-out scenes and photographs.",
     )
     parser.add_argument("--out", default="runs/quickstart", help="folder of the report and the run (runs/quickstart)")
     parser.add_argument("--model", default="sail-tiny", help="the trained model to test: a folder or a packaged name")
     parser.add_argument("--steps", type=int, help="train this many steps only")
-    parser.add_argument("--samples", type=int, default=1000, help="held-out questions per test (1000)")
+    parser.add_argument("--samples", type=int, default=600, help="held-out questions per test (600)")
     given = parser.parse_args(args)
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
