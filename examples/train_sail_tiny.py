@@ -1,8 +1,8 @@
-"""Trains `sail-tiny` in four stages, tests it, and writes its model folder and card: `make zoo`.
+"""Trains `sail-tiny` in five stages, tests it, and writes its model folder and card: `make zoo`.
 
-    python examples/train_sail_tiny.py [--run RUN RUN RUN RUN] [--out FOLDER]
+    python examples/train_sail_tiny.py [--run RUN RUN RUN RUN RUN] [--out FOLDER]
 
-With `--run`, the run folders of four finished stages are packed without training again.
+With `--run`, the run folders of five finished stages are packed without training again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from sail_lightning.evaluation import measure
 from sail_lightning.metrics.table import markdown_table
 
 FIRST = "experiment/sail_tiny_words"
-LATER = ("experiment/sail_tiny_regions", "experiment/sail_tiny", "experiment/sail_tiny_choice")
+LATER = (
+    "experiment/sail_tiny_regions",
+    "experiment/sail_tiny",
+    "experiment/sail_tiny_choice",
+    "experiment/sail_tiny_finish",
+)
 """Configs of the stages; each of the later ones goes on top of the first and starts from the weights before it."""
 
 CARD = """\
@@ -37,7 +42,7 @@ patches of 8 pixels), learnable upsampling to stride 4, visual prompts fused ear
 synthetic laboratory and knows nothing else: photographs show the interface, not skill.
 
 - Data: `LaboratorySource(split="train", max_objects=4)`, all tasks, endless; generated, no licence attached.
-- Command: `make zoo`. Four stages, each from the weights of the one before, seed 0:
+- Command: `make zoo`. Five stages, each from the weights of the one before, seed 0:
 {stages}
   Weights are stored as float16.
 - Licence: Apache-2.0.

@@ -48,12 +48,12 @@ def test_the_zoo_script_packs_a_finished_run(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     out = tmp_path / "packed"
-    runs = [str(run_folder)] * 4
+    runs = [str(run_folder)] * 5
     monkeypatch.setattr(sys, "argv", [str(path), "--run", *runs, "--out", str(out), "--samples", "20"])
     script.main()
     card = (out / "README.md").read_text()
     assert (
-        card.count("2 steps of 1 x 400 tokens") == 4
+        card.count("2 steps of 1 x 400 tokens") == 5
         and "| untrained |" in card
         and capsys.readouterr().out.strip().splitlines()[-1] in card
     )
