@@ -116,10 +116,6 @@ def steps() -> list[Step]:
     return found
 
 
-def missing_model() -> bool:
-    return not checkpoint.is_folder(PACKAGED)
-
-
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that looks like a clone to a reader, with a photograph and the run that the README starts with."""
@@ -151,8 +147,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("step", steps(), ids=lambda step: step.place)
 def test_what_a_page_says_to_do_works(step: Step, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if PACKAGED in step.text and missing_model():
-        pytest.skip(f"{PACKAGED} is not packed yet (make zoo)")
     if step.kind == "file":
         (desk / step.words[0]).write_text(step.text, encoding="utf-8")
     elif step.kind == "python":
@@ -264,7 +258,6 @@ def test_last_line_of_the_quickstart_is_quoted_with_its_figures() -> None:
     assert re.fullmatch(rf"quickstart: {expected} report=runs/quickstart/report\.md", last)
 
 
-@pytest.mark.skipif(missing_model(), reason=f"{PACKAGED} is not packed yet (make zoo)")
 def test_figures_of_the_packaged_model_are_those_of_its_card() -> None:
     card = table((checkpoint.locate(PACKAGED) / checkpoint.CARD).read_text(encoding="utf-8"))
     quoted = table(marked("sail-tiny-results"))

@@ -70,7 +70,6 @@ NOISE = (
     ".*The dirpath has changed from.*",
     ".*could not find the monitored key.*",
     ".*The `srun` command is available.*",
-    ".*You have overridden `transfer_batch_to_device`.*",
     ".*Please add the following callbacks.*Timer.*",
 )
 """Warnings about what is meant so."""
