@@ -39,7 +39,7 @@ class Counts:
 class PackedBatch:
     """T tokens of several samples. Index tensors are int64 rows of the packed row.
 
-    `ids` (T,), `positions` (3, T), `plan`: who may look where.
+    `ids` (T,), `positions` (3, T), `vision` (T,) bool, True at vision tokens, `plan`: who may look where.
     `patches` (N, 3*P*P) uint8 belong at `patch_rows` (N,); `grids` are the (rows, columns) of each picture, in order.
     `regions`: the visual prompts.
     `target_rows` (S,) predict `target_ids` (S,), each with a weight `target_weights` (S,) float32.
@@ -51,6 +51,7 @@ class PackedBatch:
 
     ids: Tensor
     positions: Tensor
+    vision: Tensor
     plan: AttentionPlan
     patches: Tensor
     patch_rows: Tensor

@@ -129,15 +129,6 @@ def generate(
     return [Generation(ids, mask, finish) for (ids, finish), mask in zip(answers, masks, strict=True)]
 
 
-def _prefix_length(item: EncodedSample) -> int:
-    """Tokens up to the last picture's `</vision>`."""
-    total, last = 0, 0
-    for span in item.sequence.spans:
-        total += span.length
-        last = total if span.kind == "image" else last
-    return last
-
-
 def _prefix_key(item: EncodedSample, length: int) -> bytes:
     digest = hashlib.blake2b(item.patches.tobytes())
     digest.update(item.sequence.ids[:length].tobytes())
@@ -148,7 +139,7 @@ def _prefix_key(item: EncodedSample, length: int) -> bytes:
 
 
 def _read_prefixes(model: SailModel, samples: Sequence[EncodedSample], rows: Sequence[Tensor]) -> _Prefixes:
-    lengths = [_prefix_length(item) for item in samples]
+    lengths = [item.sequence.prefix for item in samples]
     first: dict[bytes, int] = {}
     owner = []
     members: list[int] = []
@@ -165,7 +156,8 @@ def _read_prefixes(model: SailModel, samples: Sequence[EncodedSample], rows: Seq
     positions = _padded_positions([samples[i].sequence.positions[:, : lengths[i]] for i in members], embeddings.device)
     cache = PaddedCache(torch.zeros(len(members), dtype=torch.int64, device=embeddings.device), width)
     cache.expect(width, width, _prefix_mask([samples[i] for i in members], lengths, members, width, embeddings.device))
-    hidden = model.backbone.decode(embeddings, positions, cache)
+    seen = _padded([_vision(samples[i], embeddings.device)[: lengths[i]] for i in members])
+    hidden = model.backbone.decode(embeddings, positions, cache, seen)
     vision, grids = [], []
     for place, i in enumerate(members):
         sequence = samples[i].sequence
@@ -217,21 +209,26 @@ def _decode(
     )
     new = embeddings.shape[1]
     cache.expect(new, max(lengths) + new)
-    hidden = model.backbone.decode(embeddings, positions, cache)
+    seen = _padded([_vision(item, device)[length:] for item, length in zip(samples, lengths, strict=True)])
+    hidden = model.backbone.decode(embeddings, positions, cache, seen)
     last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=device)
     state = hidden[torch.arange(len(samples), device=device), last]
     cache.offsets = torch.tensor(totals, device=device)
     next_position = torch.tensor([item.sequence.next_position for item in samples], device=device)
 
-    answers: list[list[int]] = [[] for _ in samples]
+    # An answer that was begun counts like one's own words: its [SEG] have masks.
+    answers = [item.sequence.ids[len(item) - item.answer_tokens :].tolist() for item in samples]
+    states: list[list[Tensor]] = []
+    for place, (item, length) in enumerate(zip(samples, lengths, strict=True)):
+        begun = item.seg_rows[item.seg_rows >= len(item) - item.answer_tokens] - length
+        states.append(list(hidden[place, torch.from_numpy(begun).to(device)]))
     finish = ["length"] * len(samples)
-    states: list[list[Tensor]] = [[] for _ in samples]
     active = list(range(len(samples)))
     for step in range(max_new_tokens + 1):
         chosen = model.backbone.logits(state).argmax(-1)
         going: list[int] = []
         for place, (index, token) in enumerate(zip(active, chosen.tolist(), strict=True)):
-            if token in (tokens.end, tokens.turn_end):
+            if token in tokens.stops:
                 finish[index] = "end"
             elif step < max_new_tokens:
                 answers[index].append(token)
@@ -251,7 +248,8 @@ def _decode(
             active = [active[place] for place in going]
         cache.expect(1, max(totals[index] for index in active) + step + 1)
         embedded = model.backbone.embed_tokens(chosen)[:, None]
-        state = model.backbone.decode(embedded, next_position.expand(3, -1)[..., None], cache)[:, 0]
+        positions, words = next_position.expand(3, -1)[..., None], torch.zeros_like(chosen, dtype=torch.bool)[:, None]
+        state = model.backbone.decode(embedded, positions, cache, words)[:, 0]
         cache.offsets = cache.offsets + 1
         next_position = next_position + 1
         for place, index in enumerate(active):
@@ -290,6 +288,10 @@ def _masks(
         logits = MaskHead.logits(model.mask_head.queries(torch.stack(list(own))), keys[prefixes.owner[index]])
         # One at a time: at the size of a photograph, logits of many masks are gigabytes.
         yield torch.cat([resize(one, size) > 0 for one in logits.float().split(1)]).cpu().numpy()
+
+
+def _vision(item: EncodedSample, device: torch.device) -> Tensor:
+    return torch.from_numpy(item.sequence.vision).to(device)
 
 
 def _padded(blocks: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,17 +21,21 @@ from torch import Tensor, nn
 
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.registry import socket
+from sail_lightning.sequence import PictureLayout
+from sail_lightning.templates import SOLO_CHAT, Chat
 
 
 @dataclass(frozen=True)
 class Dims:
     """Sizes that plugins agree on. Zero means: not published yet.
 
-    `vocab_size` comes from the tokenizer; `hidden_size` and `patch_size` (pixels per vision token) from the backbone;
+    `vocab_size` comes from the tokenizer, and how many of its last words are `new_words`, which no pretrained decoder
+    knows; `hidden_size` and `patch_size` (pixels per vision token) from the backbone;
     `feature_channels` and `feature_stride` (pixels per mask feature) from the upsampler.
     """
 
     vocab_size: int = 0
+    new_words: int = 0
     hidden_size: int = 0
     patch_size: int = 0
     feature_channels: int = 0
@@ -65,16 +70,24 @@ class Plugin(nn.Module, ABC):
     def build(self, dims: Dims) -> Dims:
         """Makes the weights; returns `dims` with what this plugin publishes."""
 
+    def stored_args(self) -> dict[str, Any]:
+        """Arguments that make this plugin again where the files it was made from are gone. Asked after `build`."""
+        return getattr(self, "init_args", {})
 
-def to_spec(value: Any) -> Any:
-    """A plugin, or a container of them, as `class_path` and `init_args`, the form that YAML and checkpoints hold."""
+
+def to_spec(value: Any, stored: bool = False) -> Any:
+    """A plugin, or a container of them, as `class_path` and `init_args`, the form that YAML and checkpoints hold.
+
+    `stored`: of built plugins, with the arguments that a stored model needs (`Plugin.stored_args`).
+    """
     if isinstance(value, Plugin):
-        init_args = {key: to_spec(item) for key, item in getattr(value, "init_args", {}).items()}
+        given = value.stored_args() if stored else getattr(value, "init_args", {})
+        init_args = {key: to_spec(item, stored) for key, item in given.items()}
         return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": init_args}
     if isinstance(value, dict):
-        return {key: to_spec(item) for key, item in value.items()}
+        return {key: to_spec(item, stored) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_spec(item) for item in value]
+        return [to_spec(item, stored) for item in value]
     return value
 
 
@@ -110,26 +123,40 @@ class Backbone(Plugin):
     """Which single transformer? Reads patches and words as one sequence.
 
     `build` publishes `hidden_size` and `patch_size`; `vocab_size` is given. Hidden states are those after the final
-    norm, which both the language head and the mask head read.
+    norm, which both the language head and the mask head read. How its sequence is laid out is a property of the class.
     """
 
-    prefix: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    chat: ClassVar[Chat] = SOLO_CHAT
+    """The words around questions and answers."""
+    picture: ClassVar[PictureLayout] = PictureLayout()
+    """What stands around and among a picture's patches; ids below zero are learned vectors of the backbone."""
+    resize: ClassVar[Literal["longest", "area"]] = "longest"
+    """How pictures are resized: the longest side to at most `max_side`, or the area to about `max_side` squared."""
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Token ids (T,) int64 to embeddings (T, D)."""
 
     @abstractmethod
-    def embed_patches(self, patches: Tensor) -> Tensor:
-        """Raw patches (N, 3*P*P) uint8, channel first (C, row, column), to embeddings (N, D)."""
+    def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Raw patches (N, 3*P*P) uint8, channel first (C, row, column), to embeddings (N, D).
+
+        `grids` are the (rows, columns) of the pictures that they make up, in order.
+        """
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        """Packed embeddings (T, D) and positions (3, T) to hidden states (T, D)."""
+    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
+        """Packed embeddings (T, D) and positions (3, T) to hidden states (T, D).
+
+        `vision` (T,) bool is True at vision tokens, for weights that differ by modality.
+        """
 
     @abstractmethod
-    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        """New tokens (B, S, D) at positions (3, B, S), after those in the cache, to hidden states (B, S, D)."""
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
+        """New tokens (B, S, D) at positions (3, B, S), after those in the cache, to hidden states (B, S, D).
+
+        `vision` (B, S) bool is True at vision tokens.
+        """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
@@ -174,6 +201,10 @@ class PromptEncoder(Plugin):
 
     num_prompts: int = 15
     """How many tokens `<Prompt0>`, `<Prompt1>`, ... there are."""
+    overlap: Literal["sum", "last"] = "sum"
+    """A patch under several regions belongs to all of them, or to the last one only (official)."""
+    coverage: Literal["cover", "nearest", "nearest_floor"] = "cover"
+    """Which patches a region covers; see `vision.patch_coverage`."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:

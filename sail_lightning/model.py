@@ -89,9 +89,9 @@ class SailModel(nn.Module):
         self.mask_channels = mask_channels
         self.dims = Dims()
 
-    def build(self, vocab_size: int) -> Dims:
-        """Makes all weights, in order; returns what the plugins published."""
-        dims = self.backbone.build(Dims(vocab_size=vocab_size))
+    def build(self, vocab_size: int, new_words: int = 0) -> Dims:
+        """Makes all weights, in order; returns what the plugins published. `new_words`: see `Dims`."""
+        dims = self.backbone.build(Dims(vocab_size=vocab_size, new_words=new_words))
         dims = self.upsampler.build(dims)
         dims = self.prompt_encoder.build(dims)
         self.mask_head = MaskHead(dims.hidden_size, dims.feature_channels, self.mask_channels)
@@ -101,14 +101,14 @@ class SailModel(nn.Module):
     def embed(self, batch: PackedBatch) -> Tensor:
         """Words, patches and regions as one row of embeddings (T, D)."""
         embeddings = self.backbone.embed_tokens(batch.ids)
-        patches = self.backbone.embed_patches(batch.patches)
+        patches = self.backbone.embed_patches(batch.patches, batch.grids)
         embeddings = embeddings.index_add(0, batch.patch_rows, patches.to(embeddings.dtype))
         region_tokens = self.backbone.embed_tokens(batch.regions.token_ids)
         return self.prompt_encoder(embeddings, batch.regions, region_tokens)
 
     def forward(self, batch: PackedBatch, taps: Collection[str] = ()) -> ModelOutput:
         """Reads a batch. `taps` are the student features that teachers want of every picture: `vision`, `mask`."""
-        hidden = self.backbone(self.embed(batch), batch.positions, batch.plan)
+        hidden = self.backbone(self.embed(batch), batch.positions, batch.plan, batch.vision)
         tokens = self.vision_tokens(hidden, batch)
         everything = range(len(batch.grids))
         mask = self.mask_features(tokens, batch.grids, everything if "mask" in taps else batch.seg_image, hidden)

@@ -99,7 +99,7 @@ class PixelSAIL(L.LightningModule):
             self.save_hyperparameters()
         self.config: dict[str, Any] = to_spec(plugins) | settings
         self.model = SailModel(backbone, upsampler, prompt_encoder, mask_channels)
-        self.tokens = Tokens(tokenizer, prompt_encoder.num_prompts)
+        self.tokens = Tokens(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture)
         self.max_side, self.max_tokens, self.max_new_tokens = max_side, max_tokens, max_new_tokens
         self.language_weight = language_weight
         self.language_loss = language_loss or LanguageLoss()
@@ -120,7 +120,7 @@ class PixelSAIL(L.LightningModule):
         """Makes all weights, once; Lightning calls this before it loads a checkpoint."""
         if self._built:
             return
-        dims = self.model.build(len(self.tokens))
+        dims = self.model.build(len(self.tokens), len(self.tokens.added))
         for name, teacher in self._teachers.items():
             teacher.build(dims)
             channels = dims.hidden_size if teacher.tap == "vision" else self.model.mask_channels
@@ -139,6 +139,9 @@ class PixelSAIL(L.LightningModule):
             self.model.prompt_encoder.num_prompts,
             self.max_side,
             self.max_tokens,
+            resize=self.model.backbone.resize,
+            overlap=self.model.prompt_encoder.overlap,
+            coverage=self.model.prompt_encoder.coverage,
         )
 
     def configure_optimizers(self) -> Any:
@@ -254,6 +257,7 @@ class PixelSAIL(L.LightningModule):
         text: str,
         prompts: Sequence[Prompt] = (),
         max_new_tokens: int | None = None,
+        answer_prefix: str = "",
     ) -> Prediction:
         """Answers one question about a picture.
 
@@ -262,15 +266,18 @@ class PixelSAIL(L.LightningModule):
             text: the question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
             prompts: regions, by their `id` or else by their place in the list.
             max_new_tokens: longest answer; the model's own setting if None.
+            answer_prefix: how the answer shall begin, such as `It is [SEG].`; part of the answer, masks included.
 
         Raises:
             SailError: a missing or broken picture, or a prompt that covers nothing of it.
             SailUsageError: an empty text or one over the limit, a prompt id that is out of range, given twice or named
                 without a prompt, `max_new_tokens` below 1.
         """
-        return self.predict_batch([(image, text, prompts)], max_new_tokens)[0]
+        return self.predict_batch([(image, text, prompts)], max_new_tokens, answer_prefix)[0]
 
-    def predict_batch(self, questions: Iterable[Question], max_new_tokens: int | None = None) -> list[Prediction]:
+    def predict_batch(
+        self, questions: Iterable[Question], max_new_tokens: int | None = None, answer_prefix: str = ""
+    ) -> list[Prediction]:
         """Answers many questions together; equal to one at a time. Pictures that occur twice are read once.
 
         Raises:
@@ -280,7 +287,9 @@ class PixelSAIL(L.LightningModule):
             raise SailUsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         self.configure_model()
         encoder = self.encoder
-        encoded = [encoder.encode(as_sample(question), answers=False) for question in questions]
+        encoded = [
+            encoder.encode(as_sample(question), answers=False, answer_prefix=answer_prefix) for question in questions
+        ]
         training = self.training
         self.eval()
         try:

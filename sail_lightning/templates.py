@@ -1,19 +1,57 @@
 """The words around a turn: one place, used by training, evaluation and inference alike, byte for byte.
 
-The official layout (`golden/README.md` section 4): the picture, then per turn `<|im_start|>user\\n{text}<|im_end|>\\n`
-and the answer followed by `<|endoftext|>`. There is no system prompt and no assistant header.
+Two layouts (`golden/README.md` sections 4 and 5 of the reference): SOLO's, of the paper's models, and Qwen's, of EVE.
+Neither has a system prompt.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-IMAGE_START, IMAGE_PATCH, IMAGE_END = "<vision>", "<vpatch>", "</vision>"
 TURN_START, TURN_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SEG, PHRASE_START, PHRASE_END = "[SEG]", "<p>", "</p>"
-LAYOUT_TOKENS = (END, TURN_START, TURN_END, IMAGE_START, IMAGE_PATCH, IMAGE_END)
-"""Tokens that lay out a sequence; a text may not contain them."""
 
+
+@dataclass(frozen=True)
+class Chat:
+    """The words around questions and answers.
+
+    A question stands between `question_start` and `question_end`; an answer is followed by the token `answer_end`.
+    Pictures come before the first question, or, with `picture_inside`, at its start, a line break after each.
+    """
+
+    question_end: str
+    answer_end: str
+    picture_inside: bool = False
+    question_start: str = f"{TURN_START}user\n"
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens that lay out a conversation; a text may not contain them."""
+        return (TURN_START, *self.stops)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Tokens that end an answer, whichever the model says."""
+        return (TURN_END, END)
+
+    def question(self, text: str, after_picture: bool = False) -> str:
+        """A question as it stands in the sequence; `after_picture`: what follows pictures inside it."""
+        start = "\n" if after_picture else self.question_start
+        return f"{start}{without_picture_mark(text)}{self.question_end}"
+
+    def answer(self, text: str) -> str:
+        """An answer as it stands in the sequence, its end included."""
+        return f"{text.strip()}{self.answer_end}"
+
+
+SOLO_CHAT = Chat(f"{TURN_END}\n", END)
+"""No assistant header, answers end with `<|endoftext|>`."""
+QWEN_CHAT = Chat(f"{TURN_END}\n{TURN_START}assistant\n", TURN_END, picture_inside=True)
+"""Qwen's, without a system prompt and with nothing between turns; the picture stands inside the first question."""
+
+_PICTURE_MARK = re.compile("<image>\n|\n<image>|<image>")
 _MASK_OF_PHRASE = re.compile(
     "(?:{0}((?:(?!{0}|{1}|{2}).)*){1}\\s*)?{2}".format(*map(re.escape, (PHRASE_START, PHRASE_END, SEG))), re.DOTALL
 )
@@ -24,14 +62,9 @@ def prompt_token(id: int) -> str:
     return f"<Prompt{id}>"
 
 
-def user_turn(text: str) -> str:
-    """A question as it stands in the sequence."""
-    return f"{TURN_START}user\n{text.strip()}{TURN_END}\n"
-
-
-def answer(text: str) -> str:
-    """An answer as it stands in the sequence, its end included."""
-    return f"{text.strip()}{END}"
+def without_picture_mark(text: str) -> str:
+    """A question without the literal `<image>` that some data sets put in it, and without space around it."""
+    return _PICTURE_MARK.sub("", text).strip()
 
 
 def phrases_of(text: str) -> tuple[str, ...]:

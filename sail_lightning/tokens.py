@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sail_lightning import templates
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.sequence import PictureLayout
 
 PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 """Tokenizers that ship with the package, by name."""
@@ -20,14 +21,24 @@ class Tokens:
     """A tokenizer with the model's special tokens, in one ordered table that is stored with the weights.
 
     `source` is a packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder. Special tokens that
-    it lacks are added at the end, in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, layout tokens first.
+    it lacks are added at the end (`added`), in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, those of `chat`
+    and `picture` first; one that has them keeps its own order.
     """
 
-    def __init__(self, source: str | Path = "laboratory", num_prompts: int = 15) -> None:
+    def __init__(
+        self,
+        source: str | Path = "laboratory",
+        num_prompts: int = 15,
+        chat: templates.Chat = templates.SOLO_CHAT,
+        picture: PictureLayout = PictureLayout(),  # noqa: B008 - frozen
+    ) -> None:
         self.source = str(source)
+        self.chat = chat
         self.tokenizer = _open(self.source)
         self.prompts = tuple(templates.prompt_token(index) for index in range(num_prompts))
-        wanted = (*templates.LAYOUT_TOKENS, templates.SEG, templates.PHRASE_START, templates.PHRASE_END, *self.prompts)
+        self._layout_tokens = (*chat.tokens, *picture.tokens)
+        marks = (templates.SEG, templates.PHRASE_START, templates.PHRASE_END)
+        wanted = tuple(dict.fromkeys((*self._layout_tokens, *marks, *self.prompts)))
         known = self.tokenizer.get_vocab()
         missing = [token for token in wanted if token not in known]
         if missing:
@@ -36,10 +47,10 @@ class Tokens:
             )
         table = self.tokenizer.get_vocab()
         self.ids = {token: table[token] for token in wanted}
-        self.seg, self.end, self.turn_end = (self.ids[t] for t in (templates.SEG, templates.END, templates.TURN_END))
-        self.image_start, self.patch, self.image_end = (
-            self.ids[t] for t in (templates.IMAGE_START, templates.IMAGE_PATCH, templates.IMAGE_END)
-        )
+        self.added = tuple(missing)
+        self.seg, self.end = self.ids[templates.SEG], self.ids[chat.answer_end]
+        self.stops = tuple(self.ids[token] for token in chat.stops)
+        self.picture = picture.resolve(self.ids)
         self.prompt_ids = tuple(self.ids[token] for token in self.prompts)
 
     def __len__(self) -> int:
@@ -47,19 +58,31 @@ class Tokens:
 
     @cached_property
     def _layout(self) -> re.Pattern[str]:
-        return re.compile("|".join(re.escape(token) for token in templates.LAYOUT_TOKENS))
+        return re.compile("|".join(re.escape(token) for token in self._layout_tokens))
 
-    def question(self, text: str) -> list[int]:
-        """Ids of a user turn.
+    def opening(self) -> list[int]:
+        """Ids of what stands before a picture inside the first question."""
+        return self._encode(self.chat.question_start)
+
+    def line_break(self) -> list[int]:
+        """Ids of what stands between pictures inside the first question."""
+        return self._encode("\n")
+
+    def question(self, text: str, after_picture: bool = False) -> list[int]:
+        """Ids of a user turn; `after_picture`: of the part that follows a picture inside it.
 
         Raises:
             SailUsageError: the text contains a token that lays out sequences, such as `<vpatch>`.
         """
-        return self._encode(templates.user_turn(self._checked(text)))
+        return self._encode(self.chat.question(self._checked(text), after_picture))
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer and its end; raises as `question`."""
-        return self._encode(templates.answer(self._checked(text)))
+        return self._encode(self.chat.answer(self._checked(text)))
+
+    def answer_prefix(self, text: str) -> list[int]:
+        """Ids of how an answer begins; raises as `question`."""
+        return self._encode(self._checked(text))
 
     def _checked(self, text: str) -> str:
         if found := self._layout.search(text):
@@ -71,7 +94,7 @@ class Tokens:
 
     def decode(self, ids: list[int]) -> str:
         """Text of an answer's ids, `[SEG]`, `<p>` and `</p>` kept, layout tokens dropped."""
-        layout = {self.ids[token] for token in templates.LAYOUT_TOKENS}
+        layout = {self.ids[token] for token in self._layout_tokens}
         kept = [id for id in ids if id not in layout]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)).strip()
 

@@ -19,17 +19,26 @@ from sail_lightning.errors import SailError
 
 MAX_SIDE = 1024
 """Longest side of a resized picture, in pixels (official default)."""
+ResizeRule = Literal["longest", "area"]
+CoverageRule = Literal["cover", "nearest", "nearest_floor"]
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """Per-channel mean and standard deviation of pixels in [0, 1] (ImageNet's, as in the official code)."""
 
 
-def resized_size(size: tuple[int, int], patch: int, max_side: int = MAX_SIDE) -> tuple[int, int]:
+def resized_size(
+    size: tuple[int, int], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
+) -> tuple[int, int]:
     """The (height, width), multiples of `patch`, that a picture of (height, width) is resized to.
 
-    Official rule: the longer side is rounded up to a multiple of the patch and capped; the shorter follows, rounded up
-    (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme shapes).
+    `longest` (Pixel-SAIL): the longer side is rounded up to a multiple of the patch and capped; the shorter follows,
+    rounded up (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme
+    shapes). `area` (EVE): small pictures are enlarged, large ones shrunk, to about `max_side` squared pixels.
     """
+    if rule == "area":
+        ratio = math.sqrt(size[0] * size[1]) / max_side
+        height, width = (max(math.ceil(side / ratio / patch) * patch, patch) for side in size)
+        return height, width
     longer, shorter = max(size), min(size)
     new_longer = min(math.ceil(longer / patch) * patch, max_side)
     new_shorter = max(math.ceil(int(new_longer * shorter / longer) / patch) * patch, patch)
@@ -57,15 +66,16 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
 
 
 def patchify(
-    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE
+    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """A picture (H, W, 3) to patches (rows*columns, 3*P*P) uint8, row by row, and the grid (rows, columns).
 
-    Resized bilinearly with antialiasing (PIL), as the official code does.
+    Resized by PIL with antialiasing as the official code does: bilinearly, or, by the rule `area`, bicubically.
     """
-    height, width = resized_size(image.shape[:2], patch, max_side)
+    height, width = resized_size(image.shape[:2], patch, max_side, rule)
     if image.shape[:2] != (height, width):
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        filter = Image.Resampling.BICUBIC if rule == "area" else Image.Resampling.BILINEAR
+        image = np.asarray(Image.fromarray(image).resize((width, height), filter))
     grid = (height // patch, width // patch)
     cells = image.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(cells).reshape(grid[0] * grid[1], 3 * patch * patch), grid
@@ -135,34 +145,36 @@ def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
 
 
 def patch_coverage(
-    mask: BoolMask, grid: tuple[int, int], patch: int, rule: Literal["cover", "nearest"] = "cover"
+    mask: BoolMask, grid: tuple[int, int], patch: int, rule: CoverageRule = "cover"
 ) -> NDArray[np.bool_]:
     """The patches (rows, columns) of the resized picture that a mask (H, W) touches.
 
-    `cover` puts the mask straight onto the grid: nothing that is on is ever lost. `nearest` is the official rule,
-    which first resizes the mask with nearest neighbours; the two differ only where a picture shrinks, and there thin
-    regions vanish under `nearest`.
+    `cover` puts the mask straight onto the grid: nothing that is on is ever lost. The official rules first resize the
+    mask with nearest neighbours, `nearest` as PIL does (Pixel-SAIL) and `nearest_floor` as torch does (EVE); they
+    differ from `cover` where a picture shrinks, and there thin regions vanish.
     """
-    rows = _ranges(mask.shape[0], grid[0], patch, rule)
-    columns = _ranges(mask.shape[1], grid[1], patch, rule)
-    if rule == "nearest":
-        row_source = _nearest_sources(mask.shape[0], grid[0] * patch)
-        column_source = _nearest_sources(mask.shape[1], grid[1] * patch)
+    if rule != "cover":
+        row_source = _nearest_sources(mask.shape[0], grid[0] * patch, rule)
+        column_source = _nearest_sources(mask.shape[1], grid[1] * patch, rule)
         small = mask[row_source][:, column_source]
         return np.asarray(small.reshape(grid[0], patch, grid[1], patch).any(axis=(1, 3)))
+    rows = _ranges(mask.shape[0], grid[0], patch)
+    columns = _ranges(mask.shape[1], grid[1], patch)
     padded = np.pad(mask, ((0, 1), (0, 1)))
     by_row = np.logical_or.reduceat(padded, rows.ravel(), axis=0)[::2]
     return np.logical_or.reduceat(by_row, columns.ravel(), axis=1)[:, ::2]
 
 
-def _nearest_sources(old: int, new: int) -> NDArray[np.int64]:
+def _nearest_sources(old: int, new: int, rule: CoverageRule) -> NDArray[np.int64]:
+    if rule == "nearest_floor":  # torch computes in single precision
+        return np.minimum((np.arange(new) * np.float32(old / new)).astype(np.int64), old - 1)
     return np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.int64), old - 1)
 
 
-def _ranges(old: int, cells: int, patch: int, rule: str) -> NDArray[np.int64]:
+def _ranges(old: int, cells: int, patch: int) -> NDArray[np.int64]:
     """Source pixels [first, end) of each cell along one side: those that nearest neighbours would read, and, where
     a picture shrinks, also those that they would skip."""
-    sources = _nearest_sources(old, cells * patch)
+    sources = _nearest_sources(old, cells * patch, "nearest")
     first, end = sources[::patch].copy(), sources[patch - 1 :: patch] + 1
     first[0] = 0
     first[1:] = np.minimum(first[1:], end[:-1])

@@ -1,5 +1,6 @@
 """Backbones: which single transformer reads patches and words?"""
 
+from sail_lightning.plugins.backbones.decoder import SailDecoder
 from sail_lightning.plugins.backbones.sail_qwen import SailQwen
 
-__all__ = ["SailQwen"]
+__all__ = ["SailDecoder", "SailQwen"]

@@ -1,28 +1,13 @@
-"""`SailQwen`: an encoder-free Qwen2-family decoder, as in SOLO and Pixel-SAIL.
-
-The decoder is Hugging Face's `Qwen2_5_VLTextModel`, composed: our attention function is registered with it, and the
-M-RoPE sections are [0, E/4, E/4] (fast frequencies turn with the height position, slow ones with the width), which is
-bit-equal to the official formula.
-"""
+"""`SailQwen`: an encoder-free Qwen2-family decoder, as in SOLO, SAIL and Pixel-SAIL, in the sizes of the paper."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, Qwen2_5_VLTextModel
-
 from sail_lightning.errors import SailUsageError
-from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
-from sail_lightning.plan import AttentionPlan
-from sail_lightning.plugins.attention import resolve
+from sail_lightning.interfaces import Attention
+from sail_lightning.plugins.backbones.decoder import SailDecoder
 from sail_lightning.registry import register
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
 
 PRESETS: dict[str, dict[str, Any]] = {
     # A laboratory model: pictures of 8 x 8 patches need rotary frequencies that turn within a few patches.
@@ -66,44 +51,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Sizes of the Qwen2.5 family (0.5B and 3B) and of the laboratory model."""
 
 
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    scaling: float,
-    sail_attend: Callable[[Tensor, Tensor, Tensor, float], Tensor],
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What Hugging Face's layers call: (B, H, S, E) in, (B, S, H, E) out; the kernel arrives as a keyword."""
-    return sail_attend(query, key, value, scaling), None
-
-
-# No mask function is registered under this name, so Hugging Face builds no mask either.
-AttentionInterface.register("sail_lightning", _attend)
-
-
-class _Rotary(Qwen2_5_VLRotaryEmbedding):
-    """Keeps its frequencies float32 under `.bfloat16()`: rounded ones are off by 1 rad at position 1000."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Rotary:
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                self.register_buffer(name, buffer.to(moved.device), persistent=False)
-        return self
-
-
 @register
-class SailQwen(Backbone):
+class SailQwen(SailDecoder):
     """The paper's single transformer.
 
     Args:
         size: preset; every other size below overrides it.
+        pretrained: a local Hugging Face folder of Qwen2, Qwen2.5 or Qwen3, or of SOLO or SAIL style, to start from, in
+            place of sizes; name it as the tokenizer too.
+        config: the words of such a folder's config.json, in place of sizes (a stored model has them).
         attention: kernel, or `auto` for the best that runs here.
         patch_size: pixels per patch side.
         hidden_size: D.
@@ -119,9 +75,13 @@ class SailQwen(Backbone):
         activation_checkpointing: recompute each layer in the backward pass to save memory.
     """
 
+    families = ("qwen2", "qwen3")
+
     def __init__(
         self,
         size: Literal["tiny", "0.5b", "3b"] = "tiny",
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
         attention: Attention | Literal["auto"] = "auto",
         patch_size: int | None = None,
         hidden_size: int | None = None,
@@ -135,9 +95,7 @@ class SailQwen(Backbone):
         embedding_range: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
         given = {
-            "patch_size": patch_size,
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "num_hidden_layers": num_layers,
@@ -148,90 +106,23 @@ class SailQwen(Backbone):
             "initializer_range": initializer_range,
             "embedding_range": embedding_range,
         }
-        settings = PRESETS[size] | {key: value for key, value in given.items() if value is not None}
-        heads, groups = settings["num_attention_heads"], settings["num_key_value_heads"]
-        if settings["hidden_size"] % (4 * heads) or heads % groups:
-            raise SailUsageError(
-                f"SailQwen: hidden_size {settings['hidden_size']} must be divisible by 4 x num_heads ({heads}), "
-                f"and num_heads by num_key_value_heads ({groups})"
-            )
-        self.settings = settings
-        self.attention = resolve(attention)
-        self.activation_checkpointing = activation_checkpointing
-
-    pixel_scale: Tensor
-    pixel_shift: Tensor
-
-    def build(self, dims: Dims) -> Dims:
-        settings = dict(self.settings)
-        patch_size, theta = settings.pop("patch_size"), settings.pop("rope_theta")
-        tied, embedding_range = settings.pop("tie_word_embeddings"), settings.pop("embedding_range")
-        hidden = settings["hidden_size"]
-        head_size = hidden // settings["num_attention_heads"]
-        config = Qwen2_5_VLTextConfig(
-            vocab_size=dims.vocab_size,
-            max_position_embeddings=32768,
-            rms_norm_eps=1e-6,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": theta,
-                "mrope_section": [0, head_size // 4, head_size // 4],
-            },
-            use_sliding_window=False,
-            bos_token_id=None,
-            eos_token_id=None,
-            **settings,
-        )
-        config._attn_implementation = "sail_lightning"
-        self.attention.build(dims)
-        self.model = Qwen2_5_VLTextModel(copy.deepcopy(config))
-        self.model.rotary_emb = _Rotary(config)  # type: ignore[arg-type]  # annotated with the outer config
-        if self.activation_checkpointing:
-            self.model.activation_checkpointing_enable()
-        self.vis_embed = nn.Linear(3 * patch_size * patch_size, hidden, bias=False)
-        self.lm_head = nn.Linear(hidden, dims.vocab_size, bias=False)
-        nn.init.normal_(self.model.embed_tokens.weight, std=embedding_range)
-        nn.init.normal_(self.vis_embed.weight, std=config.initializer_range)
-        nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
-        if tied:
-            self.lm_head.weight = self.model.embed_tokens.weight
-        pixels = patch_size * patch_size
-        mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
-        self.register_buffer("pixel_scale", (1 / (255 * std)).repeat_interleave(pixels), persistent=False)
-        self.register_buffer("pixel_shift", (-mean / std).repeat_interleave(pixels), persistent=False)
-        return Dims(dims.vocab_size, hidden, patch_size)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(ids)
-
-    def embed_patches(self, patches: Tensor) -> Tensor:
-        weight = self.vis_embed.weight
-        pixels = torch.addcmul(self.pixel_shift.float(), patches.float(), self.pixel_scale.float())
-        return self.vis_embed(pixels.to(weight.dtype))
-
-    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            packed = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-            return self.attention(*packed, plan, scale)[None]
-
-        return self._run(embeddings[None], positions[:, None], sail_attend=attend)[0]
-
-    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        mask = cache.mask()
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            groups = query.shape[1] // key.shape[1]
-            if groups > 1 and query.is_cuda:  # SDPA on CUDA takes grouped heads with a mask only in its slowest kernel
-                key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-            out = nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-            )
-            return out.transpose(1, 2)
-
-        return self._run(embeddings, positions, sail_attend=attend, past_key_values=cache)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden)
-
-    def _run(self, embeddings: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
-        return self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
+        given = {key: value for key, value in given.items() if value is not None}
+        embedding = None
+        if pretrained is not None or config is not None:
+            if given:
+                raise SailUsageError(f"SailQwen: {next(iter(given))} is a pretrained decoder's own; leave it out")
+        else:
+            config = PRESETS[size] | given
+            own = config.pop("patch_size")
+            patch_size = patch_size or own
+            embedding = config.pop("embedding_range")
+            config = {"model_type": "qwen2", **config}
+            heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+            if config["hidden_size"] % (4 * heads) or heads % groups:
+                raise SailUsageError(
+                    f"SailQwen: hidden_size {config['hidden_size']} must be divisible by 4 x num_heads ({heads}), "
+                    f"and num_heads by num_key_value_heads ({groups})"
+                )
+        patch_range = None if config is None else config.get("initializer_range")
+        super().__init__(pretrained, config, attention, patch_size, patch_range, activation_checkpointing)
+        self.embedding_range = embedding

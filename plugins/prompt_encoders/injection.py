@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -13,18 +15,34 @@ from sail_lightning.registry import register
 class PromptInjection(PromptEncoder):
     """Adds the projected embedding of `<PromptK>` to every patch of region K, before the first layer (section 3.2).
 
-    A patch under several regions gets the sum of theirs. The projection is the official `vp_embed`: without a bias, so
-    that patches outside all regions stay as they are.
+    The projection is the official `vp_embed`: without a bias, so that patches outside all regions stay as they are.
 
     Args:
         num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
+        projection: whether the embedding is projected; EVE's prompts are added as they are.
+        overlap: whether a patch under several regions gets the `sum` of theirs, or the `last` one in the order they are
+            given (official).
+        coverage: which patches a region covers: all that it touches (`cover`), or, after shrinking its mask with
+            nearest neighbours as official models do, those it still touches (`nearest` as PIL, `nearest_floor` as
+            torch shrinks); thin regions may then vanish.
     """
 
-    def __init__(self, num_prompts: int = 15) -> None:
+    def __init__(
+        self,
+        num_prompts: int = 15,
+        projection: bool = True,
+        overlap: Literal["sum", "last"] = "sum",
+        coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",
+    ) -> None:
         super().__init__()
         self.num_prompts = num_prompts
+        self.projection = projection
+        self.overlap = overlap
+        self.coverage = coverage
 
     def build(self, dims: Dims) -> Dims:
+        if not self.projection:
+            return dims
         self.proj = nn.Linear(dims.hidden_size, dims.hidden_size, bias=False)
         # Orthogonal: a prompt starts as loud as its word. Made in float32, which is what the decomposition needs.
         start = nn.init.orthogonal_(torch.empty(dims.hidden_size, dims.hidden_size, dtype=torch.float32))
@@ -34,5 +52,5 @@ class PromptInjection(PromptEncoder):
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
         """Embeddings (T, D) and region tokens (R, D) to embeddings (T, D)."""
-        prompts = self.proj(region_tokens).index_select(0, regions.patch_region)
+        prompts = (self.proj(region_tokens) if self.projection else region_tokens).index_select(0, regions.patch_region)
         return embeddings.index_add(0, regions.patch_rows, prompts.to(embeddings.dtype))

@@ -24,6 +24,7 @@ def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
     return PackedBatch(
         ids=_join([item.sequence.ids for item in samples]),
         positions=torch.from_numpy(np.concatenate([item.sequence.positions for item in samples], axis=1)),
+        vision=torch.from_numpy(np.concatenate([item.sequence.vision for item in samples])),
         plan=AttentionPlan.build([list(item.sequence.spans) for item in samples]),
         patches=torch.from_numpy(np.concatenate([item.patches for item in samples])),
         patch_rows=_rows([item.sequence.patch_rows for item in samples], starts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,18 @@ from numpy.typing import NDArray
 from sail_lightning import templates
 from sail_lightning.data.sample import BoolMask, ImageRef, Prompt, Sample
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.sequence import LayoutIds, Sequence, SequenceBuilder
+from sail_lightning.sequence import Sequence, SequenceBuilder
 from sail_lightning.tokens import Tokens
-from sail_lightning.vision import MAX_SIDE, load_image, load_mask, patch_coverage, patchify, region_mask
+from sail_lightning.vision import (
+    MAX_SIDE,
+    CoverageRule,
+    ResizeRule,
+    load_image,
+    load_mask,
+    patch_coverage,
+    patchify,
+    region_mask,
+)
 
 Int = NDArray[np.int64]
 
@@ -30,7 +40,8 @@ class EncodedRegion:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample, ready to be packed. `masks` are (H, W) bool at the picture's own size, one per `[SEG]` row."""
+    """One sample, ready to be packed. `masks` are (H, W) bool at the picture's own size, one per `[SEG]` row; the last
+    `answer_tokens` tokens begin an answer that is to be continued."""
 
     sample: Sample
     sequence: Sequence
@@ -40,6 +51,7 @@ class EncodedSample:
     seg_rows: Int
     masks: tuple[BoolMask, ...]
     target_weight: float
+    answer_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -60,6 +72,9 @@ class Encoder:
         max_side: longest side of the resized picture, in pixels.
         max_tokens: longest sequence; a longer one is refused.
         mask_sample_weight: weight of the language loss in samples that own masks (0.1 in the official recipe).
+        resize: how pictures are resized, as the backbone wants them.
+        overlap: whether a patch under several prompts belongs to all of them, or to the last.
+        coverage: which patches a prompt covers (`vision.patch_coverage`).
     """
 
     tokens: Tokens
@@ -68,9 +83,12 @@ class Encoder:
     max_side: int = MAX_SIDE
     max_tokens: int = 8192
     mask_sample_weight: float = 1.0
+    resize: ResizeRule = "longest"
+    overlap: Literal["sum", "last"] = "sum"
+    coverage: CoverageRule = "cover"
 
-    def encode(self, sample: Sample, *, answers: bool = True) -> EncodedSample:
-        """Lays a sample out. Without `answers`, the last turn's answer is left to be generated.
+    def encode(self, sample: Sample, *, answers: bool = True, answer_prefix: str = "") -> EncodedSample:
+        """Lays a sample out. Without `answers`, the last turn's answer is left to be generated, after `answer_prefix`.
 
         Raises:
             SailError: an unreadable picture or mask, no question to answer, counts of `[SEG]` and masks that differ, a
@@ -78,29 +96,33 @@ class Encoder:
                 record.
         """
         try:
-            return self._encode(sample, answers)
+            return self._encode(sample, answers, answer_prefix)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
             own_file = isinstance(sample.image, str | Path) and name == str(Path(sample.image))
             told = not name or (own_file and name in str(error))  # faults of a file name it themselves
             raise type(error)(str(error) if told else f"{name}: {error}") from None
 
-    def _encode(self, sample: Sample, answers: bool) -> EncodedSample:
+    def _encode(self, sample: Sample, answers: bool, answer_prefix: str) -> EncodedSample:
         if not answers and not (sample.turns and sample.turns[-1].question.strip()):
             raise SailUsageError("the question is empty; write what the model shall answer")
-        builder = SequenceBuilder(LayoutIds(self.tokens.image_start, self.tokens.patch, self.tokens.image_end))
-        patches: list[NDArray[np.uint8]] = []
-        size: tuple[int, int] | None = None
-        for reference in as_tuple(sample.image):
-            image = load_image(reference)
-            cells, grid = patchify(image, self.patch_size, self.max_side)
-            patches.append(cells)
+        builder = SequenceBuilder(self.tokens.picture)
+        pictures = [load_image(reference) for reference in as_tuple(sample.image)]
+        size = (pictures[0].shape[0], pictures[0].shape[1]) if pictures else None
+        cut = [patchify(picture, self.patch_size, self.max_side, self.resize) for picture in pictures]
+        inside = bool(pictures) and self.tokens.chat.picture_inside
+        if inside:
+            builder.text(self.tokens.opening())
+        for number, (_, grid) in enumerate(cut):
+            if inside and number:
+                builder.text(self.tokens.line_break())
             builder.image(grid)
-            size = size or (image.shape[0], image.shape[1])
         for index, turn in enumerate(sample.turns):
-            builder.text(self.tokens.question(turn.question))
+            builder.text(self.tokens.question(turn.question, after_picture=inside and index == 0))
             if answers or index < len(sample.turns) - 1:
                 builder.text(self.tokens.answer(turn.answer), supervised=True)
+        begun = self.tokens.answer_prefix(answer_prefix) if answer_prefix else []
+        builder.text(begun)
         sequence = builder.build()
         if len(sequence) > self.max_tokens:
             raise SailUsageError(
@@ -112,7 +134,7 @@ class Encoder:
         if answers:
             masks = tuple(load_mask(mask) for mask in sample.masks)
             self._check_masks(masks, len(seg_rows), size)
-        pixels = np.concatenate(patches) if patches else np.empty((0, 3 * self.patch_size**2), np.uint8)
+        pixels = np.concatenate([cells for cells, _ in cut]) if cut else np.empty((0, 3 * self.patch_size**2), np.uint8)
         return EncodedSample(
             sample=sample,
             sequence=sequence,
@@ -122,6 +144,7 @@ class Encoder:
             seg_rows=seg_rows,
             masks=masks,
             target_weight=self.mask_sample_weight if masks else 1.0,
+            answer_tokens=len(begun),
         )
 
     def _check_masks(self, masks: tuple[BoolMask, ...], segs: int, size: tuple[int, int] | None) -> None:
@@ -145,11 +168,18 @@ class Encoder:
             raise SailUsageError("visual prompts need a picture")
         grid = sequence.grids[0]
         first_image = sequence.patch_rows[: grid[0] * grid[1]]
+        cells = [
+            patch_coverage(region_mask(prompt, size), grid, self.patch_size, self.coverage).ravel()
+            for prompt in sample.prompts
+        ]
+        if self.overlap == "last":
+            for place, later in enumerate(cells):
+                for earlier in cells[:place]:
+                    earlier &= ~later
         regions = []
-        for id, prompt in zip(ids, sample.prompts, strict=True):
-            covered = patch_coverage(region_mask(prompt, size), grid, self.patch_size)
+        for id, covered in zip(ids, cells, strict=True):
             token = self.tokens.prompt_ids[id]
-            regions.append(EncodedRegion(token, first_image[covered.ravel()], sequence.rows_of(token)))
+            regions.append(EncodedRegion(token, first_image[covered], sequence.rows_of(token)))
         return tuple(regions)
 
 

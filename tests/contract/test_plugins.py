@@ -27,8 +27,18 @@ from sail_lightning.module import PixelSAIL
 from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.backbones import SailQwen
 
+DECODER = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rope_theta": 100.0,
+}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "SailQwen": BACKBONE,
+    "SailDecoder": {"config": DECODER, "patch_size": 8},
     "UsersBackbone": BACKBONE,
     "UsersWrappedBackbone": {"gain": 3.0, **BACKBONE},
     "TimmTeacher": {"model": "test_convnext", "resize": 32, "weight": 0.5},
@@ -260,17 +270,20 @@ def check_attention(attention: Attention, before: Dims, dims: Dims) -> None:
 def check_backbone(backbone: Backbone, before: Dims, dims: Dims) -> None:
     width, patch = dims.hidden_size, dims.patch_size
     assert width > 0 and patch > 0
-    assert backbone.prefix in ("bidirectional", "causal")
+    assert backbone.chat.answer_end in backbone.chat.stops
+    assert backbone.resize in ("longest", "area")
     words = backbone.embed_tokens(torch.arange(5))
-    patches = backbone.embed_patches(torch.randint(0, 256, (6, 3 * patch * patch), dtype=torch.uint8))
+    patches = backbone.embed_patches(torch.randint(0, 256, (6, 3 * patch * patch), dtype=torch.uint8), [(2, 3)])
     assert (words.shape, patches.shape) == ((5, width), (6, width))
     plan = AttentionPlan.build([[Span("image", 6), Span("text", 5)]])
-    hidden = backbone(torch.cat([patches, words]), torch.arange(11).expand(3, -1), plan)
+    hidden = backbone(torch.cat([patches, words]), torch.arange(11).expand(3, -1), plan, torch.arange(11) < 6)
     assert hidden.shape == (11, width)
     assert backbone.logits(hidden).shape == (11, 50)
     cache = PaddedCache(torch.zeros(2, dtype=torch.int64), 5)
     cache.expect(5, 5)
-    decoded = backbone.decode(words.expand(2, -1, -1), torch.arange(5).expand(3, 2, -1), cache)
+    decoded = backbone.decode(
+        words.expand(2, -1, -1), torch.arange(5).expand(3, 2, -1), cache, torch.zeros(2, 5, dtype=torch.bool)
+    )
     assert decoded.shape == (2, 5, width)
 
 

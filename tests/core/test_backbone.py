@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_sail import BACKBONE
 from torch import Tensor
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from sail_lightning.errors import SailUsageError
@@ -15,7 +16,7 @@ from sail_lightning.generation import PaddedCache
 from sail_lightning.interfaces import Dims
 from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.backbones import SailQwen
-from sail_lightning.sequence import LayoutIds, SequenceBuilder
+from sail_lightning.sequence import PictureLayout, SequenceBuilder
 
 VOCABULARY = 40
 
@@ -29,7 +30,7 @@ def built(**changes: object) -> SailQwen:
 
 def packed_inputs(backbone: SailQwen) -> tuple[Tensor, Tensor, AttentionPlan]:
     """Three packed samples: picture and words, words, words around two pictures. Positions start at 100."""
-    layout = LayoutIds(1, 2, 3)
+    layout = PictureLayout((1,), 2, end=(3,))
     builders = [
         SequenceBuilder(layout).image((3, 2)).text([5] * 6),
         SequenceBuilder(layout).text([6] * 5),
@@ -43,10 +44,13 @@ def packed_inputs(backbone: SailQwen) -> tuple[Tensor, Tensor, AttentionPlan]:
     return embeddings.to(backbone.vis_embed.weight.dtype), positions, plan
 
 
+def run(backbone: SailQwen, embeddings: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+    return backbone(embeddings, positions, plan, torch.zeros(len(embeddings), dtype=torch.bool))
+
+
 def test_fast_frequencies_turn_with_height_slow_ones_with_width_and_time_is_not_used() -> None:
     backbone = built(rope_theta=1000.0)
     size = 16  # of a head: 32 / 2
-    assert backbone.model.rotary_emb.mrope_section == [0, size // 4, size // 4]
     positions = torch.tensor([[9, 9], [3, 5], [7, 11]])  # two tokens: time, height, width
     cos, sin = backbone.model.rotary_emb(torch.zeros(1, 2, 32), positions[:, None])
     for token, (_, height, width) in enumerate(positions.T.tolist()):
@@ -58,23 +62,24 @@ def test_fast_frequencies_turn_with_height_slow_ones_with_width_and_time_is_not_
 def test_rotary_frequencies_stay_float32_in_bfloat16() -> None:
     exact, half = built(), built().bfloat16()
     assert half.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
-    assert half.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert torch.equal(half.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)
+    assert half.model.rotary_emb.frequencies.dtype == torch.float32
+    assert torch.equal(half.model.rotary_emb.frequencies, exact.model.rotary_emb.frequencies)
     far = torch.full((3, 1, 4), 1000)
     angles = [backbone.model.rotary_emb(torch.zeros(1), far) for backbone in (half, exact)]
     assert torch.equal(torch.stack(angles[0]), torch.stack(angles[1]))
 
 
 def test_frequencies_are_the_same_after_a_move_and_a_cast_back() -> None:
-    backbone, exact = built(), built().model.rotary_emb.inv_freq
-    assert torch.equal(backbone.bfloat16().float().model.rotary_emb.inv_freq, exact)
+    backbone, exact = built(), built().model.rotary_emb.frequencies
+    assert torch.equal(backbone.bfloat16().float().model.rotary_emb.frequencies, exact)
 
 
 def test_the_attention_plan_equals_eager_attention_under_the_dense_mask() -> None:
     backbone = built().double()
     embeddings, positions, plan = packed_inputs(backbone)
-    config = type(backbone.model.config)(**{**backbone.model.config.to_dict(), "attn_implementation": "eager"})
-    reference = Qwen2_5_VLTextModel(config).double()
+    settings = backbone.model.config.to_dict() | {"attn_implementation": "eager"}
+    settings["rope_parameters"] |= {"mrope_section": [0, 4, 4]}  # a quarter of a head's 16 channels each
+    reference = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**settings)).double()
     reference.load_state_dict(backbone.model.state_dict())
     assert reference.config._attn_implementation == "eager"
     mask = torch.zeros(1, 1, len(embeddings), len(embeddings), dtype=torch.float64)
@@ -85,17 +90,17 @@ def test_the_attention_plan_equals_eager_attention_under_the_dense_mask() -> Non
         attention_mask={"full_attention": mask},
         use_cache=False,
     ).last_hidden_state[0]
-    torch.testing.assert_close(backbone(embeddings, positions, plan), wanted, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(run(backbone, embeddings, positions, plan), wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_packed_samples_do_not_see_each_other() -> None:
     backbone = built()
     embeddings, positions, plan = packed_inputs(backbone)
-    whole = backbone(embeddings, positions, plan)
+    whole = run(backbone, embeddings, positions, plan)
     start = 0
     for spans, length in zip(plan.samples, plan.lengths, strict=True):
         rows = slice(start, start + length)
-        alone = backbone(embeddings[rows], positions[:, rows], AttentionPlan.build([list(spans)]))
+        alone = run(backbone, embeddings[rows], positions[:, rows], AttentionPlan.build([list(spans)]))
         torch.testing.assert_close(whole[rows], alone, atol=1e-5, rtol=1e-5)
         start += length
 
@@ -106,7 +111,7 @@ def test_decoding_with_a_cache_equals_the_full_pass() -> None:
     rows = [torch.randn(length + steps, 32) for length in lengths]
     places = [torch.arange(len(row)).expand(3, -1) + 4 for row in rows]
     wanted = [
-        backbone(row, place, AttentionPlan.build([[Span("text", len(row))]]))
+        run(backbone, row, place, AttentionPlan.build([[Span("text", len(row))]]))
         for row, place in zip(rows, places, strict=True)
     ]
     cache = PaddedCache(torch.zeros(3, dtype=torch.int64), max(lengths) + steps)
@@ -114,7 +119,7 @@ def test_decoding_with_a_cache_equals_the_full_pass() -> None:
     first = pad([row[:length] for row, length in zip(rows, lengths, strict=True)], batch_first=True)
     where = pad([place[:, :length].T for place, length in zip(places, lengths, strict=True)], batch_first=True)
     cache.expect(9, 9)
-    hidden = backbone.decode(first, where.permute(2, 0, 1), cache)
+    hidden = backbone.decode(first, where.permute(2, 0, 1), cache, torch.zeros(3, 9, dtype=torch.bool))
     for index, length in enumerate(lengths):
         torch.testing.assert_close(hidden[index, :length], wanted[index][:length], atol=1e-5, rtol=1e-5)
     cache.offsets = torch.tensor(lengths)
@@ -122,7 +127,7 @@ def test_decoding_with_a_cache_equals_the_full_pass() -> None:
         cache.expect(1, max(lengths) + step + 1)
         token = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]
         place = torch.stack([p[:, length + step] for p, length in zip(places, lengths, strict=True)], 1)[..., None]
-        hidden = backbone.decode(token, place, cache)
+        hidden = backbone.decode(token, place, cache, torch.zeros(3, 1, dtype=torch.bool))
         cache.offsets = cache.offsets + 1
         for index, length in enumerate(lengths):
             torch.testing.assert_close(hidden[index, 0], wanted[index][length + step], atol=1e-5, rtol=1e-5)
@@ -148,7 +153,7 @@ def test_activation_checkpointing_gives_identical_gradients() -> None:
         backbone.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         embeddings, positions, plan = packed_inputs(backbone)
         embeddings.requires_grad_()
-        backbone(embeddings, positions, plan).square().sum().backward()
+        run(backbone, embeddings, positions, plan).square().sum().backward()
         assert len(calls) == (2 if checkpointing else 1), "a checkpointed layer runs again in the backward pass"
         named = {name: p.grad for name, p in backbone.model.named_parameters() if p.grad is not None}
         grads.append({"embeddings": embeddings.grad, **named})
@@ -169,7 +174,7 @@ def test_patches_are_normalised_pixels_times_one_matrix() -> None:
     mean = torch.tensor([0.485, 0.456, 0.406]).repeat_interleave(64)
     std = torch.tensor([0.229, 0.224, 0.225]).repeat_interleave(64)
     wanted = ((patches.float() / 255 - mean) / std) @ backbone.vis_embed.weight.T
-    torch.testing.assert_close(backbone.embed_patches(patches), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(backbone.embed_patches(patches, [(2, 2)]), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sail_lightning.plan import AttentionPlan
-from sail_lightning.sequence import LayoutIds, Sequence, SequenceBuilder
+from sail_lightning.sequence import PictureLayout, Sequence, SequenceBuilder
 from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify, resized_size
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -24,7 +24,7 @@ CASES = {"a": (1, 2, 3, 4), "b": (3, 4, 2, 2), "c": (1, 1, 5, 1)}
 def laid_out(case: str) -> Sequence:
     before, rows, columns, after = CASES[case]
     ids = POSITIONS[f"pos.{case}.ids"].tolist()
-    layout = LayoutIds(start=ids[before - 1], patch=ids[before], end=ids[-after])
+    layout = PictureLayout((ids[before - 1],), ids[before], end=(ids[-after],))
     builder = SequenceBuilder(layout).text(ids[: before - 1]).image((rows, columns))
     return builder.text(ids[len(ids) - after + 1 :]).build()
 

@@ -24,7 +24,7 @@ from sail_lightning.data.collate import pack, pack_stream
 from sail_lightning.data.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
 from sail_lightning.data.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.sequence import LayoutIds, SequenceBuilder
+from sail_lightning.sequence import PictureLayout, SequenceBuilder
 from sail_lightning.tokens import Tokens
 from sail_lightning.vision import patch_coverage, patchify, region_mask, resized_size
 
@@ -279,7 +279,7 @@ def test_a_stream_is_cut_in_order_within_the_budget_and_loses_nothing(lengths: l
 
 def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
     wanted = VECTORS["single_2x3_image_plus_3_text"]
-    sequence = SequenceBuilder(LayoutIds(start=7, patch=9, end=8)).image((2, 3)).text([1, 1, 1]).build()
+    sequence = SequenceBuilder(PictureLayout((7,), 9, end=(8,))).image((2, 3)).text([1, 1, 1]).build()
     assert sequence.ids.tolist() == wanted["input_ids"]
     assert sequence.positions.tolist() == wanted["position_ids_thw"]
     batch = pack([bare(sequence)])
@@ -290,7 +290,7 @@ def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
 
 def test_pictures_of_a_batch_of_four_own_their_patches() -> None:
     def builder() -> SequenceBuilder:
-        return SequenceBuilder(LayoutIds(start=7, patch=9, end=8))
+        return SequenceBuilder(PictureLayout((7,), 9, end=(8,)))
 
     sequences = [
         builder().image((2, 2)).text([1]).build(),

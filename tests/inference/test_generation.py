@@ -83,9 +83,9 @@ def read_anew(model: PixelSAIL, sample: Sample, limit: int) -> Generation:
         while True:
             longer = extended(item, ids)
             batch = pack([longer])
-            hidden = network.backbone(network.embed(batch), batch.positions, batch.plan)
+            hidden = network.backbone(network.embed(batch), batch.positions, batch.plan, batch.vision)
             token = int(network.backbone.logits(hidden[-1]).argmax())
-            if token in (tokens.end, tokens.turn_end):
+            if token in tokens.stops:
                 finish = "end" if len(ids) < limit or ids[-1] == tokens.seg else finish
                 break
             if len(ids) == limit:
@@ -111,6 +111,7 @@ def extended(item: EncodedSample, ids: list[int]) -> EncodedSample:
         ids=np.concatenate([sequence.ids, np.asarray(ids, np.int64)]),
         positions=np.concatenate([sequence.positions, np.tile(steps, (3, 1))], 1),
         spans=(*sequence.spans, Span("text", len(ids))),
+        vision=np.concatenate([sequence.vision, np.zeros(len(ids), bool)]),
     )
     return replace(item, sequence=longer, seg_rows=np.empty(0, np.int64))
 
@@ -281,7 +282,7 @@ def test_masks_belong_to_the_first_of_several_pictures(model: PixelSAIL) -> None
 
 
 def test_an_answer_ends_at_the_end_of_a_turn(model: PixelSAIL) -> None:
-    with script(model, *ids_of(model, "red"), model.tokens.turn_end, *ids_of(model, "circle")):
+    with script(model, *ids_of(model, "red"), model.tokens.ids["<|im_end|>"], *ids_of(model, "circle")):
         (found,) = answered(model, SAMPLES[0])
     assert found.ids == ids_of(model, "red") and found.finish == "end"
 

@@ -1,0 +1,186 @@
+"""What backbones share: a Hugging Face decoder under our attention and rotary positions, and pixels on the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AttentionInterface, AutoConfig, PretrainedConfig
+
+from sail_lightning.errors import SailUsageError
+from sail_lightning.interfaces import Attention, KeyValueCache
+from sail_lightning.plan import AttentionPlan
+
+NAME = "sail_lightning"
+"""Of our attention function among Hugging Face's. No mask function is registered under it, so they build no mask."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Query (B, H, S, E), key and value (B, G, L, E), scale; to (B, S, H, E)."""
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float,
+    sail_attend: Attend,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What Hugging Face's layers call; the kernel arrives as a keyword."""
+    return sail_attend(query, key, value, scaling), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+def packed(kernel: Attention, plan: AttentionPlan) -> Attend:
+    """Attention over one packed row, B = 1."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return kernel(*rows, plan, scale)[None]
+
+    return attend
+
+
+def cached(cache: KeyValueCache) -> Attend:
+    """Attention of new tokens over a cache, whose mask says who may look where."""
+    mask = cache.mask()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and query.is_cuda:  # SDPA on CUDA takes grouped heads with a mask only in its slowest kernel
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return out.transpose(1, 2)
+
+    return attend
+
+
+def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfig:
+    """A decoder's config from the words of a Hugging Face `config.json`.
+
+    Raises:
+        SailUsageError: an unknown `model_type`, sliding windows, or rotary frequencies that change with the length.
+    """
+    settings = {key: value for key, value in settings.items() if key not in NOT_OURS}
+    kind = settings.pop("model_type", "qwen2")
+    # Multimodal sections are ours to set, and no scaling of the frequencies.
+    scaling = settings.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "mrope":
+        settings.pop("rope_scaling")
+    try:
+        config = AutoConfig.for_model(kind, **settings, vocab_size=vocab_size)
+        known = type(config) in MODEL_MAPPING
+    except ValueError:
+        known = False
+    if not known:
+        raise SailUsageError(f"there is no decoder with model_type {kind!r}; qwen2, qwen3 and llama are tested")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (getattr(config, "use_sliding_window", False) and config.sliding_window):
+        raise SailUsageError(f"a {kind} decoder with sliding windows cannot be the core: a picture sees itself wholly")
+    config._attn_implementation = NAME
+    return config
+
+
+NOT_OURS = frozenset(
+    {
+        *("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"),
+        *("dtype", "torch_dtype", "use_cache", "attn_implementation"),
+        *("architectures", "auto_map", "transformers_version", "_name_or_path"),
+    }
+)
+"""Settings of a `config.json` that the tokenizer or the run decides."""
+
+
+def build_decoder(config: PretrainedConfig) -> nn.Module:
+    """The decoder without its language head, rotary positions made multimodal.
+
+    Raises:
+        SailUsageError: a decoder that is built differently from Qwen2, Qwen3 and Llama.
+    """
+    config = copy.deepcopy(config)  # our attention is set on it, and two models may share one
+    core: nn.Module = MODEL_MAPPING[type(config)](config)
+    if lacking := [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(core, part)]:
+        raise SailUsageError(f"a {config.model_type} decoder has no {lacking[0]}, and cannot be the core")
+    core.rotary_emb = MultimodalRotary(type(core.rotary_emb), config)
+    return core
+
+
+class Exact(nn.Module):
+    """A module whose buffers stay float32 under `.bfloat16()` and the like."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Exact:
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                self.register_buffer(name, buffer.to(moved.device), persistent=False)
+        return self
+
+
+class MultimodalRotary(Exact):
+    """Rotary angles of a decoder for positions (3, B, L): temporal (not used), height, width.
+
+    The fast half of the frequencies turns with the height, the slow half with the width; for words, whose three
+    positions are equal, these are the decoder's own angles (official `mrope_section` [0, E/4, E/4]). Frequencies
+    rounded to bfloat16 would be off by 1 rad at position 1000.
+
+    Args:
+        rotary: the decoder's own class, which knows its base and scaling.
+        config: of the decoder.
+
+    Raises:
+        SailUsageError: frequencies that change with the length, or an odd number of them.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, rotary: type[nn.Module], config: PretrainedConfig) -> None:
+        super().__init__()
+        kind = (config.rope_parameters or {}).get("rope_type", "default")
+        if kind not in ("default", "linear", "llama3", "yarn"):
+            raise SailUsageError(f"rotary frequencies of type {kind} change with the length, and cannot be multimodal")
+        with torch.device("cpu"):  # real even where weights are not made yet
+            own = rotary(config)
+        if len(own.inv_freq) % 2:
+            raise SailUsageError(f"heads with {2 * len(own.inv_freq)} rotary channels cannot be split into two axes")
+        self.scaling = float(own.attention_scaling)
+        self.register_buffer("frequencies", own.inv_freq.float(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, L, E) in the dtype of `x`, computed in float32."""
+        fast, slow = self.frequencies.to(x.device).chunk(2)
+        height, width = position_ids[1, ..., None].float(), position_ids[2, ..., None].float()
+        angles = torch.cat([height * fast, width * slow], dim=-1).repeat(1, 1, 2)
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
+class Pixels(Exact):
+    """Raw patches (N, 3*P*P) uint8, channel first, to normalised float32 pixels."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        with torch.device("cpu"):
+            means, stds = torch.tensor(mean), torch.tensor(std)
+            pixels = patch_size * patch_size
+            self.register_buffer("scale", (1 / (255 * stds)).repeat_interleave(pixels), persistent=False)
+            self.register_buffer("shift", (-means / stds).repeat_interleave(pixels), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Pixel values 0..255 to (value / 255 - mean) / std."""
+        return torch.addcmul(self.shift.to(patches.device), patches.float(), self.scale.to(patches.device))

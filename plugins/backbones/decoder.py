@@ -1,0 +1,149 @@
+"""`SailDecoder`: any Hugging Face decoder with rotary positions as the single transformer.
+
+The decoder (Qwen2, Qwen3, Llama, ...) is composed, not copied: our attention function is registered with it, its rotary
+positions are made multimodal, and patches enter through one linear layer. Words are read exactly as before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.plan import AttentionPlan
+from sail_lightning.plugins.attention import resolve
+from sail_lightning.plugins.backbones.core import Pixels, build_decoder, cached, decoder_config, packed
+from sail_lightning.plugins.backbones.pretrained import load_decoder
+from sail_lightning.registry import register
+from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+
+
+@register
+class SailDecoder(Backbone):
+    """A decoder of your choice as the single transformer.
+
+    Args:
+        pretrained: a local Hugging Face folder (config.json and weights) to start from; name it as the tokenizer too.
+        config: or the words of a config.json, for fresh weights. One of the two must be given.
+        attention: kernel, or `auto` for the best that runs here.
+        patch_size: pixels per patch side; None is the folder's `vision_patch_size`, or 16.
+        patch_range: standard deviation of the initial patch embedding; None makes a patch about as loud as a word.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+    """
+
+    families: ClassVar[tuple[str, ...]] = ()
+    """Values of `model_type` that a subclass is limited to; none means all."""
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        attention: Attention | Literal["auto"] = "auto",
+        patch_size: int | None = None,
+        patch_range: float | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if (pretrained is None) == (config is None):
+            raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its words)")
+        self.pretrained = pretrained
+        self.settings = dict(config or {})
+        self.attention = resolve(attention)
+        self.patch_size = patch_size
+        self.patch_range = patch_range
+        self.embedding_range: float | None = None
+        self.activation_checkpointing = activation_checkpointing
+
+    def stored_args(self) -> dict[str, Any]:
+        """The arguments, a folder replaced by its config: a stored model does not need it any more."""
+        if self.pretrained is None:
+            return self.init_args
+        return self.init_args | {"pretrained": None, "config": self.settings, "patch_size": self.patch_size}
+
+    def build(self, dims: Dims) -> Dims:
+        """Makes the weights; reads those of `pretrained`.
+
+        Raises:
+            SailUsageError: a decoder that cannot be the core.
+            SailError: the folder is incomplete, or its weights do not fit its config.
+        """
+        if self.pretrained is not None:
+            self.settings = _read_config(Path(self.pretrained))
+        kind = self.settings.get("model_type", "qwen2")
+        if self.families and kind not in self.families:
+            families = " or ".join(self.families)
+            raise SailUsageError(
+                f"{type(self).__name__} takes decoders of type {families}, not {kind}; use SailDecoder"
+            )
+        self.patch_size = self.patch_size or int(self.settings.get("vision_patch_size", 16))
+        config = decoder_config(self.settings, dims.vocab_size)
+        self.attention.build(dims)
+        self.model = build_decoder(config)
+        if self.activation_checkpointing:
+            self.model.activation_checkpointing_enable()  # type: ignore[operator]
+        hidden = config.hidden_size
+        self.lm_head = nn.Linear(hidden, dims.vocab_size, bias=False)
+        if self.embedding_range is not None:
+            nn.init.normal_(self.model.embed_tokens.weight, std=self.embedding_range)
+        nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.build_patches(hidden, self.patch_size)
+        read: set[str] = set()
+        if self.pretrained is not None:
+            read = load_decoder(self, Path(self.pretrained), dims)
+        self.init_patches(read)
+        return Dims(dims.vocab_size, dims.new_words, hidden, self.patch_size)
+
+    def build_patches(self, hidden: int, patch_size: int) -> None:
+        """Makes the patch embedding."""
+        self.vis_embed = nn.Linear(3 * patch_size * patch_size, hidden, bias=False)
+        self.pixels = Pixels(patch_size, IMAGE_MEAN, IMAGE_STD)
+
+    def init_patches(self, read: set[str]) -> None:
+        """Gives the patch embedding its initial values, unless it was `read` from a folder."""
+        if "vis_embed.weight" in read:
+            return
+        std = self.patch_range
+        if std is None:  # pixels have unit variance
+            words = self.model.embed_tokens.weight
+            loudness = 0.02 if words.is_meta else float(words.detach().float().std())
+            std = loudness / math.sqrt(self.vis_embed.in_features)
+        nn.init.normal_(self.vis_embed.weight, std=std)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(ids)
+
+    def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        return self.vis_embed(self.pixels(patches).to(self.vis_embed.weight.dtype))
+
+    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
+        return self._run(embeddings[None], positions[:, None], sail_attend=packed(self.attention, plan))[0]
+
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
+        return self._run(embeddings, positions, sail_attend=cached(cache), past_key_values=cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+    def _run(self, embeddings: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
+        return self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SailError(f"{folder} has no config.json: it is no Hugging Face folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
+        raise SailError(f"{path} is not valid JSON ({error}); copy it again") from None
+    if not isinstance(content, dict) or "hidden_size" not in content:
+        raise SailError(f"{path} does not describe a decoder: it has no hidden_size")
+    return content
