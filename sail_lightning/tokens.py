@@ -34,7 +34,7 @@ class Tokens:
     ) -> None:
         self.source = str(source)
         self.chat = chat
-        self.tokenizer = _open(self.source)
+        self.tokenizer = open_tokenizer(self.source)
         self.prompts = tuple(templates.prompt_token(index) for index in range(num_prompts))
         self._layout_tokens = (*chat.tokens, *picture.tokens)
         marks = (templates.SEG, templates.PHRASE_START, templates.PHRASE_END)
@@ -99,7 +99,12 @@ class Tokens:
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)).strip()
 
 
-def _open(source: str) -> PreTrainedTokenizerFast:
+def open_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """A tokenizer by packaged name, `tokenizer.json` or local Hugging Face folder, as it is.
+
+    Raises:
+        SailError: it is missing or cannot be read.
+    """
     try:
         return _read(source)
     except SailError:

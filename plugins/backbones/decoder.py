@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +36,7 @@ class SailDecoder(Backbone):
         patch_size: pixels per patch side; None is the folder's `vision_patch_size`, or 16.
         patch_range: standard deviation of the initial patch embedding; None makes a patch about as loud as a word.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
+        class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -48,8 +50,11 @@ class SailDecoder(Backbone):
         patch_size: int | None = None,
         patch_range: float | None = None,
         activation_checkpointing: bool = False,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
+        if class_token:
+            self.picture = replace(self.picture, after=("<|vis_cls|>",))  # type: ignore[misc]
         if (pretrained is None) == (config is None):
             raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its words)")
         self.pretrained = pretrained

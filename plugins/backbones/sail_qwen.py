@@ -73,6 +73,7 @@ class SailQwen(SailDecoder):
         embedding_range: standard deviation of initial word embeddings. Visual prompts are made of them, so it sets
             how loud a prompt is beside the pixels (of unit variance) at the start.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
+        class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
     """
 
     families = ("qwen2", "qwen3")
@@ -94,6 +95,7 @@ class SailQwen(SailDecoder):
         initializer_range: float | None = None,
         embedding_range: float | None = None,
         activation_checkpointing: bool = False,
+        class_token: bool = False,
     ) -> None:
         given = {
             "hidden_size": hidden_size,
@@ -124,5 +126,5 @@ class SailQwen(SailDecoder):
                     f"and num_heads by num_key_value_heads ({groups})"
                 )
         patch_range = None if config is None else config.get("initializer_range")
-        super().__init__(pretrained, config, attention, patch_size, patch_range, activation_checkpointing)
+        super().__init__(pretrained, config, attention, patch_size, patch_range, activation_checkpointing, class_token)
         self.embedding_range = embedding

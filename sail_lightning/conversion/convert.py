@@ -1,0 +1,85 @@
+"""One model from whatever holds it, to a model folder or an official checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.core.saving import _load_state
+from safetensors.torch import save_file
+
+from sail_lightning import checkpoint, registry
+from sail_lightning.conversion import official
+from sail_lightning.conversion.reading import Checkpoint, read_tensors
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.module import PixelSAIL
+
+
+def open_model(source: str | Path, base: Path | None = None, special_tokens: Sequence[str] | None = None) -> PixelSAIL:
+    """The model in a model folder, a Lightning checkpoint (plain, FSDP, DeepSpeed) or an official checkpoint.
+
+    Args:
+        source: file, folder, or the name of a packaged model.
+        base: for an official checkpoint, the folder with its config.json and tokenizer; that of the source if None.
+        special_tokens: for an official checkpoint, the tokens that training added, in order; read from the config, or
+            by the official rule, if None.
+
+    Raises:
+        SailError: nothing that can be read, or names, shapes or vocabularies that do not agree.
+    """
+    registry.discover()
+    if checkpoint.is_folder(source):
+        return PixelSAIL.from_pretrained(source)
+    path = Path(source)
+    if not path.exists():
+        raise SailError(f"no checkpoint {path}")
+    state_dict = official.find_state_dict(path) if path.is_dir() else path
+    found = read_tensors(state_dict or path)
+    if found.hyper_parameters:
+        return _from_lightning(found)
+    if official.EMBEDDING not in found.tensors:
+        raise SailError(
+            f"{path} is no checkpoint of Pixel-SAIL; a plain decoder is a start for training: "
+            "--model.backbone=SailDecoder --model.backbone.pretrained=FOLDER"
+        )
+    home = base or (path if path.is_dir() else path.parent)
+    if not any((home / name).is_file() for name in ("config.json", "eve_config.json")):
+        raise SailUsageError(f"{home} has no config.json; name the base model's folder with --base FOLDER")
+    config = official.read_config(home, state_dict)
+    tokenizer = official.read_tokenizer(home)
+    return official.to_model(official.open_source(found.tensors, config, tokenizer, str(path), special_tokens))
+
+
+def _from_lightning(found: Checkpoint) -> PixelSAIL:
+    try:
+        model = _load_state(PixelSAIL, {"state_dict": found.tensors, "hyper_parameters": found.hyper_parameters})
+    except RuntimeError as error:  # torch names the keys, over many lines
+        raise SailError(f"{found.source} does not fit its own settings: {' '.join(str(error).split())}") from None
+    assert isinstance(model, PixelSAIL)
+    return model.eval()
+
+
+def save_official(model: PixelSAIL, target: Path) -> Path:
+    """Writes an official checkpoint: to a `.pth` or `.safetensors` file, or else to a folder with config and tokenizer.
+
+    Raises:
+        SailUsageError: the model has parts that the official code does not know.
+    """
+    tensors, config = official.to_official(model)
+    if target.suffix in (".pth", ".safetensors"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.tmp")
+        if target.suffix == ".pth":
+            torch.save({"state_dict": tensors}, unfinished)
+        else:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+        return unfinished.replace(target)
+    if target.exists() and not target.is_dir():
+        raise SailError(f"{target} is a file; name a folder, or a .pth or .safetensors file")
+    target.mkdir(parents=True, exist_ok=True)
+    save_official(model, target / official.OFFICIAL_FILE)
+    model.tokens.tokenizer.backend_tokenizer.save(str(target / official.TOKENIZERS[0]))
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return target
