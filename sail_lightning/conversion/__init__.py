@@ -1,0 +1,1 @@
+"""Checkpoints of any kind to weights by name, and official weights to and from ours."""
