@@ -102,14 +102,15 @@ NOT_OURS = frozenset(
 """Settings of a `config.json` that the tokenizer or the run decides."""
 
 
-def build_decoder(config: PretrainedConfig) -> nn.Module:
+def build_decoder(config: PretrainedConfig) -> Any:
     """The decoder without its language head, rotary positions made multimodal.
 
     Raises:
         SailUsageError: a decoder that is built differently from Qwen2, Qwen3 and Llama.
     """
     config = copy.deepcopy(config)  # our attention is set on it, and two models may share one
-    core: nn.Module = MODEL_MAPPING[type(config)](config)
+    kind: Any = MODEL_MAPPING[type(config)]
+    core = kind(config)
     if lacking := [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(core, part)]:
         raise SailUsageError(f"a {config.model_type} decoder has no {lacking[0]}, and cannot be the core")
     core.rotary_emb = MultimodalRotary(type(core.rotary_emb), config)
@@ -152,7 +153,7 @@ class MultimodalRotary(Exact):
         if kind not in ("default", "linear", "llama3", "yarn"):
             raise SailUsageError(f"rotary frequencies of type {kind} change with the length, and cannot be multimodal")
         with torch.device("cpu"):  # real even where weights are not made yet
-            own = rotary(config)
+            own: Any = rotary(config)
         if len(own.inv_freq) % 2:
             raise SailUsageError(f"heads with {2 * len(own.inv_freq)} rotary channels cannot be split into two axes")
         self.scaling = float(own.attention_scaling)
@@ -176,7 +177,7 @@ class Pixels(Exact):
     def __init__(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         with torch.device("cpu"):
-            means, stds = torch.tensor(mean), torch.tensor(std)
+            means, stds = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
             pixels = patch_size * patch_size
             self.register_buffer("scale", (1 / (255 * stds)).repeat_interleave(pixels), persistent=False)
             self.register_buffer("shift", (-means / stds).repeat_interleave(pixels), persistent=False)

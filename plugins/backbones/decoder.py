@@ -41,6 +41,8 @@ class SailDecoder(Backbone):
 
     families: ClassVar[tuple[str, ...]] = ()
     """Values of `model_type` that a subclass is limited to; none means all."""
+    model: Any
+    """The decoder without its language head; its class is the library's."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class SailDecoder(Backbone):
         self.attention.build(dims)
         self.model = build_decoder(config)
         if self.activation_checkpointing:
-            self.model.activation_checkpointing_enable()  # type: ignore[operator]
+            self.model.activation_checkpointing_enable()
         hidden = config.hidden_size
         self.lm_head = nn.Linear(hidden, dims.vocab_size, bias=False)
         if self.embedding_range is not None:

@@ -39,6 +39,7 @@ DECODER = {
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "SailQwen": BACKBONE,
     "SailDecoder": {"config": DECODER, "patch_size": 8},
+    "EncoderBackbone": {"encoder": "test_vit", **BACKBONE},
     "UsersBackbone": BACKBONE,
     "UsersWrappedBackbone": {"gain": 3.0, **BACKBONE},
     "TimmTeacher": {"model": "test_convnext", "resize": 32, "weight": 0.5},
@@ -339,7 +340,8 @@ def test_every_parameter_gets_a_gradient(plugin: type[Plugin]) -> None:
 def test_words_alone_give_zero_gradients_not_missing_ones(plugin: type[Plugin]) -> None:
     grads = gradients(model_with(plugin), text_records())
     assert [name for name, grad in grads.items() if grad is None] == []
-    heads = ("model.upsampler.", "model.mask_head.", "model.prompt_encoder.", "distill.", "model.backbone.vis_embed.")
+    eyes = ("model.backbone.vis_embed.", "model.backbone.encoder.", "model.backbone.projector.")
+    heads = ("model.upsampler.", "model.mask_head.", "model.prompt_encoder.", "distill.", *eyes)
     assert [name for name, grad in grads.items() if name.startswith(heads) and grad is not None and grad.any()] == []
 
 
