@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SailQwen": BACKBONE,
     "SailDecoder": {"config": DECODER, "patch_size": 8},
     "EncoderBackbone": {"encoder": "test_vit", **BACKBONE},
+    "EVEv2": {**BACKBONE, "mm_hidden_size": 12},
     "UsersBackbone": BACKBONE,
     "UsersWrappedBackbone": {"gain": 3.0, **BACKBONE},
     "TimmTeacher": {"model": "test_convnext", "resize": 32, "weight": 0.5},
@@ -341,6 +342,7 @@ def test_words_alone_give_zero_gradients_not_missing_ones(plugin: type[Plugin]) 
     grads = gradients(model_with(plugin), text_records())
     assert [name for name, grad in grads.items() if grad is None] == []
     eyes = ("model.backbone.vis_embed.", "model.backbone.encoder.", "model.backbone.projector.")
+    eyes += ("model.backbone.patch_embedding.", "model.backbone.class_embedding", "model.backbone.split_embedding")
     heads = ("model.upsampler.", "model.mask_head.", "model.prompt_encoder.", "distill.", *eyes)
     assert [name for name, grad in grads.items() if name.startswith(heads) and grad is not None and grad.any()] == []
 

@@ -1,0 +1,360 @@
+"""`EVEv2`: EVE's encoder-free transformer, one set of weights for words and one for pixels in every layer.
+
+Hugging Face's parts of Qwen2 are composed, not copied. Attention joins the modalities; norms and matrices do not. So
+tokens are sorted once, words first, and every matrix reads its own run of them; only attention sees them in order.
+Parameters have the official names: `q_proj` is of words, `moe_q_proj` of pixels. The final norm and the language head
+are shared. Facts: `docs/parity.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen2Config
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2PreTrainedModel,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from sail_lightning.errors import SailUsageError
+from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.plan import AttentionPlan
+from sail_lightning.plugins.attention import resolve
+from sail_lightning.plugins.backbones.core import Exact, Pixels, cached, decoder_config
+from sail_lightning.registry import register
+from sail_lightning.sequence import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
+from sail_lightning.templates import QWEN_CHAT
+
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Per-channel mean and standard deviation of pixels in [0, 1] (CLIP's, as in the official code)."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # A laboratory model, as loud and as wide as SailQwen's.
+    "tiny": {
+        "patch_stride": 4,
+        "dense_stride": 2,
+        "mm_hidden_size": 64,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "rope_theta": 100.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.08,
+        "embedding_range": 0.5,
+    },
+    "7b": {
+        "patch_stride": 16,
+        "dense_stride": 2,
+        "mm_hidden_size": 1024,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "embedding_range": 0.02,
+    },
+}
+"""Sizes of EVEv2-7B, whose decoder is Qwen2.5-7B's, and of a laboratory model."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
+"""Query (R, H, E), key and value (R, G, E) in the order of the sequence, scale, layer; to (R, H, E)."""
+Part = Callable[[Tensor], Tensor]
+
+
+@register
+class EVEv2(Backbone):
+    """EVE's transformer: weights of their own for words and for pixels, strictly causal, positions counted.
+
+    Its prompts are `PromptInjection(projection=False)`; `max_side` of the model sets the picture's area (official: 800
+    or 1600).
+
+    Args:
+        size: preset; every other size below overrides it.
+        attention: kernel, or `auto` for the best that runs here.
+        patch_stride: pixels per side of the first convolution of the patch embedding.
+        dense_stride: its outputs per side of the second; a patch has patch_stride x dense_stride pixels a side.
+        mm_hidden_size: channels between the two.
+        hidden_size: D.
+        intermediate_size: of the gated MLPs.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_key_value_heads: key and value heads.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: of the norms.
+        tie_word_embeddings: whether the language head is the embedding table.
+        initializer_range: standard deviation of initial matrices and kernels.
+        embedding_range: standard deviation of initial word embeddings and learned vectors.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+    """
+
+    chat = QWEN_CHAT
+    picture = PictureLayout(
+        start=(CLASS_VECTOR,),
+        patch=PATCH_ONLY,
+        row_end=(ROW_VECTOR,),
+        end=(),
+        grid_positions=False,
+        bidirectional=False,
+    )
+    resize = "area"
+
+    def __init__(
+        self,
+        size: Literal["tiny", "7b"] = "tiny",
+        attention: Attention | Literal["auto"] = "auto",
+        patch_stride: int | None = None,
+        dense_stride: int | None = None,
+        mm_hidden_size: int | None = None,
+        hidden_size: int | None = None,
+        intermediate_size: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
+        num_key_value_heads: int | None = None,
+        rope_theta: float | None = None,
+        rms_norm_eps: float | None = None,
+        tie_word_embeddings: bool | None = None,
+        initializer_range: float | None = None,
+        embedding_range: float | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {
+            "patch_stride": patch_stride,
+            "dense_stride": dense_stride,
+            "mm_hidden_size": mm_hidden_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "rope_theta": rope_theta,
+            "rms_norm_eps": rms_norm_eps,
+            "tie_word_embeddings": tie_word_embeddings,
+            "initializer_range": initializer_range,
+            "embedding_range": embedding_range,
+        }
+        settings = PRESETS[size] | {key: value for key, value in given.items() if value is not None}
+        hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
+        groups = settings["num_key_value_heads"]
+        if hidden % (2 * heads) or heads % groups:
+            raise SailUsageError(
+                f"EVEv2: hidden_size {hidden} must be divisible by 2 x num_heads ({heads}), "
+                f"and num_heads by num_key_value_heads ({groups})"
+            )
+        self.patch_stride, self.dense_stride = settings.pop("patch_stride"), settings.pop("dense_stride")
+        self.mm_hidden_size = settings.pop("mm_hidden_size")
+        self.embedding_range = settings.pop("embedding_range")
+        self.settings = {"model_type": "qwen2", **settings}
+        self.attention = resolve(attention)
+        self.activation_checkpointing = activation_checkpointing
+
+    def build(self, dims: Dims) -> Dims:
+        config = decoder_config(self.settings, dims.vocab_size)
+        assert isinstance(config, Qwen2Config)
+        hidden, spread = config.hidden_size, config.initializer_range
+        self.attention.build(dims)
+        self.model = Decoder(config)
+        if self.activation_checkpointing:
+            self.model.activation_checkpointing_enable()  # type: ignore[operator]
+        self.lm_head = nn.Linear(hidden, dims.vocab_size, bias=False)
+        self.patch_embedding = PatchEmbedding(self.patch_stride, self.dense_stride, self.mm_hidden_size, hidden)
+        self.class_embedding = nn.Parameter(torch.empty(hidden))
+        self.split_embedding = nn.Parameter(torch.empty(hidden))
+        for table in (self.model.embed_tokens.weight, self.class_embedding, self.split_embedding):
+            nn.init.normal_(table, std=self.embedding_range)
+        for parameter in self.patch_embedding.parameters():  # kernels and biases
+            nn.init.normal_(parameter, std=spread if parameter.ndim > 1 else 0.0)
+        nn.init.normal_(self.lm_head.weight, std=spread)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        patch_size = self.patch_stride * self.dense_stride
+        self.pixels = Pixels(patch_size, IMAGE_MEAN, IMAGE_STD)
+        return Dims(dims.vocab_size, dims.new_words, hidden, patch_size)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        words = self.model.embed_tokens(ids.clamp(min=0))
+        ids = ids[..., None]
+        vectors = torch.where(ids == CLASS_VECTOR, self.class_embedding, self.split_embedding)
+        return torch.where(ids < 0, vectors, words).masked_fill(ids == PATCH_ONLY, 0.0)
+
+    def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        return self.patch_embedding(self.pixels(patches).to(self.class_embedding.dtype))
+
+    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
+            return self.attention(query, key, value, plan, scale)
+
+        return self.model(embeddings, positions[0], Modalities.of(vision), attend)
+
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
+        shape = vision.shape
+        over_cache = cached(cache)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
+            query, key, value = (rows.unflatten(0, shape).transpose(1, 2) for rows in (query, key, value))
+            key, value = cache.update(key, value, layer)
+            return over_cache(query, key, value, scale).flatten(0, 1)
+
+        modalities = Modalities.of(vision.flatten())
+        return self.model(embeddings.flatten(0, 1), positions[0].flatten(), modalities, attend).unflatten(0, shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+
+@dataclass(frozen=True)
+class Modalities:
+    """How R tokens are sorted by modality: `words` of them first, then vision tokens, each in their own order.
+
+    `order` (R,) are the tokens as they are sorted, `places` (R,) where each token went; None where all tokens are of
+    one modality, and stay.
+    """
+
+    words: int
+    order: Tensor | None = None
+    places: Tensor | None = None
+
+    @classmethod
+    def of(cls, vision: Tensor) -> Modalities:
+        """Of a mask (R,) bool, True at vision tokens."""
+        words = len(vision) - int(vision.sum())  # on an accelerator, the one wait of a pass
+        if words in (0, len(vision)):
+            return cls(words)
+        order = vision.to(torch.uint8).argsort(stable=True)
+        return cls(words, order, order.argsort())
+
+    def sort(self, tokens: Tensor) -> Tensor:
+        """Tokens (R, ...) in the order of the sequence, as they are sorted."""
+        return tokens if self.order is None else tokens.index_select(0, self.order)
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """Sorted tokens (R, ...) in the order of the sequence."""
+        return tokens if self.places is None else tokens.index_select(0, self.places)
+
+    def apply(self, of_words: Part, of_vision: Part, tokens: Tensor) -> Tensor:
+        """Each part on its own tokens, of R sorted ones."""
+        if not torch.is_grad_enabled():  # in training, a part without tokens has a gradient of zero, not none
+            if self.words == len(tokens):
+                return of_words(tokens)
+            if self.words == 0:
+                return of_vision(tokens)
+        words, vision = tokens.split([self.words, len(tokens) - self.words])
+        return torch.cat([of_words(words), of_vision(vision)])
+
+
+class Decoder(Qwen2PreTrainedModel):
+    """Embedding table, layers and the final norm, which the modalities share."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        with torch.device("cpu"):  # real even where weights are not made yet
+            self.rotary_emb = Rotary(config)
+        self.post_init()
+
+    def forward(self, hidden: Tensor, positions: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
+        """Embeddings (R, D) at positions (R,) to states (R, D), both in the order of the sequence."""
+        hidden = modalities.sort(hidden)
+        cos, sin = self.rotary_emb(hidden, modalities.sort(positions))
+        for layer in self.layers:
+            hidden = layer(hidden, cos=cos, sin=sin, modalities=modalities, attend=attend)
+        return self.norm(modalities.restore(hidden))
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Qwen2's layer twice, joined in attention."""
+
+    def __init__(self, config: Qwen2Config, index: int) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = JointAttention(config, index)
+        self.mlp, self.moe_mlp = Qwen2MLP(config), Qwen2MLP(config)
+        self.input_layernorm, self.moe_input_layernorm = Qwen2RMSNorm(width, eps), Qwen2RMSNorm(width, eps)
+        self.post_attention_layernorm = Qwen2RMSNorm(width, eps)
+        self.moe_post_attention_layernorm = Qwen2RMSNorm(width, eps)
+
+    def forward(self, hidden: Tensor, *, cos: Tensor, sin: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
+        """Sorted states (R, D) to the same; `cos` and `sin` (R, E) are their rotary angles."""
+        normed = modalities.apply(self.input_layernorm, self.moe_input_layernorm, hidden)
+        hidden = hidden + self.self_attn(normed, cos, sin, modalities, attend)
+        normed = modalities.apply(self.post_attention_layernorm, self.moe_post_attention_layernorm, hidden)
+        return hidden + modalities.apply(self.mlp, self.moe_mlp, normed)
+
+
+class JointAttention(nn.Module):
+    """Queries, keys, values and outputs by modality; attention over all tokens."""
+
+    def __init__(self, config: Qwen2Config, index: int) -> None:
+        super().__init__()
+        width, self.index = config.hidden_size, index
+        self.head_size = width // config.num_attention_heads
+        few = (config.num_key_value_heads or config.num_attention_heads) * self.head_size
+        self.q_proj, self.moe_q_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.k_proj, self.moe_k_proj = nn.Linear(width, few), nn.Linear(width, few)
+        self.v_proj, self.moe_v_proj = nn.Linear(width, few), nn.Linear(width, few)
+        self.o_proj, self.moe_o_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
+        """Sorted states (R, D) to the same."""
+        projections = (
+            (self.q_proj, self.moe_q_proj),
+            (self.k_proj, self.moe_k_proj),
+            (self.v_proj, self.moe_v_proj),
+        )
+        query, key, value = (
+            modalities.apply(*pair, hidden).unflatten(-1, (-1, self.head_size)) for pair in projections
+        )
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        query, key, value = (modalities.restore(tokens) for tokens in (query, key, value))
+        out = attend(query, key, value, self.head_size**-0.5, self.index).flatten(1)
+        return modalities.apply(self.o_proj, self.moe_o_proj, modalities.sort(out))
+
+
+class Rotary(Exact, Qwen2RotaryEmbedding):
+    """Qwen2's rotary angles for positions (R,), from frequencies that stay float32."""
+
+
+class PatchEmbedding(nn.Sequential):
+    """Pixels (N, 3*P*P), channel first, to embeddings (N, D): two convolutions with a GELU between them.
+
+    Their kernels do not overlap and fill the patch, so each is one matrix product.
+    """
+
+    def __init__(self, patch_stride: int, dense_stride: int, channels: int, hidden_size: int) -> None:
+        first = nn.Conv2d(3, channels, patch_stride, patch_stride)
+        super().__init__(first, nn.GELU(), nn.Conv2d(channels, hidden_size, dense_stride, dense_stride))
+        self.patch_stride, self.dense_stride = patch_stride, dense_stride
+
+    @property
+    def convolutions(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """Both, in order."""
+        first, _, second = self
+        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+        return first, second
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels to embeddings."""
+        first, second = self.convolutions
+        fine, dense = self.patch_stride, self.dense_stride
+        cells = pixels.unflatten(1, (3, dense, fine, dense, fine)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        cells = F.gelu(F.linear(cells, first.weight.flatten(1), first.bias))
+        return F.linear(cells.flatten(1), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)
