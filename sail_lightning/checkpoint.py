@@ -1,28 +1,31 @@
-"""Model folders: config.yaml, model.safetensors, a tokenizer and a card. No pickle, no code."""
+"""Model folders: config.yaml, weights in safetensors, a tokenizer and a card. No pickle, no code."""
 
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from sail_lightning import registry
+from sail_lightning import registry, shards, vocabulary
+from sail_lightning.card import Data, Figures, model_card
+from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Plugin
-from sail_lightning.tokens import PACKAGED, Tokens
+from sail_lightning.tokens import PACKAGED, Tokens, open_tokenizer
 
 if TYPE_CHECKING:
     from sail_lightning.module import PixelSAIL
 
-CONFIG, WEIGHTS, TOKENIZER, CARD = "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
+CONFIG, TOKENIZER, CARD = "config.yaml", "tokenizer.json", "README.md"
+MODEL, WEIGHTS = "model", "weights"
+"""Sections of config.yaml: arguments of `PixelSAIL`; weight files, each with its sha256."""
 
 
 def locate(name: str | Path) -> Path:
@@ -71,6 +74,15 @@ def read_config(name: str | Path) -> dict[str, Any]:
 
 def config_spec(folder: Path) -> dict[str, Any]:
     """The `model` section of a folder's config.yaml, the tokenizer's path made absolute."""
+    spec = _sections(folder).get(MODEL)
+    if not isinstance(spec, dict):
+        raise SailError(f"{folder / CONFIG} is not a model's config: it has no section {MODEL}")
+    if not (folder / TOKENIZER).is_file():
+        raise SailError(f"{folder} has no {TOKENIZER}; copy it again")
+    return {**spec, "tokenizer": str(folder / TOKENIZER)}
+
+
+def _sections(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -78,12 +90,25 @@ def config_spec(folder: Path) -> dict[str, Any]:
         raise SailError(f"{folder} has no {CONFIG}: it is no model folder") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SailError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    spec = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(spec, dict):
-        raise SailError(f"{path} is not a model's config: it has no section model")
-    if not (folder / TOKENIZER).is_file():
-        raise SailError(f"{folder} has no {TOKENIZER}; copy it again")
-    return {**spec, "tokenizer": str(folder / TOKENIZER)}
+    return content if isinstance(content, dict) else {}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder; those whose sha256 config.yaml holds (not all older folders do) are as saved.
+
+    Raises:
+        SailError: a file is missing, damaged or changed.
+    """
+    sections = _sections(folder)
+    if WEIGHTS not in sections:
+        return shards.find(folder)
+    sums = sections[WEIGHTS]
+    whole = isinstance(sums, dict) and all(
+        shards.SHARD.fullmatch(str(name)) and re.fullmatch("[0-9a-f]{64}", str(sha)) for name, sha in sums.items()
+    )
+    if not whole or not sums:
+        raise SailError(f"{folder / CONFIG}: section {WEIGHTS} must give each weight file's sha256; copy it again")
+    return shards.check(folder, sums)
 
 
 def lasting_source(tokens: Tokens) -> str:
@@ -95,83 +120,97 @@ def lasting_source(tokens: Tokens) -> str:
     return str(Path(tokens.source).resolve())
 
 
+@torch.no_grad()
 def load_weights(model: PixelSAIL, name: str | Path) -> None:
-    """Fills a built model from a folder; every name must agree.
+    """Fills a built model from a folder, tensor by tensor; every name must agree.
+
+    Where the model's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
 
     Raises:
-        SailError: a broken file, or names or shapes that differ.
+        SailError: a broken file, names or shapes that differ, or a word that the folder has no row for.
     """
     folder = locate(name)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise SailError(f"{folder} has no {WEIGHTS}; copy it again") from None
-    except SafetensorError as error:
-        raise SailError(f"{folder / WEIGHTS} is damaged ({error}); copy it again") from None
-    own = _state(model)
-    faults = []
-    if missing := sorted(own.keys() - state.keys()):
-        faults.append(f"missing {_some(missing)}")
-    if unexpected := sorted(state.keys() - own.keys()):
-        faults.append(f"unexpected {_some(unexpected)}")
-    if shapes := sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape):
-        sizes = [f"{key} {_size(state[key])} instead of {_size(own[key])}" for key in shapes]
-        faults.append(f"other shapes: {_some(sizes)}")
-    if faults:
-        raise SailError(f"{folder / WEIGHTS} does not fit this model: {'; '.join(faults)}")
-    with torch.no_grad():
-        for key, value in state.items():
-            own[key].copy_(value)
+    files = _weight_files(folder)
+    own = _first_names(model.model.state_dict(keep_vars=True))
+    rows = vocabulary.match(model.tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
+    moved: set[int] = set()
+    if rows is not None:
+        moved = {
+            id(t) for t in vocabulary.tables(model.model.backbone, model.model.dims.hidden_size, len(model.tokens))
+        }
+    with shards.opened(files) as stored:
+        shapes = {key: torch.empty(item.shape, device="meta") for key, item in stored.items()}
+        wanted = {
+            key: torch.empty(rows.rows, *value.shape[1:], device="meta") if rows and id(value) in moved else value
+            for key, value in own.items()
+        }
+        if faults := differences(wanted, shapes):
+            where = files[0] if len(files) == 1 else folder
+            raise SailError(f"{where} does not fit this model: {'; '.join(faults)}")
+        for key, item in stored.items():
+            value = item.read()
+            own[key].copy_(rows(value) if rows and id(own[key]) in moved else value)
 
 
-def save_folder(model: PixelSAIL, folder: Path, card: str, dtype: torch.dtype | None) -> Path:
+def save_folder(
+    model: PixelSAIL,
+    folder: Path,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    metrics: Figures | None = None,
+    data: Data | None = None,
+    licence: str | None = None,
+) -> Path:
     """Writes a model folder; see `PixelSAIL.save_pretrained`.
 
-    All files are written under other names first, and config.yaml, without which it is no model folder, is renamed
-    last: a run that is stopped leaves the folder as it was, or none.
+    All files are written elsewhere first, and config.yaml, without which it is no model folder, is put there last: a
+    run that is stopped leaves the folder as it was, or none.
 
     Raises:
         SailError: a file has the folder's name.
+        SailUsageError: a size that cannot be read, or what a card cannot be made of.
     """
+    if card and (metrics or data or licence):
+        raise SailUsageError("give either a card, or metrics, data and licence to make one from")
     model.configure_model()
+    state = _first_names(model.model.state_dict(keep_vars=True))
+    split = shards.split(state, dtype, max_shard_size)
+    spec = {key: _short(value) for key, value in model.config.items()} | {"tokenizer": TOKENIZER}
+    text = yaml.safe_dump({MODEL: spec}, sort_keys=False)
+    card = card or model_card(model, text, state, dtype, metrics, data, licence)
     if folder.exists() and not folder.is_dir():
         raise SailError(f"{folder} is a file; name a folder to save the model to")
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        key: value.detach().to(dtype if dtype and value.is_floating_point() else value.dtype).cpu().contiguous()
-        for key, value in _state(model).items()
-    }
-    spec = {key: _short(value) for key, value in model.config.items()}
-    spec["tokenizer"] = TOKENIZER
-    text = yaml.safe_dump({"model": spec}, sort_keys=False)
-    card = card or f"# A Pixel-SAIL model\n\n```yaml\n{text}```\n"
-    writers: dict[str, Callable[[Path], Any]] = {
-        WEIGHTS: lambda path: save_file(state, path, metadata={"format": "pt"}),
-        TOKENIZER: lambda path: model.tokens.tokenizer.backend_tokenizer.save(str(path)),
-        CARD: lambda path: path.write_text(card, encoding="utf-8"),
-        CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
-    }
-    unfinished = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
-    try:
-        for name, write in writers.items():
-            write(unfinished[name])
-        for name, path in unfinished.items():
-            path.replace(folder / name)
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+        unfinished = Path(scratch)
+        for name, keys in split.filename_to_tensors.items():
+            shards.write(state, keys, unfinished / name, dtype)
+        sums = {name: shards.digest(unfinished / name) for name in split.filename_to_tensors}
+        if split.is_sharded:
+            shards.write_index(split, unfinished / shards.INDEX)
+        model.tokens.tokenizer.backend_tokenizer.save(str(unfinished / TOKENIZER))
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+        (unfinished / CONFIG).write_text(text + yaml.safe_dump({WEIGHTS: sums}, sort_keys=False), encoding="utf-8")
+        for name in sums:  # the library writes them for the owner alone
+            shutil.copymode(unfinished / CONFIG, unfinished / name)
+        (folder / CONFIG).unlink(missing_ok=True)  # no model folder until the new one is there again
+        for stale in shards.weight_files(folder):
+            stale.unlink()
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG):
+            path.replace(folder / path.name)
     return folder
 
 
-def _state(model: PixelSAIL) -> dict[str, torch.Tensor]:
-    """The network's tensors by name; of tensors that share memory, the first name only."""
+def _first_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by name; of those that are one, the first name only."""
     seen: set[int] = set()
-    state = {}
-    for key, value in model.model.state_dict(keep_vars=True).items():
+    first = {}
+    for key, value in state.items():
         if id(value) not in seen:
             seen.add(id(value))
-            state[key] = value
-    return state
+            first[key] = value
+    return first
 
 
 def _short(value: Any) -> Any:
@@ -200,12 +239,3 @@ def _instantiate(value: Any, folder: Path) -> Any:
     except SailError as error:
         raise type(error)(f"{folder / CONFIG}: {error}") from None
     return plugin
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str], shown: int = 4) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sail_lightning import checkpoint as checkpoints
+from sail_lightning import hub
 from sail_lightning.batch import Counts, PackedBatch
+from sail_lightning.card import Data, Figures
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
 from sail_lightning.data.transform import EncodedSample, Encoder, as_tuple
 from sail_lightning.errors import SailUsageError
@@ -97,7 +100,6 @@ class PixelSAIL(L.LightningModule):
             self.save_hyperparameters(spec | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         else:
             self.save_hyperparameters()
-        self.config: dict[str, Any] = to_spec(plugins) | settings
         self.model = SailModel(backbone, upsampler, prompt_encoder, mask_channels)
         self.tokens = Tokens(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture)
         self.max_side, self.max_tokens, self.max_new_tokens = max_side, max_tokens, max_new_tokens
@@ -340,22 +342,67 @@ class PixelSAIL(L.LightningModule):
         model.configure_model()
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, card: str = "", dtype: torch.dtype | None = None) -> Path:
-        """Writes config.yaml, model.safetensors, tokenizer.json and README.md; teachers and their projections stay out.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        card: str = "",
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | str = "5GB",
+        metrics: Figures | None = None,
+        data: Data | None = None,
+        licence: str | None = None,
+    ) -> Path:
+        """Writes config.yaml, weights, tokenizer.json and README.md; teachers and their projections stay out.
 
         Args:
-            folder: made if missing.
-            card: text of the README; a plain one is made if empty.
+            folder: made if missing; a model that is there is replaced.
+            card: text of the README; made from the model and from what follows if empty.
             dtype: of the stored weights; None keeps theirs.
+            max_shard_size: of a weight file, such as `500MB`, or bytes; larger models are stored in several.
+            metrics: figures for the card, by row: `{"RefCOCO val": {"protocol": "official", "ciou": 0.71}}`.
+            data: what it was trained on, for the card: names, or names with their licences.
+            licence: of the weights, for the card.
+
+        Raises:
+            SailError: a file has the folder's name.
+            SailUsageError: a size that cannot be read, or what a card cannot be made of.
         """
-        return checkpoints.save_folder(self, Path(folder), card, dtype)
+        return checkpoints.save_folder(self, Path(folder), card, dtype, max_shard_size, metrics, data, licence)
+
+    def push_to_hub(self, repo_id: str, private: bool = True, token: str | None = None, **saving: Any) -> str:
+        """Saves the model to a repository of the Hugging Face Hub, `owner/name`, and returns its address.
+
+        Args:
+            repo_id: made if missing.
+            private: who sees a repository that is made; one that exists stays as it is.
+            token: of the account; None takes that of `hf auth login`.
+            saving: arguments of `save_pretrained`, such as `dtype` or `licence`.
+
+        Raises:
+            SailError: no network, no login, no right to write, or a name that cannot be.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.push(self.save_pretrained(folder, **saving), repo_id, private, token)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that a model folder holds; of a built model, such as need no file that it was made from."""
+        model = self.model
+        parts = {"backbone": model.backbone, "upsampler": model.upsampler, "prompt_encoder": model.prompt_encoder}
+        return {
+            **to_spec(parts, stored=self._built),
+            "tokenizer": self.tokens.source,
+            "mask_channels": model.mask_channels,
+            "max_side": self.max_side,
+            "max_tokens": self.max_tokens,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The checkpoint holds all weights: it must load where the folder that training started from is gone.
+        # The checkpoint holds all weights: it must load where the files that training started from are gone.
+        lasting = self.config | {"tokenizer": checkpoints.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        saved |= {"weights": None} if "weights" in saved else {}
-        saved |= {"tokenizer": checkpoints.lasting_source(self.tokens)} if "tokenizer" in saved else {}
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = saved
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
 

@@ -69,6 +69,8 @@ def read_config(path: Path) -> dict[str, Any]:
             place[last].update(value)
         else:
             place[last] = value
+    if isinstance(unfolded.get("weights"), dict):  # of a model folder: sha256 of its files
+        del unfolded["weights"]
     model = unfolded.get("model")
     if isinstance(model, dict) and isinstance(model.get("tokenizer"), str):
         beside = path.parent / model["tokenizer"]

@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -19,12 +21,12 @@ import yaml
 from inference_harness import chatter, exact_model, picture, script, tiny_model
 from safetensors.torch import load_file, save_file
 
-from sail_lightning import Box, PixelSAIL
+from sail_lightning import Box, PixelSAIL, shards
 from sail_lightning import checkpoint as checkpoints
 from sail_lightning.cli import main
 from sail_lightning.cli.packaged import read_config
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.plugins.backbones import SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import IdentityUpsampler
 
@@ -34,6 +36,11 @@ TEXT = "please segment the red circle."
 @pytest.fixture(scope="session")
 def saved(tiny: PixelSAIL, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sharded(tiny: PixelSAIL, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_pretrained(tmp_path_factory.mktemp("models") / "sharded", max_shard_size="50KB")
 
 
 @pytest.fixture
@@ -61,6 +68,10 @@ def test_a_folder_holds_text_and_tensors_only(saved: Path) -> None:
         files[name].read_text(encoding="utf-8")
     assert yaml.safe_load(files["config.yaml"].read_text())["model"]["upsampler"]["class_path"] == "DeconvUpsampler"
     assert json.loads(files["tokenizer.json"].read_text())["model"]
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(sharded: Path) -> None:
+    assert len({path.stat().st_mode for path in sharded.iterdir()}) == 1
 
 
 def test_a_model_comes_back_with_the_same_answers(saved: Path) -> None:
@@ -107,6 +118,15 @@ def test_weights_stored_in_half_precision_load(dtype: torch.dtype, tiny: PixelSA
         assert again.predict(picture(0), TEXT).masks.shape == (1, 24, 32)
 
 
+def test_the_length_of_answers_and_other_settings_come_back_as_they_are_now(tmp_path: Path) -> None:
+    model = tiny_model(max_new_tokens=7)
+    model.max_new_tokens, model.max_side = 11, 48
+    again = PixelSAIL.from_pretrained(model.save_pretrained(tmp_path / "m"))
+    assert (again.max_new_tokens, again.max_side, again.max_tokens) == (11, 48, model.max_tokens)
+    with chatter(again):
+        assert max(len(again.tokens.tokenizer.encode(again.predict(picture(s), TEXT).text)) for s in range(3)) <= 11
+
+
 def test_the_card_is_the_readme(tiny: PixelSAIL, tmp_path: Path) -> None:
     folder = tiny.save_pretrained(tmp_path / "m", card="# Trained by hand\n")
     assert (folder / "README.md").read_text() == "# Trained by hand\n"
@@ -139,11 +159,37 @@ def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], No
     return damage
 
 
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any], told: bool = True) -> Callable[[Path], None]:
+    """Changes the weights and, if `told`, their sum in the config."""
+
     def damage(folder: Path) -> None:
-        state = load_file(folder / "model.safetensors")
+        path = folder / "model.safetensors"
+        state = load_file(path)
         change(state)
-        save_file(state, folder / "model.safetensors")
+        save_file(state, path)
+        if told:
+            edit_sums(lambda sums: sums.update({path.name: shards.digest(path)}))(folder)
+
+    return damage
+
+
+def edit_sums(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        change(config["weights"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return damage
+
+
+def without_sums(*others: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """As older folders are, and then damaged."""
+
+    def damage(folder: Path) -> None:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}))
+        for other in others:
+            other(folder)
 
     return damage
 
@@ -171,6 +217,27 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no tokenizer": (remove("tokenizer.json"), ["copy has no tokenizer.json"]),
     "half the weights": (truncate("model.safetensors", 0.5), ["copy/model.safetensors is damaged"]),
     "no byte of the weights": (truncate("model.safetensors", 0), ["copy/model.safetensors is damaged"]),
+    "one weight is another": (
+        edit_weights(lambda s: s[NORM][0].add_(1), told=False),
+        ["copy/model.safetensors is damaged or was changed"],
+    ),
+    "half the weights of an older folder": (
+        without_sums(truncate("model.safetensors", 0.5)),
+        ["copy/model.safetensors is damaged"],
+    ),
+    "no weights in an older folder": (
+        without_sums(remove("model.safetensors")),
+        ["copy has no model.safetensors; copy it again"],
+    ),
+    "no sum": (edit_sums(lambda s: s.clear()), ["copy/config.yaml: section weights must give"]),
+    "a sum that is none": (
+        edit_sums(lambda s: s.update({"model.safetensors": 3})),
+        ["copy/config.yaml: section weights must give"],
+    ),
+    "weights elsewhere": (
+        edit_sums(lambda s: s.update({"../model.safetensors": "0" * 64})),
+        ["copy/config.yaml: section weights must give"],
+    ),
     "half the tokenizer": (truncate("tokenizer.json", 0.5), ["copy/tokenizer.json cannot be read"]),
     "config that is no YAML": (write("config.yaml", "model: ["), ["copy/config.yaml is not valid YAML"]),
     "config without a model": (write("config.yaml", "data: {}"), ["copy/config.yaml", "no section model"]),
@@ -223,6 +290,181 @@ def test_an_unknown_plugin_is_a_fault_of_usage(folder: Path) -> None:
         PixelSAIL.from_pretrained(folder)
 
 
+def test_a_folder_without_sums_loads(folder: Path, saved: Path) -> None:
+    without_sums()(folder)
+    assert equal(PixelSAIL.from_pretrained(folder), PixelSAIL.from_pretrained(saved))
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("model*"))
+
+
+def test_a_large_model_is_stored_in_shards_and_comes_back_with_the_same_answers(saved: Path, sharded: Path) -> None:
+    names = names_of(sharded)
+    count = len(names) - 1
+    assert count > 2
+    assert names == [*(f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)), shards.INDEX]
+    table = load_file(saved / "model.safetensors")
+    index = json.loads((sharded / shards.INDEX).read_text())["weight_map"]
+    for name in names[:-1]:
+        stored = load_file(sharded / name)
+        assert set(stored) == {key for key, file in index.items() if file == name}
+        assert len(stored) == 1 or sum(value.nbytes for value in stored.values()) <= 50_000
+        assert all(torch.equal(value, table.pop(key)) for key, value in stored.items())
+    assert table == {}
+    one, many = PixelSAIL.from_pretrained(saved), PixelSAIL.from_pretrained(sharded)
+    assert equal(one, many)
+    with chatter(one), chatter(many):
+        left, right = (model.predict(picture(1), TEXT) for model in (one, many))
+        assert left.text == right.text and np.array_equal(left.masks, right.masks)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+SHARD_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "changed": (flip_a_bit, "is damaged or was changed"),
+    "cut short": (lambda path: os.truncate(path, path.stat().st_size - 1), "is damaged or was changed"),
+    "empty": (lambda path: os.truncate(path, 0), "is damaged or was changed"),
+    "gone": (Path.unlink, "copy has no"),
+    "a neighbour": (
+        lambda path: shutil.copy(path.with_name(path.name.replace("-00002-", "-00001-")), path),
+        "is damaged or was changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", SHARD_DAMAGES)
+def test_a_damaged_shard_is_refused_by_name(damage: str, sharded: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    second = names_of(folder)[1]
+    make, words = SHARD_DAMAGES[damage]
+    make(folder / second)
+    with pytest.raises(SailError, match=rf"{words}[^\n]*; copy it again$") as caught:
+        PixelSAIL.from_pretrained(folder)
+    assert second in str(caught.value) and "00001" not in str(caught.value)
+
+
+def test_shards_without_sums_are_found_by_their_index(sharded: Path, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    without_sums()(folder)
+    assert equal(PixelSAIL.from_pretrained(folder), PixelSAIL.from_pretrained(saved))
+    first, second = names_of(folder)[:2]
+    held = (folder / second).read_bytes()
+    shutil.copy(folder / first, folder / second)
+    with pytest.raises(SailError, match=rf"copy/{second} and {first} both hold"):
+        PixelSAIL.from_pretrained(folder)
+    (folder / second).write_bytes(held[:-1])
+    with pytest.raises(SailError, match=rf"copy/{second} is damaged"):
+        PixelSAIL.from_pretrained(folder)
+    (folder / second).unlink()
+    with pytest.raises(SailError, match=rf"copy has no {second}"):
+        PixelSAIL.from_pretrained(folder)
+    (folder / shards.INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    with pytest.raises(SailError, match=r"names \.\./model.safetensors, which is no weight file beside it"):
+        PixelSAIL.from_pretrained(folder)
+    for content in ("{", "[]", '{"weight_map": ["a"]}'):
+        (folder / shards.INDEX).write_text(content)
+        with pytest.raises(SailError, match=rf"copy/{shards.INDEX} is damaged"):
+            PixelSAIL.from_pretrained(folder)
+
+
+def test_the_index_is_for_others(sharded: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    (folder / shards.INDEX).unlink()
+    assert equal(PixelSAIL.from_pretrained(folder), PixelSAIL.from_pretrained(sharded))
+
+
+def test_another_number_of_shards_leaves_none_of_the_old_ones(tiny: PixelSAIL, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    (tmp_path / "m").mkdir()
+    (folder / "model-card.safetensors").touch()  # not ours
+    for size in ("50KB", 100_000, "5GB", "50KB"):
+        tiny.save_pretrained(folder, max_shard_size=size)
+        sums = yaml.safe_load((folder / "config.yaml").read_text())["weights"]
+        index = [shards.INDEX] if len(sums) > 1 else []
+        assert names_of(folder) == sorted(["model-card.safetensors", *sums, *index])
+        assert equal(PixelSAIL.from_pretrained(folder), tiny)
+
+
+@pytest.mark.parametrize("size", ["five", "5 apples", 0, -1, "5", None])
+def test_a_size_that_cannot_be_read_is_a_fault_of_usage(size: Any, tiny: PixelSAIL, tmp_path: Path) -> None:
+    with pytest.raises(SailUsageError, match="max_shard_size is a size such as 5GB"):
+        tiny.save_pretrained(tmp_path / "m", max_shard_size=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_read_one_at_a_time(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    read = shards.StoredTensor.read
+
+    def watched(self: shards.StoredTensor) -> torch.Tensor:
+        nonlocal most
+        value = read(self)
+        alive.append(weakref.ref(value))
+        most = max(most, sum(known() is not None for known in alive))
+        return value
+
+    monkeypatch.setattr(shards.StoredTensor, "read", watched)
+    model = PixelSAIL.from_pretrained(sharded)
+    assert len(alive) == len(weights(model)) and most <= 2  # the one that is copied, and the one that follows it
+
+
+# -- made from files that are gone ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Path:
+    """A local Hugging Face folder with the vocabulary of the laboratory."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    words = len(tiny_model().tokens)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=words, tie_word_embeddings=False, **sizes, **heads)).save_pretrained(
+        tmp_path / "qwen"
+    )
+    return tmp_path / "qwen"
+
+
+def from_decoder(cls: type[SailDecoder], decoder: Path) -> PixelSAIL:
+    model = PixelSAIL(cls(pretrained=str(decoder), patch_size=8), IdentityUpsampler(), NoPrompts(4), mask_channels=8)
+    assert model.config["backbone"]["init_args"]["pretrained"] == str(decoder), "as given, until it is built"
+    model.configure_model()
+    return model.eval()
+
+
+@pytest.mark.parametrize("cls", [SailDecoder, SailQwen])
+def test_a_model_made_from_a_decoder_loads_where_the_decoder_is_gone(
+    cls: type[SailDecoder], decoder: Path, tmp_path: Path
+) -> None:
+    model = from_decoder(cls, decoder)
+    folder = model.save_pretrained(tmp_path / "m")
+    shutil.rmtree(decoder)
+    again = PixelSAIL.from_pretrained(folder)
+    assert equal(model, again) and type(again.model.backbone) is cls
+    assert again.model.backbone.model.config.model_type == "qwen3"
+    assert str(tmp_path) not in "".join((folder / name).read_text() for name in ("config.yaml", "README.md"))
+    twice = again.save_pretrained(tmp_path / "twice")
+    assert (twice / "config.yaml").read_text() == (folder / "config.yaml").read_text()
+
+
+def test_a_checkpoint_of_such_a_model_does_too(decoder: Path, tmp_path: Path) -> None:
+    model = from_decoder(SailDecoder, decoder)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    shutil.rmtree(decoder)
+    assert equal(model, PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", map_location="cpu"))
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +510,28 @@ def test_a_save_that_fails_leaves_what_was_there(
             model.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
     assert checkpoints.is_folder(folder) == before
+
+
+def test_a_save_that_is_stopped_while_files_are_put_in_place_leaves_no_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, calls = Path.replace, []
+
+    def fail(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("stopped")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="stopped"):
+            tiny_model().save_pretrained(folder, max_shard_size="50KB")
+    assert not checkpoints.is_folder(folder), "files of two models are never taken for one"
+    tiny_model().save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", "config.yaml", "model.safetensors", "tokenizer.json"]
+    )
 
 
 def test_a_save_replaces_an_older_model(tmp_path: Path, saved: Path) -> None:
