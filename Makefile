@@ -17,7 +17,7 @@ READY := .venv/.ready
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help setup quickstart zoo test test-all lint format typecheck check wheel pins clean
+.PHONY: help setup quickstart zoo parity test test-all lint format typecheck check wheel pins clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -50,6 +50,9 @@ quickstart: $(READY) ## train, test and predict from nothing, in less than 15 mi
 
 zoo: $(READY) ## train the sail-tiny model that ships with the package (an hour or two)
 	$(TEST_ENV) $(PY) examples/train_sail_tiny.py
+
+parity: $(READY) ## compare with the official code's recorded values, into docs/parity.md
+	$(TEST_ENV) $(PY) docs/make_parity.py
 
 test: $(READY) ## what continuous integration runs
 	$(PYTEST) -m "not slow"
