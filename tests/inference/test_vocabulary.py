@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from inference_harness import chatter, picture, tiny_model
+from inference_harness import chatter, picture, script, tiny_model
 from torch import Tensor, nn
 
-from sail_lightning import PixelSAIL
+from sail_lightning import Box, PixelSAIL
 from sail_lightning.errors import SailError
-from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.interfaces import Backbone
+from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
 from sail_lightning.vocabulary import tables
@@ -80,6 +82,49 @@ def test_a_model_saved_in_the_other_order_can_be_brought_back(saved: Path, tiny:
     again = PixelSAIL.from_pretrained(folder, tokenizer=str(saved / "tokenizer.json"))
     ours, theirs = again.model.state_dict(), tiny.model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2}
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "SailQwen": lambda: SailQwen(**SIZES),
+    "SailDecoder": lambda: SailDecoder(
+        config={
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "tie_word_embeddings": True,
+        }
+    ),
+    "EVEv2": lambda: EVEv2(**SIZES, mm_hidden_size=12),
+    "EncoderBackbone": lambda: EncoderBackbone("test_vit", **SIZES),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_comes_back_from_shards_and_in_another_order_with_the_same_masks(
+    name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = PixelSAIL(BACKBONES[name](), DeconvUpsampler(), PromptInjection(num_prompts=4), max_side=64).eval()
+    model.configure_model()
+    for part, weight in model.model.named_parameters():  # masks that are neither full nor empty
+        if part.startswith(("upsampler", "mask_head")):
+            nn.init.normal_(weight, std=0.0 if part.endswith("bias") else 1.0)
+    saved = model.save_pretrained(tmp_path / "m", max_shard_size="30KB")
+    other = tokenizer(saved, tmp_path / "other.json", shuffled(model))
+    again, moved = PixelSAIL.from_pretrained(saved), PixelSAIL.from_pretrained(saved, tokenizer=other)
+    answers = []
+    for one in (model, again, moved):
+        with script(one, one.tokens.seg, one.tokens.seg):
+            answers.append(one.predict(picture(2, 48, 64), "segment <Prompt1> .", [Box(4, 4, 30, 30, id=1)]))
+    assert answers[0].masks.any() and not answers[0].masks.all()
+    for answer in answers[1:]:
+        assert answer.text == answers[0].text and np.array_equal(answer.masks, answers[0].masks)
+    assert type(again.model.backbone).__name__ == name and again.config == moved.config | {
+        "tokenizer": again.config["tokenizer"]
+    }
 
 
 def test_training_starts_from_such_a_folder_too(saved: Path, tiny: PixelSAIL, tmp_path: Path) -> None:
