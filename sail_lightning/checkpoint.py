@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from sail_lightning import registry, shards, vocabulary
+from sail_lightning import adapters, registry, shards, vocabulary
 from sail_lightning.card import Data, Figures, model_card
 from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError, SailUsageError
@@ -174,7 +174,7 @@ def save_folder(
     if card and (metrics or data or licence):
         raise SailUsageError("give either a card, or metrics, data and licence to make one from")
     model.configure_model()
-    state = _first_names(model.model.state_dict(keep_vars=True))
+    state = _first_names(adapters.merged_state(model))
     split = shards.split(state, dtype, max_shard_size)
     spec = {key: _short(value) for key, value in model.config.items()} | {"tokenizer": TOKENIZER}
     text = yaml.safe_dump({MODEL: spec}, sort_keys=False)

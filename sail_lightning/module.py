@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sail_lightning import adapters, hub
 from sail_lightning import checkpoint as checkpoints
-from sail_lightning import hub
+from sail_lightning.adapters import LoRA
 from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.card import Data, Figures
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
@@ -64,6 +65,7 @@ class PixelSAIL(L.LightningModule):
         optimizer: makes the optimiser from parameter groups.
         schedule: makes the learning-rate schedule from the optimiser and the number of steps.
         weights: a model folder, or a packaged model's name, whose weights to start from.
+        adapter: low-rank adapters to train in place of the decoder's own weights; null trains these.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class PixelSAIL(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: ScheduleCallable = WarmupCosine,
         weights: str | None = None,
+        adapter: LoRA | None = None,
     ) -> None:
         super().__init__()
         settings = {
@@ -96,7 +99,7 @@ class PixelSAIL(L.LightningModule):
         }
         plugins = {"backbone": backbone, "upsampler": upsampler, "prompt_encoder": prompt_encoder}
         if _given_hyperparameters.get() is None:  # made from Python: the command line saves its own form
-            spec = to_spec({**plugins, "teachers": teachers}) | settings
+            spec = to_spec({**plugins, "teachers": teachers}) | settings | {"adapter": adapter and adapter.spec()}
             self.save_hyperparameters(spec | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         else:
             self.save_hyperparameters()
@@ -109,7 +112,7 @@ class PixelSAIL(L.LightningModule):
         self.distillation_loss = distillation_loss or MSEDistillation()
         self.loss_normalization = loss_normalization
         self.optimizer, self.schedule = optimizer, schedule
-        self.weights = weights
+        self.weights, self.adapter = weights, adapter
         # A plain dict: teachers are in no checkpoint and no wrapper. Only their projections are trained and saved.
         self._teachers = {name: teacher for name, teacher in (teachers or {}).items() if teacher is not None}
         self.distill = nn.ModuleDict()
@@ -129,6 +132,8 @@ class PixelSAIL(L.LightningModule):
             self.distill[name] = nn.Linear(channels, teacher.channels)
         if self.weights:
             checkpoints.load_weights(self, self.weights)
+        if self.adapter is not None:
+            self.adapter.apply(self.model.backbone)
         self._built = True
 
     @property
@@ -397,6 +402,40 @@ class PixelSAIL(L.LightningModule):
             "max_tokens": self.max_tokens,
             "max_new_tokens": self.max_new_tokens,
         }
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Writes what was trained and nothing else: the adapters in PEFT's format, and the other trained tensors.
+
+        Raises:
+            SailUsageError: the model has no adapter.
+        """
+        return adapters.save(self, Path(folder))
+
+    def load_adapter(self, folder: str | Path) -> Self:
+        """Puts an adapter that `save_adapter` wrote on this model, which must be the one that it was trained on.
+
+        Raises:
+            SailError: a missing or damaged file, or names, shapes or settings that differ; the model is then as before.
+        """
+        self._set_adapter(adapters.load(self, Path(folder)))
+        return self
+
+    def merge_adapter(self) -> Self:
+        """Folds the adapters into the weights: the model answers as before, and is a plain one again.
+
+        Raises:
+            SailUsageError: the model has no adapter.
+        """
+        self.configure_model()
+        if self.adapter is None:
+            raise SailUsageError("this model has no adapter to merge")
+        self.adapter.remove(self.model.backbone, merge=True)
+        self._set_adapter(None)
+        return self
+
+    def _set_adapter(self, adapter: LoRA | None) -> None:
+        self.adapter = adapter
+        self.hparams["adapter"] = adapter and adapter.spec()  # a checkpoint is loaded by them
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
