@@ -29,6 +29,7 @@ from sail_lightning.interfaces import Plugin
 from sail_lightning.module import PixelSAIL
 from sail_lightning.templates import PHRASE_END, PHRASE_START, SEG, prompt_token
 from sail_lightning.tokens import open_tokenizer
+from sail_lightning.vision import MAX_SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def find_state_dict(folder: Path) -> Path | None:
     main = [path for path in found if not path.name.startswith("eve")]
     if len(main or found) > 1:
         raise SailUsageError(f"{folder} holds {', '.join(path.name for path in found)}; name one of these files")
-    return (main or found or [None])[0]
+    return next(iter(main or found), None)
 
 
 def read_config(folder: Path, state_dict: Path | None = None) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def to_model(source: OfficialSource) -> PixelSAIL:
             tokenizer=str(path),
             mask_channels=len(_tensor(tensors, "image_feature_projector.2.weight", source.name)),
             max_new_tokens=512,
-            **({"max_side": int(config.get("max_size", 1600))} if eve else {}),
+            max_side=int(config.get("max_size", 1600)) if eve else MAX_SIDE,
         )
     words = len(model.tokens)
     if model.tokens.added:
@@ -298,7 +299,7 @@ def _eve(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[Any, in
         num_layers=words["num_hidden_layers"],
         num_heads=words["num_attention_heads"],
         num_key_value_heads=words["num_key_value_heads"],
-        rope_theta=words.get("rope_theta", 10000.0),
+        rope_theta=words.get("rope_theta") or words.get("rope_parameters", {}).get("rope_theta", 10000.0),
         rms_norm_eps=words.get("rms_norm_eps", 1e-6),
         tie_word_embeddings=words.get("tie_word_embeddings", False),
         patch_stride=first.shape[-1],
@@ -364,8 +365,8 @@ def to_official(model: PixelSAIL) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {
         names[key]: value.detach().cpu().contiguous() for key, value in model.model.state_dict().items() if key in names
     }
-    backbone = model.model.backbone
-    words = backbone.model.config.to_dict()  # type: ignore[union-attr]
+    backbone: Any = model.model.backbone
+    words = backbone.model.config.to_dict()
     config = {key: words[key] for key in DECODER_WORDS if words.get(key) is not None}
     config["rope_theta"] = words["rope_parameters"]["rope_theta"]
     config.pop("rope_parameters", None)
