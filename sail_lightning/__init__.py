@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Box", "Mask", "PixelSAIL", "Point", "Prediction", "Sample", "Scribble", "Turn", "__version__"]
+__all__ = ["Box", "LoRA", "Mask", "PixelSAIL", "Point", "Prediction", "Sample", "Scribble", "Turn", "__version__"]
 
 if TYPE_CHECKING:
+    from sail_lightning.adapters import LoRA
     from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble, Turn
     from sail_lightning.module import PixelSAIL
     from sail_lightning.prediction import Prediction
 
 _HOMES = {
+    "LoRA": "sail_lightning.adapters",
     "PixelSAIL": "sail_lightning.module",
     "Prediction": "sail_lightning.prediction",
     **{name: "sail_lightning.data.sample" for name in ("Box", "Mask", "Point", "Sample", "Scribble", "Turn")},

@@ -229,6 +229,10 @@ def run(args: Sequence[str]) -> SailCLI:
         return SailCLI(verb, config, [Option("help")] if full_help else options, configs[0] if configs else verb)
     except MisconfigurationException as error:
         raise SailUsageError(" ".join(str(error).split())) from None
+    except ValueError as error:  # jsonargparse wraps what the constructor of an optional argument raises
+        if isinstance(error.__cause__, SailError):
+            raise error.__cause__ from None
+        raise
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise

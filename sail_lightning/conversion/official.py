@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sail_lightning import registry
+from sail_lightning.adapters import merged_state
 from sail_lightning.conversion.strict import fill, some
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Plugin
@@ -244,7 +245,7 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
         raise SailUsageError(f"the official code has no {type(network.upsampler).__name__}; only DeconvUpsampler")
     known = {f"upsampler.{key}": name for key, name in upsampler().items()}
     names = {}
-    for key in network.state_dict():
+    for key in merged_state(model):
         if tied and key == "backbone.lm_head.weight":
             continue
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
@@ -361,10 +362,8 @@ def to_official(model: PixelSAIL) -> tuple[dict[str, Tensor], dict[str, Any]]:
         SailUsageError: the model has parts that the official code does not know.
     """
     model.configure_model()
-    names = official_names(model)
-    tensors = {
-        names[key]: value.detach().cpu().contiguous() for key, value in model.model.state_dict().items() if key in names
-    }
+    names, state = official_names(model), merged_state(model)
+    tensors = {official: state[own].detach().cpu().contiguous() for own, official in names.items()}
     backbone: Any = model.model.backbone
     words = backbone.model.config.to_dict()
     config = {key: words[key] for key in DECODER_WORDS if words.get(key) is not None}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sail_lightning import Mask, PixelSAIL
+from sail_lightning import LoRA, Mask, PixelSAIL
 from sail_lightning.cli import main
 from sail_lightning.conversion import official
 from sail_lightning.conversion.convert import open_model, save_official
@@ -254,3 +254,21 @@ def test_a_model_with_parts_of_ours_has_no_official_form() -> None:
     )
     with pytest.raises(SailUsageError, match="the official code has no IdentityUpsampler"):
         official.to_official(model)
+
+
+def test_an_adapted_model_is_converted_merged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = SailQwen(hidden_size=32, num_layers=1, num_heads=2, num_key_value_heads=1)
+    model = PixelSAIL(backbone, DeconvUpsampler(stride=2), PromptInjection(2), adapter=LoRA(r=2))
+    model.configure_model()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    tensors, _ = official.to_official(model)
+    assert not [name for name in tensors if "lora" in name or "base_layer" in name]
+    wanted = model.model.state_dict()["backbone.model.layers.0.self_attn.q_proj.base_layer.weight"]
+    assert not torch.equal(tensors["single_transformer.model.layers.0.self_attn.q_proj.weight"], wanted)
+    back = open_model(save_official(model, tmp_path / "official"))
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    left, right = (one.predict(picture, "find it", answer_prefix="[SEG]", max_new_tokens=3) for one in (model, back))
+    assert left.text == right.text and np.array_equal(left.masks, right.masks)
