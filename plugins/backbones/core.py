@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AttentionInterface, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AttentionInterface, AutoConfig, PretrainedConfig
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, KeyValueCache
@@ -70,33 +70,51 @@ def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfi
     """A decoder's config from the words of a Hugging Face `config.json`.
 
     Raises:
-        SailUsageError: an unknown `model_type`, sliding windows, or rotary frequencies that change with the length.
+        SailUsageError: an unknown `model_type`, words that do not describe such a decoder, or layers that do not see
+            all that came before.
     """
     settings = {key: value for key, value in settings.items() if key not in NOT_OURS}
     kind = settings.pop("model_type", "qwen2")
-    # Multimodal sections are ours to set, and no scaling of the frequencies.
-    scaling = settings.get("rope_scaling")
-    if isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "mrope":
-        settings.pop("rope_scaling")
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
+        raise SailUsageError(f"there is no decoder with model_type {kind!r}; qwen2, qwen3 and llama are tested")
+    for key in ("rope_scaling", "rope_parameters"):
+        settings |= {key: _without_sections(settings[key])} if isinstance(settings.get(key), dict) else {}
     try:
         config = AutoConfig.for_model(kind, **settings, vocab_size=vocab_size)
-        known = type(config) in MODEL_MAPPING
-    except ValueError:
-        known = False
-    if not known:
-        raise SailUsageError(f"there is no decoder with model_type {kind!r}; qwen2, qwen3 and llama are tested")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (getattr(config, "use_sliding_window", False) and config.sliding_window):
+    except Exception as error:  # of the library's own kinds
+        reason = " ".join(str(error).split())
+        raise SailUsageError(f"these words do not describe a {kind} decoder: {reason}") from None
+    heads, groups = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        mend = "num_key_value_heads must divide num_attention_heads"
+        raise SailUsageError(f"{heads} heads cannot share {groups} keys and values; {mend}")
+    layers = set(getattr(config, "layer_types", None) or [])
+    window = not layers and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if window or "sliding_attention" in layers:
         raise SailUsageError(f"a {kind} decoder with sliding windows cannot be the core: a picture sees itself wholly")
+    if others := sorted(layers - {"full_attention"}):
+        raise SailUsageError(
+            f"a {kind} decoder with {others[0]} layers cannot be the core: each must see all before it"
+        )
+    config.pad_token_id = None  # an embedding with one would keep that row from learning
     config._attn_implementation = NAME
     return config
+
+
+def _without_sections(rope: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings without multimodal sections, which are ours to set, and are no scaling of the frequencies."""
+    own = {key: value for key, value in rope.items() if key != "mrope_section"}
+    if "mrope" in (own.get("type"), own.get("rope_type")):
+        own.pop("type", None)
+        own["rope_type"] = "default"
+    return own
 
 
 NOT_OURS = frozenset(
     {
         *("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"),
         *("dtype", "torch_dtype", "use_cache", "attn_implementation"),
-        *("architectures", "auto_map", "transformers_version", "_name_or_path"),
+        *("architectures", "auto_map", "transformers_version", "_name_or_path", "_attn_implementation_autoset"),
     }
 )
 """Settings of a `config.json` that the tokenizer or the run decides."""
@@ -110,7 +128,11 @@ def build_decoder(config: PretrainedConfig) -> Any:
     """
     config = copy.deepcopy(config)  # our attention is set on it, and two models may share one
     kind: Any = MODEL_MAPPING[type(config)]
-    core = kind(config)
+    try:
+        core = kind(config)
+    except Exception as error:  # of the library's own kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SailUsageError(f"a {config.model_type} decoder cannot be made from these words ({reason})") from None
     if lacking := [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(core, part)]:
         raise SailUsageError(f"a {config.model_type} decoder has no {lacking[0]}, and cannot be the core")
     core.rotary_emb = MultimodalRotary(type(core.rotary_emb), config)
@@ -154,6 +176,10 @@ class MultimodalRotary(Exact):
             raise SailUsageError(f"rotary frequencies of type {kind} change with the length, and cannot be multimodal")
         with torch.device("cpu"):  # real even where weights are not made yet
             own: Any = rotary(config)
+        if not hasattr(own, "inv_freq"):
+            raise SailUsageError(
+                f"the rotary positions of a {config.model_type} decoder are not one list of frequencies"
+            )
         if len(own.inv_freq) % 2:
             raise SailUsageError(f"heads with {2 * len(own.inv_freq)} rotary channels cannot be split into two axes")
         self.scaling = float(own.attention_scaling)

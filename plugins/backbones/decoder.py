@@ -6,7 +6,6 @@ positions are made multimodal, and patches enter through one linear layer. Words
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +14,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import Pixels, build_decoder, cached, decoder_config, packed
-from sail_lightning.plugins.backbones.pretrained import load_decoder
+from sail_lightning.plugins.backbones.pretrained import load_decoder, read_config
+from sail_lightning.plugins.backbones.unchanged import check_unchanged
 from sail_lightning.registry import register
 from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
 
@@ -80,33 +80,43 @@ class SailDecoder(Backbone):
             SailUsageError: a decoder that cannot be the core.
             SailError: the folder is incomplete, or its weights do not fit its config.
         """
-        if self.pretrained is not None:
-            self.settings = _read_config(Path(self.pretrained))
+        folder = None if self.pretrained is None else Path(self.pretrained).expanduser()
+        if folder is not None:
+            self.settings = read_config(folder)
+        self.patch_size = self.patch_size or int(self.settings.get("vision_patch_size", 16))
+        self.attention.build(dims)
+        try:
+            hidden = self._build_decoder(dims, folder)
+        except SailUsageError as error:
+            raise SailUsageError(f"{folder / 'config.json'}: {error}" if folder else str(error)) from None
+        return Dims(dims.vocab_size, dims.new_words, hidden, self.patch_size)
+
+    def _build_decoder(self, dims: Dims, folder: Path | None) -> int:
+        """Makes and fills all weights; returns the hidden size."""
         kind = self.settings.get("model_type", "qwen2")
         if self.families and kind not in self.families:
             families = " or ".join(self.families)
             raise SailUsageError(
                 f"{type(self).__name__} takes decoders of type {families}, not {kind}; use SailDecoder"
             )
-        self.patch_size = self.patch_size or int(self.settings.get("vision_patch_size", 16))
         config = decoder_config(self.settings, dims.vocab_size)
-        self.attention.build(dims)
         self.model = build_decoder(config)
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()
-        hidden = config.hidden_size
+        hidden = int(config.hidden_size)
         self.lm_head = nn.Linear(hidden, dims.vocab_size, bias=False)
         if self.embedding_range is not None:
             nn.init.normal_(self.model.embed_tokens.weight, std=self.embedding_range)
         nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.build_patches(hidden, self.patch_size)
+        self.build_patches(hidden, self.patch_size or 0)
         read: set[str] = set()
-        if self.pretrained is not None:
-            read = load_decoder(self, Path(self.pretrained), dims)
+        if folder is not None:
+            read = load_decoder(self, folder, dims)
         self.init_patches(read)
-        return Dims(dims.vocab_size, dims.new_words, hidden, self.patch_size)
+        check_unchanged(self.model, self.lm_head)
+        return hidden
 
     def build_patches(self, hidden: int, patch_size: int) -> None:
         """Makes the patch embedding."""
@@ -141,16 +151,3 @@ class SailDecoder(Backbone):
 
     def _run(self, embeddings: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
         return self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SailError(f"{folder} has no config.json: it is no Hugging Face folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise SailError(f"{path} is not valid JSON ({error}); copy it again") from None
-    if not isinstance(content, dict) or "hidden_size" not in content:
-        raise SailError(f"{path} does not describe a decoder: it has no hidden_size")
-    return content

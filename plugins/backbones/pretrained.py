@@ -5,15 +5,20 @@ Every tensor of the folder has a place, and every weight of the decoder is in th
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
+from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Dims
+from sail_lightning.plugins.backbones.core import NOT_OURS
 
 if TYPE_CHECKING:
     from sail_lightning.plugins.backbones.decoder import SailDecoder
@@ -26,6 +31,41 @@ OF_PROMPTS = ("vp_embed.weight",)
 """Of a fine-tuned Pixel-SAIL: the prompt encoder's, not the decoder's; left out, and logged."""
 NEW = ("vis_embed.",)
 """Weights that a folder of a text-only decoder lacks; they start fresh, and that is logged."""
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+"""What every decoder's config.json says."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The words of a folder's config.json that make a decoder.
+
+    A `model_type` that the library does not know, such as those of SOLO and SAIL, is taken as qwen2: the names of all
+    tensors must agree, so nothing else can pass for one.
+
+    Raises:
+        SailError: it is missing, no JSON object, or does not describe a decoder.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise SailError(f"{folder} has no config.json: it is no Hugging Face folder") from None
+    except OSError as error:
+        raise SailError(f"{path} cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SailError(f"{path} is not valid JSON ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise SailError(f"{path} does not describe a decoder: it holds no names")
+    if lacking := [key for key in SIZES if not isinstance(content.get(key), int)]:
+        raise SailError(f"{path} does not describe a decoder: it has no {lacking[0]}")
+    kind = content.get("model_type", "qwen2")
+    if kind not in CONFIG_MAPPING:
+        logger.info("%s: model_type %r is not known; it is taken as qwen2", path, kind)
+        content["model_type"] = "qwen2"
+    rope = content.get("rope_parameters") or content.get("rope_scaling")
+    sections = rope.get("mrope_section") if isinstance(rope, dict) else None
+    if sections and (len(sections) != 3 or sections[0] != 0 or sections[1] != sections[2]):
+        logger.warning("%s: pictures were read with rotary sections %s; here they are halves", path, sections)
+    return {key: value for key, value in content.items() if key not in NOT_OURS}
 
 
 def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
@@ -35,43 +75,68 @@ def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
     the folder's table, and dropped.
 
     Raises:
-        SailError: names or shapes that differ, or fewer rows than the tokenizer has words.
+        SailError: names or shapes that differ, or a tokenizer that is not the folder's.
     """
-    from sail_lightning.conversion.reading import read_tensors  # only where there is something to read
-
-    found = {_own_name(name): tensor for name, tensor in read_tensors(folder).tensors.items()}
-    for name in [name for name in found if name.endswith((*DERIVED, *OF_PROMPTS))]:
-        if name.endswith(OF_PROMPTS):
-            logger.info("%s: %s belongs to a prompt encoder, and is left out", folder, name)
-        del found[name]
-    own = dict(backbone.named_parameters(remove_duplicate=False))
-    tied = backbone.lm_head.weight is backbone.model.embed_tokens.weight
-    if tied and "lm_head.weight" in found:
-        if not torch.equal(found["lm_head.weight"], found.get("model.embed_tokens.weight", torch.empty(0))):
+    weights = backbone.state_dict(keep_vars=True)
+    own = {name: tensor for name, tensor in weights.items() if name.startswith(("model.", "lm_head.", *NEW))}
+    found = _read(folder, sees=any(name.startswith(NEW) for name in own))
+    _check_tokenizer(folder, dims)
+    if backbone.lm_head.weight is backbone.model.embed_tokens.weight:
+        head = found.pop("lm_head.weight", None)
+        if head is not None and not torch.equal(head, found.get("model.embed_tokens.weight", torch.empty(0))):
             raise SailError(f"{folder}: config.json says tie_word_embeddings, but lm_head differs; set it to false")
-        del found["lm_head.weight"]
-    needed = {name for name in own if not name.startswith(NEW) and not (tied and name == "lm_head.weight")}
-    faults = []
-    if missing := sorted(needed - found.keys()):
-        faults.append(f"missing {_some(missing)}")
-    if unexpected := sorted(found.keys() - own.keys()):
-        faults.append(f"unexpected {_some(unexpected)}")
-    tables = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in found]
-    for name in tables:
-        if found[name].ndim == 2:
+        del own["lm_head.weight"]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in found and found[name].ndim == 2:
             found[name] = fit_vocabulary(found[name], dims, f"{folder}: {name}")
-    if shapes := sorted(n for n in own.keys() & found.keys() if own[n].shape != found[n].shape):
-        sizes = [f"{n} {tuple(found[n].shape)} instead of {tuple(own[n].shape)}" for n in shapes]
-        faults.append(f"other shapes: {_some(sizes)}")
-    if faults:
-        raise SailError(f"the weights of {folder} do not fit its config: {'; '.join(faults)}")
-    fresh = sorted(own.keys() - found.keys() - {"lm_head.weight"})
+    fresh = {name for name in own if name.startswith(NEW)} - found.keys()
     if fresh:
         logger.info("%s has no patch embedding; it starts fresh", folder)
+    wanted = {name: tensor for name, tensor in own.items() if name not in fresh}
+    if faults := differences(wanted, found):
+        raise SailError(f"the weights of {folder} do not fit its config: {'; '.join(faults)}")
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
     return set(found)
+
+
+def _read(folder: Path, sees: bool) -> dict[str, Tensor]:
+    """A folder's tensors by our names, but for those that have no place by design; `sees`: has a patch embedding."""
+    from sail_lightning.conversion.reading import read_tensors  # only where there is something to read
+
+    left_out = {DERIVED: "", OF_PROMPTS: "it belongs to a prompt encoder"}
+    if not sees:
+        left_out[NEW] = "pictures pass an encoder here"
+    found = {}
+    for name, tensor in read_tensors(folder).tensors.items():
+        own = _own_name(name)
+        reason = next((why for parts, why in left_out.items() if any(part in own for part in parts)), None)
+        if reason is None:
+            found[own] = tensor
+        elif reason:
+            logger.info("%s: %s is left out: %s", folder, name, reason)
+    return found
+
+
+def _check_tokenizer(folder: Path, dims: Dims) -> None:
+    """Rows belong to words by number only, so the tokenizer must be the folder's, or one that adds to it.
+
+    Raises:
+        SailError: it knows fewer words.
+    """
+    path, known = folder / "tokenizer.json", dims.vocab_size - dims.new_words
+    if not path.is_file():
+        return
+    try:
+        words = Tokenizer.from_file(str(path)).get_vocab_size()
+    except Exception as error:  # the library raises nothing narrower
+        raise SailError(f"{path} cannot be read ({' '.join(str(error).split())}); copy it again") from None
+    if known < words:
+        raise SailError(f"the tokenizer knows {known} words, and {folder} {words}; name the folder as the tokenizer")
+    if known > words:
+        more = known - words
+        logger.warning("the tokenizer knows %d words that %s lacks: they get spare rows of its tables", more, folder)
 
 
 def fit_vocabulary(table: Tensor, dims: Dims, what: str) -> Tensor:
@@ -96,8 +161,3 @@ def _own_name(name: str) -> str:
         return name
     bare = name.removeprefix("model.")
     return bare if bare.startswith("vis_embed.") else f"model.{bare}"
-
-
-def _some(names: list[str], shown: int = 4) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

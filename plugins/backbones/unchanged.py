@@ -1,0 +1,98 @@
+"""Is a decoder still itself under our attention and rotary positions? Asked of kinds that the tests do not cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from sail_lightning.errors import SailUsageError
+
+TESTED = frozenset({"llama", "qwen2", "qwen3"})
+"""Values of `model_type` that the tests cover, and that need no such look."""
+
+TOKENS = 12
+"""How many words are read for it."""
+
+
+def check_unchanged(core: Any, head: nn.Module) -> None:
+    """Reads a few words through a decoder, as the library does and as we do.
+
+    Some kinds scale or cap their logits, have weights beside those of Llama, or want more of attention than we give.
+
+    Raises:
+        SailUsageError: it cannot be read in our way, or says something else then.
+    """
+    config = core.config
+    if config.model_type in TESTED or any(parameter.is_meta for parameter in core.parameters()):
+        return
+    training = core.training
+    core.eval()
+    try:
+        with torch.no_grad():
+            wanted, found = _original_logits(core, head), _our_logits(core, head)
+    except Exception as error:  # of the library's own kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SailUsageError(
+            f"a {config.model_type} decoder cannot be the core: it is built differently from Llama ({reason})"
+        ) from error
+    finally:
+        core.train(training)
+    difference = float((found - wanted).abs().max())
+    allowed = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 0.05
+    if not difference <= allowed * float(wanted.abs().max()):
+        raise SailUsageError(
+            f"a {config.model_type} decoder cannot be the core: words alone would be read differently "
+            f"(logits differ by {difference:.2g})"
+        )
+
+
+def _words(core: Any) -> Tensor:
+    table = core.embed_tokens.weight
+    return torch.arange(TOKENS, device=table.device)[None] % len(table)
+
+
+def _our_logits(core: Any, head: nn.Module) -> Tensor:
+    words = _words(core)
+    positions = torch.arange(TOKENS, device=words.device).expand(3, 1, -1)
+    calls = 0
+
+    def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return out.transpose(1, 2)
+
+    embeddings = core.embed_tokens(words)
+    output = core(inputs_embeds=embeddings, position_ids=positions, use_cache=False, sail_attend=causal)
+    if calls < len(core.layers):
+        raise ValueError(f"{calls} of {len(core.layers)} layers use our attention")
+    return head(output.last_hidden_state).float()
+
+
+def _original_logits(core: Any, head: nn.Module) -> Tensor:
+    """Those of the library's own language model, around the same weights."""
+    config, ours = core.config, core.rotary_emb
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        with torch.device("meta"):
+            whole = kind(config)
+        name = whole.base_model_prefix
+        rotary = type(getattr(whole, name).rotary_emb)
+        known = {f"{name}.{key}" for key, _ in core.named_parameters()} | {"lm_head.weight"}
+        if beside := sorted({key for key, _ in whole.named_parameters()} - known):
+            raise ValueError(f"it has {beside[0]}, for which there is no place")
+        with torch.device(head.weight.device):  # type: ignore[arg-type]
+            core.rotary_emb = rotary(config)
+        setattr(whole, name, core)
+        whole.lm_head = head
+        return whole(input_ids=_words(core), use_cache=False).logits.float()
+    finally:
+        core.rotary_emb = ours
+        config._attn_implementation = attention
