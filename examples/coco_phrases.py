@@ -27,40 +27,50 @@ SIDE = {  # which of two or more objects: the first by this measure, ahead of th
 }
 MARGIN = 0.08
 """Of the photo's side, between the outermost object and the next."""
+Named = tuple[str, dict[str, Any]]
+"""A phrase, and the record of the object that it means."""
 
 
 class CocoPhrases(Source):
-    """Photos with masks in COCO's instance format, one conversation each.
+    """Photos with masks in COCO's instance format.
 
     Args:
         annotations: the JSON file of instances.
         images: folder of the photos.
         limit: how many photos, in the order of the file; null is all.
-        phrases: most turns per photo, largest objects first.
+        phrases: most phrases per photo, largest objects first.
         min_area: smallest object that is asked about, as a share of the photo.
+        separate: one question per sample, as a test asks them. Else a photo is read once for a whole conversation, as
+            many times as it has phrases: each conversation begins with another one, so that the turn is no answer.
     """
 
     def __init__(
-        self, annotations: str, images: str, limit: int | None = None, phrases: int = 3, min_area: float = 0.01
+        self,
+        annotations: str,
+        images: str,
+        limit: int | None = None,
+        phrases: int = 3,
+        min_area: float = 0.01,
+        separate: bool = False,
     ) -> None:
         content = _read(Path(annotations))
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        by_photo: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for record in content["annotations"]:
-            by_photo[record["image_id"]].append(record)
+        try:
+            photos = _photos(content, phrases, min_area)[:limit]
+        except KeyError as error:
+            raise SailError(f"{annotations}: a record lacks {error}, or names one that is absent; mend it") from None
+        if not photos:
+            raise SailError(f"{annotations} has no photo with an object that can be named; lower min_area")
         self._samples: list[Sample] = []
-        for photo in content["images"]:
-            found = _phrases(by_photo[photo["id"]], photo, names, min_area)[:phrases]
-            if found and (limit is None or len(self._samples) < limit):
+        for photo, found in photos:
+            turned = [found[place:] + found[:place] for place in range(len(found))]
+            for group in [[item] for item in found] if separate else turned:
                 turns = tuple(
                     Turn(f"Please segment {phrase}.", "It is [SEG].", "refer", (place,))
-                    for place, (phrase, _) in enumerate(found)
+                    for place, (phrase, _) in enumerate(group)
                 )
-                masks = tuple(_Decoder(record["segmentation"], photo) for _, record in found)
+                masks = tuple(_Decoder(record["segmentation"], photo) for _, record in group)
                 path = Path(images) / photo["file_name"]
                 self._samples.append(Sample(path, turns, masks, source=annotations, id=str(photo["id"])))
-        if not self._samples:
-            raise SailError(f"{annotations} has no photo with an object that can be named; lower min_area")
 
     def __getitem__(self, index: int) -> Sample:
         return self._samples[index]
@@ -85,14 +95,24 @@ class _Decoder:
         return np.asarray(coco.decode(rle), bool)
 
 
+def _photos(content: dict[str, Any], phrases: int, min_area: float) -> list[tuple[dict[str, Any], list[Named]]]:
+    """Photos of which something can be said, in the order of the file, and what."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    by_photo: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for record in content["annotations"]:
+        by_photo[record["image_id"]].append(record)
+    found = [(photo, _phrases(by_photo[photo["id"]], photo, names, min_area)[:phrases]) for photo in content["images"]]
+    return [(photo, named) for photo, named in found if named]
+
+
 def _phrases(
     records: list[dict[str, Any]], photo: dict[str, Any], names: dict[int, str], min_area: float
-) -> list[tuple[str, dict[str, Any]]]:
+) -> list[Named]:
     """Phrases and what they mean, the largest objects first, one phrase per object."""
     by_category: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         by_category[record["category_id"]].append(record)
-    found: dict[int, tuple[str, dict[str, Any]]] = {}
+    found: dict[int, Named] = {}
     for category, members in by_category.items():
         name = names[category]
         if any(member.get("iscrowd") for member in members):

@@ -83,10 +83,30 @@ def test_what_cannot_be_told_apart_is_not_asked_about(make: Any) -> None:
     assert questions(tiny) == ["Please segment the cat."]
 
 
+def test_for_a_test_each_question_stands_alone_with_its_own_mask(make: Any) -> None:
+    objects = (1, (0, 20, 30, 30), {}), (2, (30, 50, 20, 20), {})
+    together, apart = make(*objects), make(*objects, separate=True)
+    assert (together.length, apart.length) == (2, 2)
+    for place, sample in enumerate([apart[0], apart[1]]):
+        (turn,), (mask,) = sample.turns, sample.masks
+        assert (turn.question, turn.targets) == (together[0].turns[place].question, (0,))
+        assert np.array_equal(mask(), together[0].masks[place]())
+
+
+def test_each_conversation_on_a_photo_begins_with_another_phrase(make: Any) -> None:
+    source = make((1, (0, 20, 30, 30), {}), (2, (30, 50, 20, 20), {}))
+    first, second = ([turn.question for turn in source[place].turns] for place in range(2))
+    assert second == first[::-1]
+    for left, right in zip(source[0].masks, reversed(source[1].masks), strict=True):
+        assert np.array_equal(left(), right())
+
+
 def test_limits_and_faults(make: Any, tmp_path: Path) -> None:
     assert len(make((1, (0, 0, 30, 30), {}), (2, (50, 0, 40, 40), {}), phrases=1)[0].turns) == 1
     with pytest.raises(SailError, match="no photo with an object that can be named"):
         make((1, (0, 0, 2, 2), {}))
+    with pytest.raises(SailError, match="instances.json: a record lacks 3, or names one that is absent"):
+        make((3, (0, 0, 30, 30), {}))
     (tmp_path / "instances.json").write_text("{}")
     from coco_phrases import CocoPhrases
 
