@@ -17,7 +17,7 @@ READY := .venv/.ready
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=10
 
-.PHONY: help setup quickstart zoo parity test test-all lint format typecheck check wheel pins clean
+.PHONY: help setup quickstart zoo parity bench test test-all lint format typecheck check wheel pins clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -53,6 +53,9 @@ zoo: $(READY) ## train the sail-tiny model that ships with the package (an hour 
 
 parity: $(READY) ## compare with the official code's recorded values, into docs/parity.md
 	$(TEST_ENV) $(PY) docs/make_parity.py
+
+bench: $(READY) ## speed and memory against a baseline in the official style (a quarter of an hour; close other programs)
+	$(BIN)/sail-lightning bench --out benchmarks/results/$$($(PY) -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 
 test: $(READY) ## what continuous integration runs
 	$(PYTEST) -m "not slow"

@@ -14,11 +14,13 @@ from sail_lightning.batch import PackedBatch
 
 
 class Throughput(L.Callback):
-    """Logs `train/tokens_per_s`, `train/samples_per_s` (of all ranks together) and `train/peak_memory_gib` (this rank).
+    """Logs `train/tokens_per_s`, `train/samples_per_s` (of all ranks together), `train/fill` and
+    `train/peak_memory_gib` (of this rank).
 
-    Rates are averages over the wall time since the entry before, reading of data included, validation and the saving
-    that follows it left out. Memory is the most that CUDA has allocated since the start, or without CUDA the most
-    that this process has held (resident set). The device is waited for only when an entry is written.
+    The fill is the share of the data module's token budget that batches hold, on average; a batch over the budget
+    counts 1. Rates are averages over the wall time since the entry before, reading of data included, validation and
+    the saving that follows it left out. Memory is the most that CUDA has allocated since the start, or without CUDA
+    the most that this process has held (resident set). The device is waited for only when an entry is written.
 
     Args:
         every: optimiser steps between two entries; the trainer's `log_every_n_steps` if null.
@@ -29,6 +31,7 @@ class Throughput(L.Callback):
             raise ValueError(f"every must be 1 or more, not {every}")
         self.every = every
         self._tokens = self._samples = 0
+        self._fills: list[float] = []
         self._start = self._paused = 0.0
         self._last = 0
 
@@ -41,6 +44,9 @@ class Throughput(L.Callback):
     ) -> None:
         self._tokens += len(batch)
         self._samples += len(batch.samples)
+        budget = getattr(trainer.datamodule, "token_budget", None)  # type: ignore[attr-defined]
+        if budget:  # a user's own data module need not have one
+            self._fills.append(min(1.0, len(batch) / budget))
         step, every = trainer.global_step, self.every or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step == self._last or not every or step % every:  # within an accumulation window, or not yet due
             return
@@ -53,6 +59,8 @@ class Throughput(L.Callback):
             "train/samples_per_s": self._samples * trainer.world_size / seconds,
             "train/peak_memory_gib": peak_memory(pl_module.device) / 2**30,
         }
+        if self._fills:
+            values["train/fill"] = sum(self._fills) / len(self._fills)
         # Straight to the loggers: `log` keeps nothing between the trainer's own entries. They count steps from zero.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step - 1)
@@ -67,6 +75,7 @@ class Throughput(L.Callback):
 
     def _restart(self) -> None:
         self._tokens = self._samples = 0
+        self._fills.clear()
         self._start = time.perf_counter()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,6 +37,29 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Place:
+    """How far a shard of a stream is read: all its samples before `next`, but for those in `waiting`, ascending.
+
+    A sample's number in its shard is counted from zero. Samples wait because others fitted better into the batches.
+    """
+
+    next: int = 0
+    waiting: tuple[int, ...] = ()
+
+    @property
+    def read(self) -> int:
+        """How many samples are read."""
+        return self.next - len(self.waiting)
+
+    def after(self, numbers: Iterable[int]) -> Place:
+        """The place after these samples, none of them read before, are read too."""
+        taken = set(numbers)
+        end = max([self.next, *(number + 1 for number in taken)])
+        left = (number for number in (*self.waiting, *range(self.next, end)) if number not in taken)
+        return Place(end, tuple(left))
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """T tokens of several samples. Index tensors are int64 rows of the packed row.
 
@@ -46,7 +70,7 @@ class PackedBatch:
     `seg_rows` (M,) hold `[SEG]`, grouped by picture; `seg_image` are the pictures that own any, ascending, and
     `masks` their target masks, (n, H, W) bool each at the picture's own size, n summing to M; empty without targets.
     `samples` name the records; `window` holds the counts of the whole accumulation window, where a loader knows them;
-    `cursor` is the shard of a stream that the batch was read from, and how many of its samples are read with it.
+    `cursor` is the shard of a stream that the batch was read from, and its place once this batch is read.
     """
 
     ids: Tensor
@@ -66,7 +90,7 @@ class PackedBatch:
     masks: tuple[Tensor, ...]
     samples: tuple[Sample, ...] = ()
     window: Counts | None = None
-    cursor: tuple[int, int] | None = None
+    cursor: tuple[int, Place] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from sail_lightning.plan import AttentionPlan
@@ -102,20 +103,43 @@ class Attention(Plugin):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
         """Packed attention: query (T, H, E), key and value (T, G, E) of one dtype, to (T, H, E)."""
 
+    def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
+        """Makes what the kernel derives from a plan, such as masks, and keeps it in `plan.cache`.
+
+        A backbone calls it once per pass, before its layers: they may be compiled, and such things are made outside.
+        """
+
     def build(self, dims: Dims) -> Dims:
         return dims
 
 
+@dataclass(frozen=True)
+class CacheView:
+    """Who looks where, for `count` new tokens that look at the rows of a cache from `first` on.
+
+    The tokens are laid out in a grid (rows, width), row by row, at `places` (count,) int64; None where they fill it.
+    `mask` (rows, width, length) bool says which of a row's first `length` slots each place sees.
+    """
+
+    count: int
+    first: int
+    places: Tensor | None
+    mask: Tensor
+
+
 class KeyValueCache(ABC):
-    """Keys and values of the tokens read so far: what `Backbone.decode` needs of a cache. Kept by `generation`."""
+    """Keys and values of the tokens read so far: what a backbone needs of a cache. Kept by `generation`."""
 
     @abstractmethod
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Appends a layer's key and value (B, G, S, E); returns all that may be looked at, (B, G, L, E)."""
+        """Stores a layer's keys and values of T new tokens, (1, G, T, E) each; returns what attention looks at.
+
+        In `Backbone.forward` these are the same, in `Backbone.decode` all rows, (R, G, capacity, E) each.
+        """
 
     @abstractmethod
-    def mask(self) -> Tensor:
-        """What each of the S new tokens may see, (B, 1, S, L) bool."""
+    def views(self) -> Sequence[CacheView]:
+        """How the T new tokens of `Backbone.decode` look at the rows, in order."""
 
 
 @socket
@@ -145,17 +169,25 @@ class Backbone(Plugin):
         """
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        vision: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """Packed embeddings (T, D) and positions (3, T) to hidden states (T, D).
 
-        `vision` (T,) bool is True at vision tokens, for weights that differ by modality.
+        `vision` (T,) bool is True at vision tokens, for weights that differ by modality. Each layer hands its keys and
+        values to the `cache`, if there is one.
         """
 
     @abstractmethod
-    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
-        """New tokens (B, S, D) at positions (3, B, S), after those in the cache, to hidden states (B, S, D).
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """Words (T, D) at positions (3, T) that go on from what the cache holds, to hidden states (T, D).
 
-        `vision` (B, S) bool is True at vision tokens.
+        Who looks where is said by the cache's views. On CUDA it runs inside a graph: nothing may wait for the device.
         """
 
     @abstractmethod
@@ -173,6 +205,14 @@ class Upsampler(Plugin):
 
         B may be zero: gradients are then zero, not missing.
         """
+
+    def read(self, features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a reader makes of the mask features of vision tokens (B, D, h, w): the same as `reader(self(features))`.
+
+        A reader sees each pixel for itself, (B, feature_channels, h', w') to (B, n, h', w'), so an upsampler may give
+        it one part of the picture after the other, and never hold the whole.
+        """
+        return reader(self(features))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The single transformer with its heads, in pure torch: embed, put prompts in, read, and answer only what is needed.
 
 patches, words -> one sequence -> transformer -> hidden states
-    rows that predict a supervised word      -> vocabulary logits
+    rows that predict a supervised word      -> vocabulary logits, or the language loss
     vision tokens of pictures with a [SEG]   -> upsampler -> mask features
     [SEG] states                             -> mask queries;  mask logits = queries . features
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sail_lightning.batch import PackedBatch
 from sail_lightning.interfaces import Backbone, Dims, PromptEncoder, Upsampler
+from sail_lightning.losses import LanguageLoss
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,18 @@ class FeatureGroup:
 class ModelOutput:
     """What one packed forward pass gives.
 
-    `hidden` (T, D) after the final norm; `logits` (S, V) at the supervised rows; `mask_logits`, per picture that owns a
+    `hidden` (T, D) after the final norm; at the supervised rows, `logits` (S, V) or, where a language loss was given,
+    its sum `language`, a scalar, and never both; `mask_logits`, per picture that owns a
     `[SEG]`, (n, h, w) (one empty group where none does); `vision` and `mask` features of the pictures that were asked
     for.
     """
 
     hidden: Tensor
-    logits: Tensor
+    logits: Tensor | None
     mask_logits: tuple[Tensor, ...]
     vision: tuple[FeatureGroup, ...]
     mask: tuple[FeatureGroup, ...]
+    language: Tensor | None = None
 
 
 class MaskHead(nn.Module):
@@ -62,13 +66,20 @@ class MaskHead(nn.Module):
         return self.seg_projector(states)
 
     def keys(self, features: Tensor) -> Tensor:
-        """Upsampled features (B, C, h, w) to (B, channels, h, w)."""
+        """Upsampled features (B, C, h, w) to (B, channels, h, w): the mask features that teachers see."""
         return self.feature_projector(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def logits(queries: Tensor, keys: Tensor) -> Tensor:
-        """Queries (n, channels) of one picture and its keys (channels, h, w) to mask logits (n, h, w)."""
-        return torch.einsum("nc,chw->nhw", queries, keys)
+    def logits(self, queries: Tensor, features: Tensor) -> Tensor:
+        """Queries (B, n, channels) and upsampled features (B, C, h, w) to mask logits (B, n, h, w): queries . keys.
+
+        There are far fewer queries than pixels, so the last layer of the keys is folded into the queries:
+        q . (W x + b) = (q W) . x + q . b.
+        """
+        first, activation, last = self.feature_projector
+        assert isinstance(last, nn.Linear)
+        pixels = activation(first(features.permute(0, 2, 3, 1).flatten(1, 2)))
+        offsets = queries @ last.bias
+        return torch.baddbmm(offsets[..., None], queries @ last.weight, pixels.mT).unflatten(2, features.shape[2:])
 
 
 class SailModel(nn.Module):
@@ -106,18 +117,30 @@ class SailModel(nn.Module):
         region_tokens = self.backbone.embed_tokens(batch.regions.token_ids)
         return self.prompt_encoder(embeddings, batch.regions, region_tokens)
 
-    def forward(self, batch: PackedBatch, taps: Collection[str] = ()) -> ModelOutput:
-        """Reads a batch. `taps` are the student features that teachers want of every picture: `vision`, `mask`."""
+    def forward(
+        self, batch: PackedBatch, taps: Collection[str] = (), language_loss: LanguageLoss | None = None
+    ) -> ModelOutput:
+        """Reads a batch. `taps` are the student features that teachers want of every picture: `vision`, `mask`.
+
+        The language loss is computed in here, so that wrappers (FSDP, DDP, compilation) see the language head at work.
+        """
         hidden = self.backbone(self.embed(batch), batch.positions, batch.plan, batch.vision)
         tokens = self.vision_tokens(hidden, batch)
         everything = range(len(batch.grids))
-        mask = self.mask_features(tokens, batch.grids, everything if "mask" in taps else batch.seg_image, hidden)
+        mask = self.mask_features(tokens, batch.grids, everything, hidden) if "mask" in taps else ()
+        supervised = hidden.index_select(0, batch.target_rows)
+        logits = language = None
+        if language_loss is None:
+            logits = self.backbone.logits(supervised)
+        else:
+            language = language_loss(supervised, self.backbone.logits, batch.target_ids, batch.target_weights)
         return ModelOutput(
             hidden=hidden,
-            logits=self.backbone.logits(hidden.index_select(0, batch.target_rows)),
-            mask_logits=self._mask_logits(hidden, batch, mask),
+            logits=logits,
+            mask_logits=self.mask_logits(hidden, batch, mask),
             vision=group_maps(tokens, batch.grids, everything) if "vision" in taps else (),
             mask=mask,
+            language=language,
         )
 
     def vision_tokens(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, ...]:
@@ -132,18 +155,45 @@ class SailModel(nn.Module):
 
         Of no picture: zero rows that keep every weight in the graph, with the type and device of `like` (..., D).
         """
-        groups = group_maps(tokens, grids, images)
-        if not groups:
-            groups = (FeatureGroup((), like.new_zeros(0, like.shape[-1], 1, 1)),)
+        groups = group_maps(tokens, grids, images) or (_no_maps(like),)
         return tuple(FeatureGroup(group.images, self.mask_head.keys(self.upsampler(group.maps))) for group in groups)
 
-    def _mask_logits(self, hidden: Tensor, batch: PackedBatch, groups: Sequence[FeatureGroup]) -> tuple[Tensor, ...]:
+    def mask_logits(self, hidden: Tensor, batch: PackedBatch, mask: Sequence[FeatureGroup] = ()) -> tuple[Tensor, ...]:
+        """Mask logits (n, h, w) of each picture that owns a `[SEG]`, from hidden states (T, D).
+
+        Only these pictures are upsampled, unless `mask` features of all pictures are there already. Where none owns
+        one: one empty group of masks that keeps every weight in the graph.
+        """
         queries = self.mask_head.queries(hidden.index_select(0, batch.seg_rows))
+        if mask:
+            if not batch.seg_image:
+                return (torch.einsum("nc,chw->nhw", queries, mask[0].maps.sum(0)),)
+            keys = {image: maps for group in mask for image, maps in zip(group.images, group.maps, strict=True)}
+            split = zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True)
+            return tuple(torch.einsum("nc,chw->nhw", own, keys[image]) for image, own in split)
         if not batch.seg_image:
-            return (MaskHead.logits(queries, groups[0].maps.sum(0)),)
-        keys = {image: maps for group in groups for image, maps in zip(group.images, group.maps, strict=True)}
-        split = queries.split(list(batch.seg_counts))
-        return tuple(MaskHead.logits(own, keys[image]) for own, image in zip(split, batch.seg_image, strict=True))
+            features = self.upsampler(_no_maps(hidden).maps).sum(0, keepdim=True)
+            return (self.mask_head.logits(queries[None], features)[0],)
+        own = dict(zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True))
+        found = self.read_masks(self.vision_tokens(hidden, batch), batch.grids, own)
+        return tuple(found[image] for image in batch.seg_image)
+
+    def read_masks(
+        self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]], queries: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Mask logits (n, h, w) of the pictures that `queries` (n, channels) are given for, and of no other."""
+        found: dict[int, Tensor] = {}
+        for group in group_maps(tokens, grids, queries.keys()):
+            own = [queries[image] for image in group.images]
+            padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
+            logits = self.upsampler.read(group.maps, functools.partial(self.mask_head.logits, padded))
+            for image, masks, rows in zip(group.images, logits, own, strict=True):
+                found[image] = masks[: len(rows)]
+        return found
+
+
+def _no_maps(like: Tensor) -> FeatureGroup:
+    return FeatureGroup((), like.new_zeros(0, like.shape[-1], 1, 1))
 
 
 def group_maps(

@@ -57,7 +57,8 @@ class PixelSAIL(L.LightningModule):
         max_tokens: longest sequence.
         max_new_tokens: longest answer.
         language_weight: of the language loss.
-        language_loss: over supervised tokens; null is plain cross-entropy.
+        language_loss: over supervised tokens (`LanguageLoss`, `ChunkedLanguageLoss`, `LigerLanguageLoss`); null is
+            plain cross-entropy.
         mask_loss: over masks; null is cross-entropy 2.0 and dice 0.5.
         distillation_loss: between student and teacher features; null is the mean squared difference.
         loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks;
@@ -176,10 +177,10 @@ class PixelSAIL(L.LightningModule):
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Weighted loss sums by name, and the field of `Counts` that divides each."""
-        output = self.model(batch, taps={teacher.tap for teacher in self._teachers.values()})
-        language = self.language_loss(output.logits, batch.target_ids, batch.target_weights)
+        taps = {teacher.tap for teacher in self._teachers.values()}
+        output = self.model(batch, taps, self.language_loss)
         masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
-        sums = {"language": self.language_weight * language, "mask": masks.bce, "dice": masks.dice}
+        sums = {"language": self.language_weight * output.language, "mask": masks.bce, "dice": masks.dice}
         counts = {"language": "tokens", "mask": "masks", "dice": "masks"}
         for name, teacher in self._teachers.items():
             groups = output.vision if teacher.tap == "vision" else output.mask

@@ -58,25 +58,34 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
     path = Path(image)
     try:
         with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
+            opened.load()
+            return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))  # `convert` always copies
     except FileNotFoundError:
         raise SailError(f"no picture {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SailError(f"{path} is not a readable picture ({_reason(error)}); replace or remove it") from None
 
 
-def patchify(
+def resize_image(
     image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A picture (H, W, 3) to patches (rows*columns, 3*P*P) uint8, row by row, and the grid (rows, columns).
+) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) at its `resized_size`; itself where it has that already.
 
     Resized by PIL with antialiasing as the official code does: bilinearly, or, by the rule `area`, bicubically.
     """
     height, width = resized_size(image.shape[:2], patch, max_side, rule)
-    if image.shape[:2] != (height, width):
-        filter = Image.Resampling.BICUBIC if rule == "area" else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize((width, height), filter))
-    grid = (height // patch, width // patch)
+    if image.shape[:2] == (height, width):
+        return image
+    filter = Image.Resampling.BICUBIC if rule == "area" else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((width, height), filter))
+
+
+def patchify(
+    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture (H, W, 3), resized, to patches (rows*columns, 3*P*P) uint8 row by row, and the grid (rows, columns)."""
+    image = resize_image(image, patch, max_side, rule)
+    grid = (image.shape[0] // patch, image.shape[1] // patch)
     cells = image.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(cells).reshape(grid[0] * grid[1], 3 * patch * patch), grid
 
@@ -92,7 +101,7 @@ def load_mask(mask: MaskRef) -> BoolMask:
     if isinstance(mask, dict):
         from pycocotools import mask as coco
 
-        return coco.decode(mask).astype(bool)
+        return coco.decode(mask).view(bool)  # zeros and ones
     if callable(mask):
         return mask()
     try:

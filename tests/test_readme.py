@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import sail_lightning
-from sail_lightning import callbacks, checkpoint, registry
+from sail_lightning import callbacks, checkpoint, losses, registry
 from sail_lightning.cli import COMMANDS, VERBS, main, pages
 from sail_lightning.cli.packaged import config_names
 from sail_lightning.interfaces import Dims
@@ -42,6 +42,7 @@ OVERRIDES = {
     "validate": (*QUIET, "--data.val.samples=2", "--model.max_new_tokens=2"),
     "test": (*QUIET, "--data.test.samples=2", "--model.max_new_tokens=2"),
     "predict": QUIET,
+    "bench": ("--small", "--repeats=1", "--threads=1", "--no-memory"),
 }
 """Put into a page's commands, so that they take a second; which plugin, config and data they name stays as it is."""
 
@@ -215,7 +216,7 @@ def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_classes_in_the_text_exist(page: Path) -> None:
-    known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), Dims.__name__}
+    known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), *dir(losses), Dims.__name__}
     for base in registry.SOCKETS:
         known |= {base.__name__, *registry.plugins_of(base)}
     named = {

@@ -6,10 +6,11 @@ from typing import Literal
 
 from sail_lightning.interfaces import Attention
 from sail_lightning.plugins.attention.auto import AutoAttention
+from sail_lightning.plugins.attention.flex import FlexAttention
 from sail_lightning.plugins.attention.sdpa import SDPAAttention
 from sail_lightning.plugins.attention.xformers import XFormersAttention
 
-__all__ = ["AutoAttention", "SDPAAttention", "XFormersAttention", "resolve"]
+__all__ = ["AutoAttention", "FlexAttention", "SDPAAttention", "XFormersAttention", "resolve"]
 
 
 def resolve(attention: Attention | Literal["auto"]) -> Attention:

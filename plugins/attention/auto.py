@@ -29,18 +29,28 @@ class AutoAttention(Attention):
         super().__init__()
         self._chosen: dict[torch.device, Attention] = {}
 
+    def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
+        """Chooses the kernel, which then prepares.
+
+        Raises:
+            SailError: on CUDA, where xformers does not run.
+        """
+        self._kernel(device).prepare(plan, device)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
         """As `Attention.forward`.
 
         Raises:
             SailError: on CUDA, where xformers does not run.
         """
-        device = value.device
+        output: Tensor = self._kernel(value.device)(query, key, value, plan, scale)
+        return output
+
+    def _kernel(self, device: torch.device) -> Attention:
         if device not in self._chosen:
             self._chosen[device] = choose(device)
             logger.info("attention on %s: %s", device, type(self._chosen[device]).__name__)
-        output: Tensor = self._chosen[device](query, key, value, plan, scale)
-        return output
+        return self._chosen[device]
 
 
 def choose(device: torch.device) -> Attention:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,9 @@ class SDPAAttention(Attention):
     bool mask, shared by all layers of a step.
     """
 
+    def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
+        _steps(plan, device)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
         """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
 
@@ -29,27 +34,32 @@ class SDPAAttention(Attention):
             # With a mask and grouped heads, CUDA falls back to the unfused kernel; the copy is cheaper.
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
         outputs: list[Tensor] = []
+        steps = _steps(plan, value.device)
         # One split instead of a slice per span: the backward pass of each slice would zero-fill a whole tensor.
-        queries = iter(query.split([span.length for spans in plan.samples for span in spans]))
-        for spans, keys, values in zip(plan.samples, key.split(plan.lengths), value.split(plan.lengths), strict=True):
-            end = 0
-            for span in spans:
-                start, end = end, end + span.length
-                mask = None
-                if span.kind == "text" and start > 0 and span.length > 1:
-                    mask = _suffix_mask(plan, span.length, end, query.device)
-                whole = end == keys.shape[0]
+        queries = iter(query.split([step.length for sample in steps for step in sample]))
+        for sample, keys, values in zip(steps, key.split(plan.lengths), value.split(plan.lengths), strict=True):
+            for step in sample:
                 output = F.scaled_dot_product_attention(
                     next(queries).transpose(0, 1)[None],
-                    (keys if whole else keys[:end]).transpose(0, 1)[None],
-                    (values if whole else values[:end]).transpose(0, 1)[None],
-                    attn_mask=mask,
-                    is_causal=span.kind == "text" and start == 0 and span.length > 1,
+                    (keys if step.end is None else keys[: step.end]).transpose(0, 1)[None],
+                    (values if step.end is None else values[: step.end]).transpose(0, 1)[None],
+                    attn_mask=step.mask,
+                    is_causal=step.causal,
                     scale=scale,
                     enable_gqa=key.shape[1] != query.shape[1],
                 )
                 outputs.append(output[0].transpose(0, 1))
         return torch.cat(outputs) if outputs else query
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One span's call: `length` queries over the sample's first `end` keys, or all of them (None)."""
+
+    length: int
+    end: int | None
+    causal: bool
+    mask: Tensor | None
 
 
 def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -60,10 +70,26 @@ def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor[:, :, None].expand(-1, -1, heads // groups, -1).flatten(1, 2)
 
 
-def _suffix_mask(plan: AttentionPlan, length: int, end: int, device: torch.device) -> Tensor:
-    """Causal mask (length, end), aligned at the bottom right: the last query sees all keys. Kept on the plan."""
-    key = ("suffix mask", length, end, device)
-    if key not in plan.cache:
-        plan.cache[key] = torch.ones(length, end, dtype=torch.bool, device=device).tril(end - length)
-    mask: Tensor = plan.cache[key]
-    return mask
+def _steps(plan: AttentionPlan, device: torch.device) -> list[list[Step]]:
+    """The calls of each sample, made once per plan and device; spans of one size share their mask.
+
+    A mask is causal, (length, end), aligned at the bottom right: the last query sees all keys.
+    """
+    name = ("sdpa", device)
+    if name not in plan.cache:
+        masks: dict[tuple[int, int], Tensor] = {}
+        steps: list[list[Step]] = []
+        for spans, total in zip(plan.samples, plan.lengths, strict=True):
+            steps.append([])
+            end = 0
+            for span in spans:
+                start, end = end, end + span.length
+                looks_back = span.kind == "text" and span.length > 1
+                size = (span.length, end)
+                if looks_back and start > 0 and size not in masks:
+                    masks[size] = torch.ones(size, dtype=torch.bool, device=device).tril(start)
+                mask = masks[size] if looks_back and start > 0 else None
+                steps[-1].append(Step(span.length, None if end == total else end, looks_back and start == 0, mask))
+        plan.cache[name] = steps
+    kept: list[list[Step]] = plan.cache[name]
+    return kept

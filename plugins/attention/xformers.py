@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import importlib
@@ -29,8 +30,8 @@ class XFormersAttention(Attention):
     on the flash kernels, float32 on the slower cutlass ones.
 
     Args:
-        deterministic: use the cutlass kernels, whose backward pass is reproducible. Also used where
-            `torch.use_deterministic_algorithms` is on, because the flash kernels refuse to train then.
+        deterministic: use the cutlass kernels, whose backward pass is reproducible, as is all around them. Also done
+            where `torch.use_deterministic_algorithms` is on, because the flash kernels refuse to train then.
     """
 
     def __init__(self, deterministic: bool = False) -> None:
@@ -43,13 +44,17 @@ class XFormersAttention(Attention):
             check_cuda()
         return dims
 
+    def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
+        """Raises SailError where xformers is missing."""
+        _prepared(plan, device)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
         """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
 
         Raises:
             SailError: xformers is missing, or has no kernel for this device.
         """
-        ops = load_xformers()
+        ops, biases = _prepared(plan, value.device)
         query, key = query.to(value.dtype), key.to(value.dtype)
         if not plan.calls:
             return query
@@ -59,9 +64,9 @@ class XFormersAttention(Attention):
         grouped = not needs_grad and not deterministic and value.dtype in (torch.float16, torch.bfloat16)
         op = ops.MemoryEfficientAttentionCutlassOp if deterministic else None
         outputs: list[Tensor] = []
-        for call, bias in zip(plan.calls, _biases(plan, query.device), strict=True):
-            queries = _rows(query, call.query_rows)
-            keys, values = _rows(key, call.key_rows), _rows(value, call.key_rows)
+        for call, bias in zip(plan.calls, biases, strict=True):
+            queries = _rows(query, call.query_rows, deterministic)
+            keys, values = (_rows(tensor, call.key_rows, deterministic) for tensor in (key, value))
             if grouped:
                 groups = key.shape[1]
                 heads = query.shape[1] // groups
@@ -80,7 +85,7 @@ class XFormersAttention(Attention):
                     f"XFormersAttention has no kernel for {kind}; choose `attention: SDPAAttention`"
                 ) from error
             outputs.append(output[0].reshape(-1, *query.shape[1:]))
-        return _rows(torch.cat(outputs) if len(outputs) > 1 else outputs[0], plan.inverse)
+        return _rows(torch.cat(outputs) if len(outputs) > 1 else outputs[0], plan.inverse, deterministic)
 
 
 @functools.cache
@@ -116,23 +121,31 @@ def _preload_cuda12_runtime() -> None:
             return
 
 
-def _biases(plan: AttentionPlan, device: torch.device) -> list[Any]:
-    """xformers' masks of the plan's calls, made once per plan and device; they hold lengths only.
+def _prepared(plan: AttentionPlan, device: torch.device) -> tuple[Any, list[Any]]:
+    """`xformers.ops`, and its masks of the plan's calls, made once per plan and device; they hold lengths only.
 
     Their default device is a GPU if there is one, so they are never made in data workers.
     """
-    key = ("xformers", device)
-    if key not in plan.cache:
+    name = ("xformers", device)
+    if name not in plan.cache:
+        ops = load_xformers()
         masks = importlib.import_module("xformers.ops.fmha.attn_bias")
-        plan.cache[key] = [
+        biases = [
             (masks.BlockDiagonalCausalFromBottomRightMask if call.causal else masks.BlockDiagonalMask).from_seqlens(
                 list(call.query_lengths), list(call.key_lengths), device=device
             )
             for call in plan.calls
         ]
-    biases: list[Any] = plan.cache[key]
-    return biases
+        for bias in biases:
+            if bias.k_seqinfo is bias.q_seqinfo:  # one object in two places is another program to a compiler
+                bias.k_seqinfo = copy.deepcopy(bias.q_seqinfo)
+        plan.cache[name] = (ops, biases)
+    kept: tuple[Any, list[Any]] = plan.cache[name]
+    return kept
 
 
-def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    return tensor if rows is None else tensor.index_select(0, rows)
+def _rows(tensor: Tensor, rows: Tensor | None, deterministic: bool) -> Tensor:
+    if rows is None:
+        return tensor
+    # Backward, a key that several spans read gets a sum: of indexing in a fixed order, of index_select in any.
+    return tensor[rows] if deterministic else tensor.index_select(0, rows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,29 +41,82 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
-def packed(kernel: Attention, plan: AttentionPlan) -> Attend:
-    """Attention over one packed row, B = 1."""
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Attention over one packed row, B = 1. Compiled layers see through it, to the kernel and the plan."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return kernel(*rows, plan, scale)[None]
+    kernel: Attention
+    plan: AttentionPlan
 
-    return attend
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        output: Tensor = self.kernel(query, key, value, self.plan, scale)
+        return output[None]
+
+
+COMPILER = "inductor"
+"""Backend of `torch.compile` for layers."""
+GRAPHS = 64
+"""How many forms of a batch layers are compiled for, at least; torch's own limit of 8 is soon reached."""
+
+
+def compile_layers(layers: Iterable[Any]) -> None:
+    """Compiles each layer in place, unless that is done; parameters keep their names. Tracing waits for the first call.
+
+    All lengths are dynamic, and layers share their graphs: there is one for each form of a batch (which kinds of calls
+    its plan has), dtype and gradient mode.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    for layer in layers:
+        if layer._compiled_call_impl is None:
+            layer.compile(backend=COMPILER, dynamic=True)
+
+
+@contextmanager
+def uncompiled(layers: Iterable[Any]) -> Iterator[None]:
+    """Within, compiled layers run as they are written."""
+    kept = [(layer, layer._compiled_call_impl) for layer in layers]
+    for layer, _ in kept:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, compiled in kept:
+            layer._compiled_call_impl = compiled
 
 
 def cached(cache: KeyValueCache) -> Attend:
-    """Attention of new tokens over a cache, whose mask says who may look where."""
-    mask = cache.mask()
+    """Attention of T new tokens, B = 1, over the rows of a cache, as its views say.
+
+    The heads that share a key are folded into the query axis, so that keys and values are read where they are, once
+    for all questions of a row: nothing is repeated, and no kernel has to know grouped heads.
+    """
+    views = cache.views()
+    biases: list[Tensor] = []
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in float32
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1 and query.is_cuda:  # SDPA on CUDA takes grouped heads with a mask only in its slowest kernel
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        out = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        return out.transpose(1, 2)
+        heads = query.shape[1] // key.shape[1]
+        if not biases:  # made once for all layers; a bool mask would be turned into this in each
+            for view in views:
+                bias = torch.zeros_like(view.mask, dtype=value.dtype).masked_fill_(~view.mask, -torch.inf)
+                biases.append(bias[:, None].repeat(1, 1, heads, 1))
+        tokens = query[0].transpose(0, 1).to(value.dtype)  # autocast leaves them in float32
+        outputs = []
+        for view, bias, own in zip(views, biases, tokens.split([view.count for view in views]), strict=True):
+            rows, width, length = view.mask.shape
+            places = view.places
+            grid = own
+            if places is not None:
+                grid = own.new_zeros(rows * width, *own.shape[1:]).index_copy_(0, places, own)
+            grid = grid.unflatten(1, (-1, heads)).unflatten(0, (rows, width)).permute(0, 2, 3, 1, 4)
+            keys, values = (slots[view.first : view.first + rows, :, :length] for slots in (key, value))
+            out = nn.functional.scaled_dot_product_attention(
+                grid.flatten(2, 3), keys, values, attn_mask=bias, scale=scale
+            )
+            out = out.unflatten(2, (heads, width)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+            outputs.append(out if places is None else out.index_select(0, places))
+        return torch.cat(outputs)[None]
 
     return attend
 

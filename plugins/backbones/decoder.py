@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +19,16 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention import resolve
-from sail_lightning.plugins.backbones.core import Pixels, build_decoder, cached, decoder_config, packed
+from sail_lightning.plugins.backbones.core import (
+    Attend,
+    Packed,
+    Pixels,
+    build_decoder,
+    cached,
+    compile_layers,
+    decoder_config,
+    uncompiled,
+)
 from sail_lightning.plugins.backbones.pretrained import load_decoder, read_config
 from sail_lightning.plugins.backbones.unchanged import check_unchanged
 from sail_lightning.registry import register
@@ -37,6 +47,7 @@ class SailDecoder(Backbone):
         patch_range: standard deviation of the initial patch embedding; None makes a patch about as loud as a word.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
+        compile_layers: compile each layer for training and packed reading; generation stays as it is.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -53,6 +64,7 @@ class SailDecoder(Backbone):
         patch_range: float | None = None,
         activation_checkpointing: bool = False,
         class_token: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__()
         if class_token:
@@ -66,6 +78,7 @@ class SailDecoder(Backbone):
         self.patch_range = patch_range
         self.embedding_range: float | None = None
         self.activation_checkpointing = activation_checkpointing
+        self.compile_layers = compile_layers
 
     def stored_args(self) -> dict[str, Any]:
         """The arguments, a folder replaced by its config: a stored model does not need it any more."""
@@ -140,14 +153,41 @@ class SailDecoder(Backbone):
     def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         return self.vis_embed(self.pixels(patches).to(self.vis_embed.weight.dtype))
 
-    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
-        return self._run(embeddings[None], positions[:, None], sail_attend=packed(self.attention, plan))[0]
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        vision: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        self.attention.prepare(plan, embeddings.device)
+        return self._run(embeddings, positions, cache, Packed(self.attention, plan))
 
-    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
-        return self._run(embeddings, positions, sail_attend=cached(cache), past_key_values=cache)
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        return self._run(embeddings, positions, cache, cached(cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _run(self, embeddings: Tensor, positions: Tensor, **kwargs: Any) -> Tensor:
-        return self.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
+    def _run(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache | None, attend: Attend) -> Tensor:
+        rows = embeddings[None]
+        if self.compile_layers:
+            rows = rows.clone()  # a view would be a case of its own for the first layer
+        with self._compilation(over_cache=cache is not None):
+            output = self.model(
+                inputs_embeds=rows,
+                position_ids=positions[:, None],
+                past_key_values=cache,
+                use_cache=False,
+                sail_attend=attend,
+            )
+        return output.last_hidden_state[0]
+
+    def _compilation(self, over_cache: bool) -> AbstractContextManager[None]:
+        if not self.compile_layers:
+            return nullcontext()
+        if over_cache:  # it grows in every step
+            return uncompiled(self.model.layers)
+        compile_layers(self.model.layers)
+        return nullcontext()

@@ -9,6 +9,7 @@ are shared. Facts: `docs/parity.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +30,14 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention import resolve
-from sail_lightning.plugins.backbones.core import Exact, Pixels, cached, decoder_config
+from sail_lightning.plugins.backbones.core import (
+    Exact,
+    Pixels,
+    cached,
+    compile_layers,
+    decoder_config,
+    uncompiled,
+)
 from sail_lightning.registry import register
 from sail_lightning.sequence import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
 from sail_lightning.templates import QWEN_CHAT
@@ -102,6 +110,7 @@ class EVEv2(Backbone):
         initializer_range: standard deviation of initial matrices and kernels.
         embedding_range: standard deviation of initial word embeddings and learned vectors.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
+        compile_layers: compile each layer for training and packed reading; generation stays as it is.
     """
 
     chat = QWEN_CHAT
@@ -133,6 +142,7 @@ class EVEv2(Backbone):
         initializer_range: float | None = None,
         embedding_range: float | None = None,
         activation_checkpointing: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__()
         given = {
@@ -164,6 +174,7 @@ class EVEv2(Backbone):
         self.settings = {"model_type": "qwen2", **settings}
         self.attention = resolve(attention)
         self.activation_checkpointing = activation_checkpointing
+        self.compile_layers = compile_layers
 
     def build(self, dims: Dims) -> Dims:
         config = decoder_config(self.settings, dims.vocab_size)
@@ -197,26 +208,45 @@ class EVEv2(Backbone):
     def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         return self.patch_embedding(self.pixels(patches).to(self.class_embedding.dtype))
 
-    def forward(self, embeddings: Tensor, positions: Tensor, plan: AttentionPlan, vision: Tensor) -> Tensor:
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
-            return self.attention(query, key, value, plan, scale)
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        vision: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        self.attention.prepare(plan, embeddings.device)
+        if self.compile_layers:
+            compile_layers(self.model.layers)
+        return self.model(embeddings, positions[0], Modalities.of(vision), PackedRows(self.attention, plan, cache))
 
-        return self.model(embeddings, positions[0], Modalities.of(vision), attend)
-
-    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache, vision: Tensor) -> Tensor:
-        shape = vision.shape
+    def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         over_cache = cached(cache)
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
-            query, key, value = (rows.unflatten(0, shape).transpose(1, 2) for rows in (query, key, value))
-            key, value = cache.update(key, value, layer)
-            return over_cache(query, key, value, scale).flatten(0, 1)
+            query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
+            return over_cache(query, *cache.update(key, value, layer), scale)[0]
 
-        modalities = Modalities.of(vision.flatten())
-        return self.model(embeddings.flatten(0, 1), positions[0].flatten(), modalities, attend).unflatten(0, shape)
+        return self.model(embeddings, positions[0], Modalities(words=len(embeddings)), attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """As `core.Packed`, of rows without a batch; keys and values are handed to a cache, if there is one."""
+
+    kernel: Attention
+    plan: AttentionPlan
+    cache: KeyValueCache | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
+        if self.cache is not None:
+            self.cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
+        output: Tensor = self.kernel(query, key, value, self.plan, scale)
+        return output
 
 
 @dataclass(frozen=True)
@@ -275,8 +305,10 @@ class Decoder(Qwen2PreTrainedModel):
         """Embeddings (R, D) at positions (R,) to states (R, D), both in the order of the sequence."""
         hidden = modalities.sort(hidden)
         cos, sin = self.rotary_emb(hidden, modalities.sort(positions))
-        for layer in self.layers:
-            hidden = layer(hidden, cos=cos, sin=sin, modalities=modalities, attend=attend)
+        over_cache = not isinstance(attend, PackedRows) or attend.cache is not None  # it grows in every step
+        with uncompiled(self.layers) if over_cache else nullcontext():
+            for layer in self.layers:
+                hidden = layer(hidden, cos=cos, sin=sin, modalities=modalities, attend=attend)
         return self.norm(modalities.restore(hidden))
 
 

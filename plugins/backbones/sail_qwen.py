@@ -74,6 +74,7 @@ class SailQwen(SailDecoder):
             how loud a prompt is beside the pixels (of unit variance) at the start.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
+        compile_layers: compile each layer for training and packed reading; generation stays as it is.
     """
 
     families = ("qwen2", "qwen3")
@@ -96,6 +97,7 @@ class SailQwen(SailDecoder):
         embedding_range: float | None = None,
         activation_checkpointing: bool = False,
         class_token: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         given = {
             "hidden_size": hidden_size,
@@ -126,5 +128,14 @@ class SailQwen(SailDecoder):
                     f"and num_heads by num_key_value_heads ({groups})"
                 )
         patch_range = None if config is None else config.get("initializer_range")
-        super().__init__(pretrained, config, attention, patch_size, patch_range, activation_checkpointing, class_token)
+        super().__init__(
+            pretrained,
+            config,
+            attention,
+            patch_size,
+            patch_range,
+            activation_checkpointing,
+            class_token,
+            compile_layers,
+        )
         self.embedding_range = embedding

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,13 @@ from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Upsampler
+from sail_lightning.plugins.upsamplers.lean import lean
 from sail_lightning.registry import register
 
 OFFICIAL_PARTS = {"deconv": "0", "depthwise": "2.depthwise", "pointwise": "2.pointwise", "norm": "3.ln"}
 """Parts of a block, in our names and in the official ones; shapes agree."""
+STRIP = {False: 2**21, True: 2**25}
+"""Numbers in a strip of the last map: on the CPU it stays near the cache, on CUDA it keeps the device busy."""
 
 
 class UpsampleBlock(nn.Module):
@@ -32,9 +38,28 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, h, w, C) to (B, 2h, 2w, C)."""
+        return self.refine(self.expand(features))
+
+    def expand(self, features: Tensor) -> Tensor:
+        """The transposed convolution: features (B, h, w, C) to 2 x 2 pixels of each, (B, h, w, 2, 2, C)."""
         assert self.deconv.bias is not None
-        features = F.gelu(transposed_conv_2x2(features, self.deconv.weight, self.deconv.bias))
-        features = self.depthwise(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return pixels_2x2(features, self.deconv.weight, self.deconv.bias)
+
+    def refine(self, pixels: Tensor, above: bool = False, below: bool = False) -> Tensor:
+        """The rest: pixels (B, h, w, 2, 2, C) to (B, 2h, 2w, C).
+
+        Of a strip of a picture, `above` and `below` say that its first and last row are its neighbours': they are
+        looked at, and left out.
+        """
+        features = F.gelu(interleaved(pixels))
+        if above or below:  # of its two rows, a neighbour's next one counts; a picture's edge is zero
+            features = features[:, int(above) : features.shape[1] - int(below)]
+            features = F.pad(features, (0, 0, 0, 0, int(not above), int(not below)))
+        depthwise = self.depthwise
+        padding = (0, 1) if above or below else (1, 1)
+        features = F.conv2d(
+            features.permute(0, 3, 1, 2), depthwise.weight, depthwise.bias, padding=padding, groups=depthwise.groups
+        ).permute(0, 2, 3, 1)
         features = F.linear(features, self.pointwise.weight.flatten(1), self.pointwise.bias)
         return self.norm(features)
 
@@ -78,8 +103,29 @@ class DeconvUpsampler(Upsampler):
         """Vision tokens (B, D, h, w) to mask features (B, channels, h*k, w*k), channels-last in memory."""
         features = self.pre_projector(features.permute(0, 2, 3, 1))
         for block in self.blocks:
-            features = block(features)
+            features = lean(block, features)
         return features.permute(0, 3, 1, 2)
+
+    def read(self, features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `Upsampler.read`. The last block and the reader run strip by strip, so that the largest maps are never
+        whole: most of the time and nearly all of the memory of a mask are there."""
+        if not self.blocks or features.shape[0] == 0:
+            return super().read(features, reader)
+        features = self.pre_projector(features.permute(0, 2, 3, 1))
+        for block in self.blocks[:-1]:
+            features = lean(block, features)
+        last: Any = self.blocks[-1]
+        pixels = last.expand(features)
+        height = max(2, STRIP[features.device.type == "cuda"] // max(1, pixels[:, 0].numel()))
+        strips = []
+        for pieces, above, below in _strips(pixels, height):
+
+            def run(*pieces: Tensor, above: bool = above, below: bool = below) -> Tensor:
+                strip = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+                return reader(last.refine(strip, above, below).permute(0, 3, 1, 2))
+
+            strips.append(lean(run, *pieces))
+        return strips[0] if len(strips) == 1 else torch.cat(strips, 2)
 
     def official_names(self) -> dict[str, str]:
         """Our parameter names to those of the official checkpoints, for conversion either way."""
@@ -93,15 +139,42 @@ class DeconvUpsampler(Upsampler):
         return names
 
 
+def _strips(features: Tensor, height: int) -> Iterator[tuple[list[Tensor], bool, bool]]:
+    """Cuts (B, h, ...) into strips of about `height` rows, at least 2: the pieces of each, its neighbours' next rows
+    with it, and whether it has a neighbour above and below.
+
+    One split for all: the backward pass of a slice would zero-fill a whole map.
+    """
+    rows = features.shape[1]
+    count = max(1, rows // height)
+    if count == 1:
+        yield [features], False, False
+        return
+    edges = [rows * place // count for place in range(count + 1)]
+    sizes = [size for first, end in pairwise(edges) for size in (1, end - first - 2, 1)]
+    pieces = features.split(sizes, 1)
+    for place in range(count):
+        above, below = place > 0, place < count - 1
+        yield list(pieces[3 * place - above : 3 * place + 3 + below]), above, below
+
+
 def transposed_conv_2x2(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Transposed convolution with kernel = stride = 2, on channels-last features: a matrix product and a shuffle.
 
     Features (B, h, w, C), weight (C, O, 2, 2), bias (O,), to (B, 2h, 2w, O). With stride equal to the kernel size every
     output pixel has exactly one input pixel, so nothing is summed over neighbours.
     """
-    batch, height, width, channels = features.shape
-    out = weight.shape[1]
+    return interleaved(pixels_2x2(features, weight, bias))
+
+
+def pixels_2x2(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The matrix product: features (B, h, w, C) to the 2 x 2 pixels of each, (B, h, w, 2, 2, O)."""
+    channels, out = weight.shape[:2]
     matrix = weight.permute(0, 2, 3, 1).reshape(channels, 4 * out)
     pixels = torch.addmm(bias.repeat(4), features.reshape(-1, channels), matrix)
-    pixels = pixels.view(batch, height, width, 2, 2, out).permute(0, 1, 3, 2, 4, 5)
-    return pixels.reshape(batch, 2 * height, 2 * width, out)
+    return pixels.view(*features.shape[:3], 2, 2, out)
+
+
+def interleaved(pixels: Tensor) -> Tensor:
+    """The shuffle: (B, h, w, 2, 2, O) to (B, 2h, 2w, O)."""
+    return pixels.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)

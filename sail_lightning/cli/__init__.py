@@ -12,7 +12,7 @@ from sail_lightning.errors import SailError, SailUsageError
 
 VERBS = ("fit", "validate", "test", "predict")
 """Commands that go to LightningCLI."""
-COMMANDS = ("plugins", "configs", "data", "convert", "quickstart")
+COMMANDS = ("plugins", "configs", "data", "convert", "bench", "quickstart")
 """Commands of our own: `run(args) -> exit code` in the module of the same name."""
 
 

@@ -13,6 +13,7 @@ Pixel-SAIL: one transformer that reads pixels and words and answers in text and 
   predict                    answer a question about pictures: text, masks, overlays
   plugins [SOCKET|NAME]      what can be plugged in; a plugin's arguments and source
   convert SRC DST            official and Lightning checkpoints to model folders, and back
+  bench                      speed and memory against a baseline in the official style
   configs list|show|copy     the configs that ship with the package
   data show -c CONFIG        samples of a data set as one picture
 

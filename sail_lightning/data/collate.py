@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from sail_lightning.batch import PackedBatch
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.interfaces import Regions
 from sail_lightning.plan import AttentionPlan
+
+SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
@@ -41,18 +45,26 @@ def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
     )
 
 
-def pack_stream(samples: Iterable[EncodedSample], token_budget: int) -> Iterator[list[EncodedSample]]:
-    """Groups a stream, in order, into packs of at most `token_budget` tokens; a longer sample stands alone."""
-    pack_: list[EncodedSample] = []
-    tokens = 0
-    for item in samples:
-        if pack_ and tokens + len(item) > token_budget:
-            yield pack_
-            pack_, tokens = [], 0
-        pack_.append(item)
-        tokens += len(item)
-    if pack_:
-        yield pack_
+def pack_stream(samples: Iterable[SizedT], token_budget: int, look_ahead: int = 1) -> Iterator[list[SizedT]]:
+    """Groups a stream into packs of at most `token_budget` tokens; a longer sample stands alone.
+
+    `look_ahead` samples are kept at hand. A pack begins with the oldest of them, so that none waits for more than
+    `look_ahead` packs, and goes on with the longest that still fits (of equals the oldest), each replaced by the next
+    of the stream, until none fits. With a `look_ahead` of 1 the stream is cut in its own order.
+    """
+    stream = iter(samples)
+    at_hand = list(islice(stream, look_ahead))
+    while at_hand:
+        group: list[SizedT] = []
+        room = token_budget
+        chosen: int | None = 0
+        while chosen is not None:
+            group.append(at_hand.pop(chosen))
+            room -= len(group[-1])
+            at_hand.extend(islice(stream, 1))
+            fitting = (place for place, item in enumerate(at_hand) if len(item) <= room)
+            chosen = max(fitting, key=lambda place: len(at_hand[place]), default=None)  # the first of equals
+        yield group
 
 
 def _regions(samples: Sequence[EncodedSample], starts: np.ndarray) -> Regions:

@@ -12,7 +12,7 @@ import lightning as L
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sail_lightning.batch import PackedBatch, Sealed
+from sail_lightning.batch import PackedBatch, Place, Sealed
 from sail_lightning.data.prompts import parse_prompt
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
@@ -28,8 +28,8 @@ class SailDataModule(L.LightningDataModule):
     """Data for all four verbs. Encoding follows the model that the Trainer holds; nothing is set twice.
 
     Its state in a checkpoint is how far training has read, batches read ahead not counted: `fit --ckpt_path` goes on
-    with exactly the batches that an uninterrupted run would have seen, given the same data, token budget, number of
-    processes and of workers.
+    with exactly the batches that an uninterrupted run would have seen, given the same data, token budget, look-ahead,
+    number of processes and of workers. Where these numbers differ it goes on with the same samples in other batches.
 
     Args:
         train: source of `fit`.
@@ -44,6 +44,8 @@ class SailDataModule(L.LightningDataModule):
         num_workers: processes that read training data.
         mask_sample_weight: weight of the language loss in samples that own masks (0.1 in the official recipe).
         seed: of the shuffling of finite sources.
+        look_ahead: encoded samples, of each reader, among which a training batch chooses those that fill the budget
+            best; none waits for more than as many batches. 1 keeps the samples in order.
     """
 
     def __init__(
@@ -59,13 +61,17 @@ class SailDataModule(L.LightningDataModule):
         num_workers: int = 0,
         mask_sample_weight: float = 1.0,
         seed: int = 0,
+        look_ahead: int = 32,
     ) -> None:
         super().__init__()
+        for name, value in (("token_budget", token_budget), ("look_ahead", look_ahead)):
+            if value < 1:
+                raise SailUsageError(f"{name} must be 1 or more, not {value}")
         self.train, self.val, self.test = train, val, test
         self.images, self.text = images, text
         self.prompts = tuple(parse_prompt(prompt) for prompt in prompts or ())
         self.token_budget, self.eval_batch_size, self.num_workers = token_budget, eval_batch_size, num_workers
-        self.mask_sample_weight, self.seed = mask_sample_weight, seed
+        self.mask_sample_weight, self.seed, self.look_ahead = mask_sample_weight, seed, look_ahead
         self.broken: list[str] = []
         """Pictures that `predict` could not read, one sentence each."""
         self._stream: PackedStream | None = None
@@ -91,6 +97,7 @@ class SailDataModule(L.LightningDataModule):
             self.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
+            self.look_ahead,
         )
         stream.progress, self._stream = self._progress, stream
         loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers)
@@ -111,27 +118,28 @@ class SailDataModule(L.LightningDataModule):
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         # A run that is stopped within a step has not trained on that step's batch.
         progress = self._progress if batches.current.processed == batches.current.ready else self._before
-        places = dict(progress.places)
         if self.trainer.world_size > 1:  # each rank knows its own shards only; checkpoints are put together on all
             ranks: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(ranks, places)
-            for other in ranks:
-                places |= {shard: max(place, places.get(shard, 0)) for shard, place in other.items()}
+            dist.all_gather_object(ranks, progress.places)
+            progress = progress.merged(ranks)
+        places = {shard: (place.next, list(place.waiting)) for shard, place in progress.places.items()}
         begun = 0 if batches.is_last_batch else batches.current.processed
         return {"places": places, "turn": progress.turn, "shards": self._shards, "begun": begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict or self.trainer is None or self.trainer.state.fn != "fit":
             return
-        places, shards = state_dict["places"], self._shards
-        self._progress = Progress(dict(places), state_dict["turn"])
-        if shards != state_dict["shards"]:
+        before, shards = state_dict["shards"], self._shards
+        self._progress = Progress(
+            {shard: _place(place) for shard, place in state_dict["places"].items()}, state_dict["turn"]
+        )
+        if shards != before:
             logger.warning(
-                "resumed with %s readers instead of %s: training goes on at about the same sample, not exactly there",
+                "resumed with %s readers instead of %s: training goes on with the same samples, but in other batches",
                 shards,
-                state_dict["shards"],
+                before,
             )
-            self._progress = Progress(dict.fromkeys(range(shards), sum(places.values()) // shards))
+            self._progress = self._progress.reshared(before, shards)
         self._before, self._begun = self._progress, state_dict["begun"]
 
     @property
@@ -165,6 +173,14 @@ class SailDataModule(L.LightningDataModule):
         return DataLoader(
             _Open(source, indices, self._encoder()), batch_size=self.eval_batch_size, collate_fn=Sealed, shuffle=False
         )
+
+
+def _place(stored: int | tuple[int, Sequence[int]]) -> Place:
+    """A place from a checkpoint; those written before samples could wait hold the number of samples read."""
+    if isinstance(stored, int):
+        return Place(stored)
+    following, waiting = stored
+    return Place(following, tuple(waiting))
 
 
 class _SealedWindows(Windows):

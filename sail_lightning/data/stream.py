@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sail_lightning.batch import Counts, PackedBatch
+from sail_lightning.batch import Counts, PackedBatch, Place
 from sail_lightning.data.collate import pack, pack_stream
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.transform import EncodedSample, Encoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -21,11 +24,11 @@ class Progress:
 
     A shard is what one worker of one rank reads, `rank * workers + worker`; workers take turns.
 
-    `places`: samples trained on, by shard; a shard that is not named is at its beginning.
+    `places`: of the shards; one that is not named is at its beginning.
     `turn`: the worker, the same on each rank, whose batch comes next.
     """
 
-    places: dict[int, int] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)
     turn: int = 0
 
     def advanced(self, batch: PackedBatch, workers: int) -> Progress:
@@ -34,6 +37,40 @@ class Progress:
             return self
         shard, place = batch.cursor
         return Progress({**self.places, shard: place}, (shard % workers + 1) % workers)
+
+    def merged(self, others: Iterable[dict[int, Place]]) -> Progress:
+        """With the places of other ranks. Each rank moves its own shards on and knows the others' from before."""
+        places = dict(self.places)
+        for shard, place in (item for other in others for item in other.items()):
+            places[shard] = max(place, places.get(shard, place), key=lambda one: one.read)
+        return Progress(places, self.turn)
+
+    def reshared(self, before: int, now: int) -> Progress:
+        """The same samples read by another number of shards: what is left is dealt out anew, none lost or doubled.
+
+        Sample n of shard s is number s + n * shards of the stream.
+        """
+        places = {shard: self.places.get(shard, Place()) for shard in range(before)}
+        end = max(shard + (place.next - 1) * before + 1 for shard, place in places.items())
+        left = {shard + number * before for shard, place in places.items() for number in place.waiting}
+        for shard, place in places.items():
+            left |= set(range(shard + place.next * before, end, before))
+        dealt = {}
+        for shard in range(now):
+            waiting = sorted(number // now for number in left if number % now == shard)
+            dealt[shard] = Place(max(0, -(-(end - shard) // now)), tuple(waiting))
+        return Progress(dealt)
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """An encoded sample and its number in the shard."""
+
+    number: int
+    sample: EncodedSample
+
+    def __len__(self) -> int:
+        return len(self.sample)
 
 
 class PackedStream(IterableDataset[PackedBatch]):
@@ -48,44 +85,68 @@ class PackedStream(IterableDataset[PackedBatch]):
         seed: of the shuffling.
         rank: of this process.
         world_size: number of processes.
+        look_ahead: encoded samples among which each batch chooses (`pack_stream`).
 
     `progress` is where the next iterator begins. It is read when that starts: by then worker processes have a copy.
     """
 
     def __init__(
-        self, source: Source, encoder: Encoder, token_budget: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        source: Source,
+        encoder: Encoder,
+        token_budget: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        look_ahead: int = 1,
     ) -> None:
         super().__init__()
         self.source, self.encoder, self.token_budget, self.seed = source, encoder, token_budget, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.look_ahead = rank, world_size, look_ahead
         self.progress = Progress()
+        self._shuffled = (-1, np.empty(0, np.int64))  # a pass, and its order
+        self._told = False
 
     def __iter__(self) -> Iterator[PackedBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         # A loader asks its worker 0 first: that one reads for the worker whose turn it is.
         shard = self.rank * workers + (worker + self.progress.turn) % workers
-        place = self.progress.places.get(shard, 0)
-        for group in pack_stream(self._encoded(shard, self.world_size * workers, place), self.token_budget):
-            place += len(group)
-            yield replace(pack(group), cursor=(shard, place))
+        place = self.progress.places.get(shard, Place())
+        samples = self._encoded(shard, self.world_size * workers, place)
+        for group in pack_stream(samples, self.token_budget, self.look_ahead):
+            place = place.after(item.number for item in group)
+            batch = replace(pack([item.sample for item in group]), cursor=(shard, place))
+            self._tell(batch)
+            yield batch
 
-    def _encoded(self, shard: int, shards: int, place: int) -> Iterator[EncodedSample]:
-        for index in self._order(shard + place * shards, shards):
-            yield self.encoder.encode(self.source[index])
+    def _encoded(self, shard: int, shards: int, place: Place) -> Iterator[_Numbered]:
+        """What a shard has left to read, in its own order: that is also the order in which samples wait."""
+        for number in chain(place.waiting, count(place.next)):
+            yield _Numbered(number, self.encoder.encode(self.source[self._index(shard + number * shards)]))
 
-    def _order(self, first: int, step: int) -> Iterator[int]:
-        """Every `step`-th index of the source, passes over a finite one joined end to end, from place `first` on."""
-        length = self.source.length
-        if length is None:
-            yield from count(first, step)
+    def _tell(self, batch: PackedBatch) -> None:
+        """Says once that a sample is longer than the budget."""
+        if len(batch) <= self.token_budget or self._told:
             return
-        shuffled, order = -1, np.empty(0, np.int64)
-        for place in count(first, step):
-            epoch, index = divmod(place, length)
-            if epoch != shuffled:
-                shuffled, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(length)
-            yield int(order[index])
+        self._told = True
+        name = " ".join(part for part in (batch.samples[0].source, batch.samples[0].id) if part)
+        logger.warning(
+            "%s has %s tokens, more than token_budget %s: it makes a batch of its own, as will others that are so long",
+            name or "a sample",
+            len(batch),
+            self.token_budget,
+        )
+
+    def _index(self, number: int) -> int:
+        """The index in the source of a sample of the stream: passes over a finite source are joined end to end."""
+        if self.source.length is None:
+            return number
+        epoch, place = divmod(number, self.source.length)
+        if epoch != self._shuffled[0]:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.source.length)
+            self._shuffled = (epoch, order)
+        return int(self._shuffled[1][place])
 
 
 class Windows:

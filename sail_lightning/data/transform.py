@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning import templates
-from sail_lightning.data.sample import BoolMask, ImageRef, Prompt, Sample
+from sail_lightning.data.sample import BoolMask, ImageRef, MaskRef, Prompt, Sample, Turn
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import Sequence, SequenceBuilder
 from sail_lightning.tokens import Tokens
@@ -106,39 +106,18 @@ class Encoder:
     def _encode(self, sample: Sample, answers: bool, answer_prefix: str) -> EncodedSample:
         if not answers and not (sample.turns and sample.turns[-1].question.strip()):
             raise SailUsageError("the question is empty; write what the model shall answer")
-        builder = SequenceBuilder(self.tokens.picture)
         pictures = [load_image(reference) for reference in as_tuple(sample.image)]
         size = (pictures[0].shape[0], pictures[0].shape[1]) if pictures else None
         cut = [patchify(picture, self.patch_size, self.max_side, self.resize) for picture in pictures]
-        inside = bool(pictures) and self.tokens.chat.picture_inside
-        if inside:
-            builder.text(self.tokens.opening())
-        for number, (_, grid) in enumerate(cut):
-            if inside and number:
-                builder.text(self.tokens.line_break())
-            builder.image(grid)
-        for index, turn in enumerate(sample.turns):
-            builder.text(self.tokens.question(turn.question, after_picture=inside and index == 0))
-            if answers or index < len(sample.turns) - 1:
-                builder.text(self.tokens.answer(turn.answer), supervised=True)
         begun = self.tokens.answer_prefix(answer_prefix) if answer_prefix else []
-        builder.text(begun)
-        sequence = builder.build()
-        if len(sequence) > self.max_tokens:
-            raise SailUsageError(
-                f"{len(sequence)} tokens are over the limit of {self.max_tokens}; "
-                "shorten the text, lower max_side or raise max_tokens"
-            )
+        sequence = self.lay_out(sample.turns, tuple(grid for _, grid in cut), answers, begun)
         seg_rows = sequence.rows_of(self.tokens.seg)
-        masks: tuple[BoolMask, ...] = ()
-        if answers:
-            masks = tuple(load_mask(mask) for mask in sample.masks)
-            self._check_masks(masks, len(seg_rows), size)
-        pixels = np.concatenate([cells for cells, _ in cut]) if cut else np.empty((0, 3 * self.patch_size**2), np.uint8)
+        masks = self._masks(sample.masks, len(seg_rows), size) if answers else ()
+        cells = [cells for cells, _ in cut] or [np.empty((0, 3 * self.patch_size**2), np.uint8)]
         return EncodedSample(
             sample=sample,
             sequence=sequence,
-            patches=pixels,
+            patches=cells[0] if len(cells) == 1 else np.concatenate(cells),
             image_size=size,
             regions=self._regions(sample, sequence, size),
             seg_rows=seg_rows,
@@ -147,14 +126,49 @@ class Encoder:
             answer_tokens=len(begun),
         )
 
-    def _check_masks(self, masks: tuple[BoolMask, ...], segs: int, size: tuple[int, int] | None) -> None:
+    def lay_out(
+        self,
+        turns: tuple[Turn, ...],
+        grids: tuple[tuple[int, int], ...],
+        answers: bool = True,
+        begun: Iterable[int] = (),
+    ) -> Sequence:
+        """Pictures of these grids, (rows, columns) of patches, and the words about them as one sequence.
+
+        Without `answers` the last answer is left out but for the ids that it has `begun` with.
+
+        Raises:
+            SailUsageError: a token of the layout in a text, or a sequence over the limit.
+        """
+        builder = SequenceBuilder(self.tokens.picture)
+        inside = bool(grids) and self.tokens.chat.picture_inside
+        for number, grid in enumerate(grids):
+            if inside:
+                builder.text(self.tokens.line_break() if number else self.tokens.opening())
+            builder.image(grid)
+        for index, turn in enumerate(turns):
+            builder.text(self.tokens.question(turn.question, after_picture=inside and index == 0))
+            if answers or index < len(turns) - 1:
+                builder.text(self.tokens.answer(turn.answer), supervised=True)
+        sequence = builder.text(list(begun)).build()
+        if len(sequence) > self.max_tokens:
+            raise SailUsageError(
+                f"{len(sequence)} tokens are over the limit of {self.max_tokens}; "
+                "shorten the text, lower max_side or raise max_tokens"
+            )
+        return sequence
+
+    def _masks(self, masks: tuple[MaskRef, ...], segs: int, size: tuple[int, int] | None) -> tuple[BoolMask, ...]:
+        """Decoded last, once all else is known to be right."""
         if len(masks) != segs:
             raise SailError(f"{segs} [SEG] in the text but {len(masks)} masks; give one mask per [SEG]")
         if masks and size is None:
             raise SailError("masks need a picture")
-        for mask in masks:
+        decoded = tuple(load_mask(mask) for mask in masks)
+        for mask in decoded:
             if mask.shape != size:
                 raise SailError(f"a mask of {mask.shape} pixels (height, width), but the picture has {size}")
+        return decoded
 
     def _regions(self, sample: Sample, sequence: Sequence, size: tuple[int, int] | None) -> tuple[EncodedRegion, ...]:
         ids = prompt_ids(sample.prompts, self.num_prompts)

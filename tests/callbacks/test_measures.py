@@ -50,7 +50,12 @@ def test_rates_are_averages_since_the_last_entry_without_validation(monkeypatch:
     monkeypatch.setattr(throughput_module, "time", clock)
     logger = SimpleNamespace(log_metrics=lambda values, step: entries.append((step, values)))
     trainer: Any = SimpleNamespace(
-        global_step=0, log_every_n_steps=50, world_size=2, loggers=[logger], callback_metrics={}
+        global_step=0,
+        log_every_n_steps=50,
+        world_size=2,
+        loggers=[logger],
+        callback_metrics={},
+        datamodule=SimpleNamespace(token_budget=400),
     )
     module: Any = SimpleNamespace(device=torch.device("cpu"))
     measure = Throughput(every=2)
@@ -67,6 +72,8 @@ def test_rates_are_averages_since_the_last_entry_without_validation(monkeypatch:
     assert values["train/tokens_per_s"] == pytest.approx(2 * 300 / 6)
     assert values["train/samples_per_s"] == pytest.approx(2 * 12 / 6)
     assert later["train/tokens_per_s"] == pytest.approx(2 * 1400 / 9)
+    assert values["train/fill"] == pytest.approx((100 / 400 + 200 / 400) / 2)
+    assert later["train/fill"] == pytest.approx((1 + 1 / 400 + 1) / 3)  # 999 tokens are over the budget
 
 
 def test_throughput_and_memory_stand_in_the_table_of_a_run(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -76,6 +83,23 @@ def test_throughput_and_memory_stand_in_the_table_of_a_run(trainer: MakeTrainer,
         values = column(logger, f"train/{name}")
         assert list(values) == [0, 1, 2] and min(values.values()) > 0
     assert 0.05 < column(logger, "train/peak_memory_gib")[2] < 64
+    assert all(0 < value <= 1 for value in column(logger, "train/fill").values())
+    assert len(column(logger, "train/fill")) == 3
+
+
+def test_data_without_a_budget_have_no_fill(trainer: MakeTrainer, tmp_path: Path) -> None:
+    logger, data = CSVLogger(tmp_path), tiny_data()
+
+    class Own(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            data.trainer = self.trainer
+            return data.train_dataloader()
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return data.on_before_batch_transfer(batch, dataloader_idx)
+
+    trainer(Throughput(), logger=logger).fit(tiny_model(), datamodule=Own())
+    assert len(column(logger, "train/tokens_per_s")) == 3 and column(logger, "train/fill") == {}
 
 
 def test_every_below_one_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sail_lightning.batch import Place
+from sail_lightning.data.sample import Turn
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.stream import PackedStream, Progress, Windows
 
@@ -34,10 +37,11 @@ class Seen(L.Callback):
 
 def fit(trainer: MakeTrainer, steps: int, resume: Path | None = None, **settings: Any) -> tuple[list[Any], Any, Any]:
     seen = Seen()
-    data = {key: settings.pop(key) for key in ("train", "num_workers") if key in settings}
+    data = {key: settings.pop(key) for key in ("train", "num_workers", "look_ahead") if key in settings}
     module, runner = tiny_data(), trainer(seen, *settings.pop("callbacks", ()), max_steps=steps, **settings)
     module.num_workers = data.get("num_workers", 0)
     module.train = data.get("train", module.train)
+    module.look_ahead = data.get("look_ahead", module.look_ahead)
     model = tiny_model()
     runner.fit(model, datamodule=module, ckpt_path=resume)
     return seen.batches, model.state_dict(), runner
@@ -105,16 +109,47 @@ def test_a_new_fit_with_the_same_data_begins_at_the_beginning(trainer: MakeTrain
     assert runs[0] == runs[1]
 
 
-def test_other_numbers_of_workers_go_on_at_about_the_same_sample(
+def samples_of(batches: list[Any]) -> list[str]:
+    return [name for batch in batches for name in batch[:-1]]
+
+
+def test_other_numbers_of_workers_go_on_with_the_same_samples(
     trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
     first, _, _ = fit(trainer, 4, callbacks=[saver], num_workers=0)
     second, _, _ = fit(trainer, 6, resume=tmp_path / "last.ckpt", num_workers=2)
     assert "resumed with 2 readers instead of 1" in caplog.text
-    seen = {name for batch in first for name in batch[:-1]}
-    # Readers stand at equal places: at most one sample for each is read twice.
-    assert len(seen & {name for batch in second for name in batch[:-1]}) <= 2
+    assert not set(samples_of(first)) & set(samples_of(second)), "no sample is read twice"
+
+
+def test_a_checkpoint_of_two_processes_holds_the_places_of_both(trainer: MakeTrainer, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
+    fit(trainer, 3, callbacks=[saver], strategy="ddp_fork", devices=2, accelerator="cpu")
+    state = torch.load(tmp_path / "last.ckpt")["SailDataModule"]
+    assert state["shards"] == 2
+    source = tiny_data().train
+    for rank in range(2):
+        stream = PackedStream(source, MODEL.encoder, 300, 0, rank, 2, look_ahead=32)
+        *_, last = islice(stream, 3)
+        assert state["places"][rank] == (last.cursor[1].next, list(last.cursor[1].waiting))
+    resumed, _, _ = fit(trainer, 5, resume=tmp_path / "last.ckpt")
+    waiting = {rank + 2 * number for rank, (_, left) in state["places"].items() for number in left}
+    assert waiting and {source[number].id for number in waiting} & set(samples_of(resumed))
+
+
+def test_a_checkpoint_from_before_samples_could_wait_goes_on_in_order(trainer: MakeTrainer, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
+    in_order = {"look_ahead": 1}
+    whole, _, _ = fit(trainer, 6, **in_order)
+    fit(trainer, 3, callbacks=[saver], **in_order)
+    stored = torch.load(tmp_path / "last.ckpt")
+    state = stored["SailDataModule"]
+    assert state["places"] == {0: (len(samples_of(whole[:3])), [])}
+    state["places"] = {0: state["places"][0][0]}
+    torch.save(stored, tmp_path / "old.ckpt")
+    resumed, _, _ = fit(trainer, 6, resume=tmp_path / "old.ckpt", **in_order)
+    assert resumed == whole[3:]
 
 
 def ids(batches: Any) -> list[tuple[str, ...]]:
@@ -122,38 +157,123 @@ def ids(batches: Any) -> list[tuple[str, ...]]:
 
 
 @settings(max_examples=15)
-@given(samples=st.sampled_from([None, 5, 11]), done=st.integers(0, 7), ranks=st.integers(1, 3), data=st.data())
-def test_a_stream_begins_at_its_progress(samples: int | None, done: int, ranks: int, data: Any) -> None:
+@given(
+    samples=st.sampled_from([None, 5, 11]),
+    done=st.integers(0, 7),
+    ranks=st.integers(1, 3),
+    look_ahead=st.sampled_from([1, 2, 6]),
+    data=st.data(),
+)
+def test_a_stream_begins_at_its_progress(
+    samples: int | None, done: int, ranks: int, look_ahead: int, data: Any
+) -> None:
     rank = data.draw(st.integers(0, ranks - 1))
     source = LaboratorySource(samples=samples, questions=1)
-    stream = PackedStream(source, MODEL.encoder, 300, seed=1, rank=rank, world_size=ranks)
+    stream = PackedStream(source, MODEL.encoder, 300, 1, rank, ranks, look_ahead)
     batches = list(islice(stream, done + 2))
     for batch in batches[:done]:
         stream.progress = stream.progress.advanced(batch, workers=1)
-    assert ids(islice(stream, 2)) == ids(batches[done:])
+    resumed = list(islice(stream, 2))
+    assert ids(resumed) == ids(batches[done:])
+    assert [batch.cursor for batch in resumed] == [batch.cursor for batch in batches[done:]]
 
 
 def test_a_finite_source_is_read_whole_in_each_pass_in_a_new_order() -> None:
     stream = PackedStream(LaboratorySource(samples=7), MODEL.encoder, 300, seed=3)
-    order = list(islice(stream._order(0, 1), 21))
+    order = [stream._index(number) for number in range(21)]
     passes = [order[start : start + 7] for start in (0, 7, 14)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert passes[0] != passes[1] != passes[2]
 
 
-def test_shards_share_the_stream_out() -> None:
-    stream = PackedStream(LaboratorySource(samples=7), MODEL.encoder, 300, seed=3)
-    whole = list(islice(stream._order(0, 1), 30))
-    for shard in range(3):
-        assert list(islice(stream._order(shard, 3), 10)) == whole[shard::3]
+def test_a_source_without_an_end_is_read_in_its_own_order() -> None:
+    stream = PackedStream(LaboratorySource(), MODEL.encoder, 300, seed=3)
+    assert [stream._index(number) for number in (0, 5, 10**9)] == [0, 5, 10**9]
+
+
+@pytest.mark.parametrize("look_ahead", [1, 4])
+def test_shards_share_the_stream_out(look_ahead: int) -> None:
+    source, shards = LaboratorySource(samples=7, questions=1), 3
+    read: list[str] = []
+    for shard in range(shards):
+        stream = PackedStream(source, MODEL.encoder, 300, 3, shard, shards, look_ahead)
+        wanted = [source[stream._index(shard + number * shards)].id for number in range(60)]
+        progress, batch_ids = Progress(), []
+        for batch in islice(stream, 6):
+            progress = progress.advanced(batch, 1)
+            batch_ids += [sample.id for sample in batch.samples]
+        place = progress.places[shard]
+        taken = [wanted[number] for number in range(place.next) if number not in place.waiting]
+        assert sorted(batch_ids) == sorted(taken), "all but those that wait"
+        read += batch_ids
+    assert set(read) <= {sample.id for sample in (source[index] for index in range(7))}
 
 
 def test_workers_take_turns_from_the_one_that_is_next() -> None:
     batches = list(islice(PackedStream(LaboratorySource(questions=1), MODEL.encoder, 300, rank=1, world_size=2), 1))
-    progress = Progress({3: 8}, 1).advanced(batches[0], workers=2)
-    shard, place = batches[0].cursor
-    assert (shard, place) == (1, len(batches[0].samples))
-    assert progress == Progress({3: 8, 1: place}, 0)
+    progress = Progress({3: Place(8)}, 1).advanced(batches[0], workers=2)
+    assert batches[0].cursor == (1, Place(len(batches[0].samples)))
+    assert progress == Progress({3: Place(8), 1: batches[0].cursor[1]}, 0)
+
+
+numbers = st.integers(0, 30)
+places = st.lists(numbers, max_size=20, unique=True).map(lambda taken: Place().after(taken))
+
+
+@given(st.lists(st.lists(numbers, min_size=1, max_size=5, unique=True), max_size=6))
+def test_a_place_knows_every_sample_that_was_read_and_every_one_that_waits(groups: list[list[int]]) -> None:
+    place, read = Place(), set[int]()
+    for group in groups:
+        group = [number for number in group if number not in read]
+        place = place.after(group)
+        read |= set(group)
+        assert place.read == len(read)
+        assert place.waiting == tuple(sorted(place.waiting))
+        assert {number for number in range(place.next) if number not in place.waiting} == read
+
+
+@given(places=st.lists(places, min_size=1, max_size=4), now=st.integers(1, 5))
+def test_what_is_left_is_dealt_out_anew_to_another_number_of_readers(places: list[Place], now: int) -> None:
+    before, horizon = len(places), 400
+
+    def left(progress: Progress, shards: int) -> list[int]:
+        found = []
+        for shard in range(shards):
+            place = progress.places.get(shard, Place())
+            own = [*place.waiting, *range(place.next, horizon)]
+            found += [shard + number * shards for number in own]
+        return sorted(number for number in found if number < horizon)
+
+    old = Progress({shard: place for shard, place in enumerate(places) if place != Place()}, turn=0)
+    assert left(old.reshared(before, now), now) == left(old, before)
+
+
+def test_each_rank_adds_the_places_of_its_own_shards() -> None:
+    resumed = {0: Place(4, (1,)), 1: Place(4)}
+    ranks = [resumed | {0: Place(4)}, resumed | {1: Place(9, (2, 7))}]  # a waiting sample read, and some more
+    for places in ranks:
+        assert Progress(places, 1).merged(ranks) == Progress({0: Place(4), 1: Place(9, (2, 7))}, 1)
+
+
+class Long(LaboratorySource):
+    """Its second record is long."""
+
+    def __getitem__(self, index: int) -> Any:
+        sample = super().__getitem__(index)
+        if index != 1:
+            return sample
+        return replace(sample, turns=(Turn("red " * 400, "red"),), masks=(), prompts=())
+
+
+def test_a_sample_over_the_budget_stands_alone_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    stream = PackedStream(Long(samples=3, questions=1), MODEL.encoder, 300, look_ahead=2)
+    batches = list(islice(stream, 12))
+    long = [batch for batch in batches if len(batch) > 300]
+    assert len(long) > 1 and all(len(batch.samples) == 1 for batch in long)
+    told = [record.getMessage() for record in caplog.records if "token_budget" in record.getMessage()]
+    assert len(told) == 1
+    sample = long[0].samples[0]
+    assert told[0].startswith(f"{sample.source} {sample.id} has {len(long[0])} tokens, more than token_budget 300:")
 
 
 def test_a_window_begun_before_is_finished_first() -> None:

@@ -71,12 +71,12 @@ def user_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     path.write_text(
         "from sail_lightning.plugins.upsamplers import BilinearUpsampler\n"
         "from sail_lightning.registry import register\n\n\n"
-        "@register\nclass UsersUpsampler(BilinearUpsampler):\n"
+        "@register\nclass MyCliUpsampler(BilinearUpsampler):\n"
         '    """Made by a user.\n\n    Args:\n        stride: pixels per mask feature.\n    """\n\n'
         "    def __init__(self, stride: int = 8) -> None:\n        super().__init__(stride)\n"
     )
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield path
-    registry.SOCKETS[Upsampler].module_dict.pop("UsersUpsampler", None)
+    registry.SOCKETS[Upsampler].module_dict.pop("MyCliUpsampler", None)
     registry.SOURCES.pop(str(path), None)
     sys.modules.pop("users_upsampler", None)

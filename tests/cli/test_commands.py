@@ -135,8 +135,8 @@ def test_plugin_page_shows_arguments_defaults_docs_and_file(sail: Command) -> No
 
 def test_plugins_includes_the_users_file(sail: Command, user_plugin: Path) -> None:
     listed = sail("plugins", "Upsampler", "--plugins", user_plugin)
-    assert re.search(r"UsersUpsampler +Made by a user\.  \[users_upsampler\]", listed.out)
-    assert str(user_plugin) in sail("plugins", "UsersUpsampler", "--plugins", user_plugin).out
+    assert re.search(r"MyCliUpsampler +Made by a user\.  \[users_upsampler\]", listed.out)
+    assert str(user_plugin) in sail("plugins", "MyCliUpsampler", "--plugins", user_plugin).out
 
 
 def test_broken_installed_plugins_are_noted_not_fatal(sail: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,13 @@ def test_its_command_parses(name: str, sail: Command) -> None:
     assert {"model", "data", "trainer"} <= yaml.safe_load(shown.out).keys()
 
 
+@pytest.mark.parametrize("name", ["LanguageLoss", "ChunkedLanguageLoss", "LigerLanguageLoss"])
+def test_a_language_loss_is_named_by_its_class(name: str, sail: Command) -> None:
+    shown = sail("fit", "-c", "quickstart", f"--model.language_loss={name}", "--print_config")
+    assert shown.code == 0, shown.err
+    assert yaml.safe_load(shown.out)["model"]["language_loss"]["class_path"] == f"sail_lightning.losses.{name}"
+
+
 @pytest.mark.parametrize("name", [*MODELS, "quickstart"])
 def test_model_of_a_config_is_made_in_milliseconds(name: str) -> None:
     from jsonargparse import ArgumentParser

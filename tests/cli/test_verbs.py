@@ -128,11 +128,11 @@ def test_run_without_logger_keeps_its_files_in_its_folder(sail: Command, workdir
 
 
 def test_users_plugin_trains_and_is_found_again(sail: Command, user_plugin: Path, workdir: Path) -> None:
-    shown = sail(*FIT, "--plugins", user_plugin, "--model.upsampler=UsersUpsampler", "--name=mine")
+    shown = sail(*FIT, "--plugins", user_plugin, "--model.upsampler=MyCliUpsampler", "--name=mine")
     assert shown.code == 0, shown.err
     folder = workdir / "runs/mine/version_0"
     again = resolved(sail, "fit", "-c", folder / "config.yaml")
-    assert again["model"]["upsampler"]["class_path"] == "users_upsampler.UsersUpsampler"
+    assert again["model"]["upsampler"]["class_path"] == "users_upsampler.MyCliUpsampler"
     saved = folder / "checkpoints/last.ckpt"
     del registry.SOURCES[str(user_plugin)]  # as in a new process
     assert sail("validate", "--ckpt_path", saved).is_one_sentence(2, "not loaded", f"--plugins {user_plugin}")

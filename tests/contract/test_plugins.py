@@ -15,12 +15,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from decoding_harness import read_in_turns
 from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
 from torch import Tensor
 
 from sail_lightning import registry
 from sail_lightning.data.sample import Box
-from sail_lightning.generation import PaddedCache
 from sail_lightning.interfaces import Attention, Backbone, Dims, Plugin, PromptEncoder, Regions, Teacher, Upsampler
 from sail_lightning.model import ModelOutput
 from sail_lightning.module import PixelSAIL
@@ -46,8 +46,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "TimmTeacher": {"model": "test_convnext", "resize": 32, "weight": 0.5},
 }
 """Arguments of plugins that have required ones, or whose default is too large for a test."""
-NEEDS_CUDA = {"XFormersAttention"}
-"""Plugins without a kernel for the CPU (their arithmetic is tested there in `plugins/test_attention.py`)."""
+NEEDS_CUDA = {"FlexAttention", "XFormersAttention"}
+"""Plugins that do not train on the CPU (their arithmetic is tested there in `plugins/test_attention.py`)."""
 
 USERS_FILE = """
 from dataclasses import replace
@@ -281,12 +281,13 @@ def check_backbone(backbone: Backbone, before: Dims, dims: Dims) -> None:
     hidden = backbone(torch.cat([patches, words]), torch.arange(11).expand(3, -1), plan, torch.arange(11) < 6)
     assert hidden.shape == (11, width)
     assert backbone.logits(hidden).shape == (11, 50)
-    cache = PaddedCache(torch.zeros(2, dtype=torch.int64), 5)
-    cache.expect(5, 5)
-    decoded = backbone.decode(
-        words.expand(2, -1, -1), torch.arange(5).expand(3, 2, -1), cache, torch.zeros(2, 5, dtype=torch.bool)
-    )
-    assert decoded.shape == (2, 5, width)
+    rows = [torch.cat([patches, words]), words]
+    places = [torch.arange(len(row)).expand(3, -1) for row in rows]
+    vision = [torch.arange(11) < 6, torch.zeros(5, dtype=torch.bool)]
+    found = read_in_turns(backbone, rows, places, vision, (7, 2))
+    for row, place, seen, states in zip(rows, places, vision, found, strict=True):
+        wanted = backbone(row, place, AttentionPlan.build([[Span("text", len(row))]]), seen)
+        torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
 
 
 def check_upsampler(upsampler: Upsampler, before: Dims, dims: Dims) -> None:

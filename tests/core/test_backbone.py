@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from decoding_harness import read_in_turns
 from tiny_sail import BACKBONE
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.generation import PaddedCache
 from sail_lightning.interfaces import Dims
 from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.backbones import SailQwen
@@ -105,32 +105,17 @@ def test_packed_samples_do_not_see_each_other() -> None:
         start += length
 
 
-def test_decoding_with_a_cache_equals_the_full_pass() -> None:
-    backbone = built()
-    lengths, steps = (5, 9, 7), 3  # what each row has read before, and single tokens after
-    rows = [torch.randn(length + steps, 32) for length in lengths]
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_decoding_with_a_cache_equals_the_full_pass(groups: int, dtype: torch.dtype, bound: float) -> None:
+    backbone = built(num_key_value_heads=groups).to(dtype)
+    given, more = (5, 9, 7), (6, 4, 5)
+    rows = [torch.randn(length + steps, 32).to(dtype) for length, steps in zip(given, more, strict=True)]
     places = [torch.arange(len(row)).expand(3, -1) + 4 for row in rows]
-    wanted = [
-        run(backbone, row, place, AttentionPlan.build([[Span("text", len(row))]]))
-        for row, place in zip(rows, places, strict=True)
-    ]
-    cache = PaddedCache(torch.zeros(3, dtype=torch.int64), max(lengths) + steps)
-    pad = torch.nn.utils.rnn.pad_sequence
-    first = pad([row[:length] for row, length in zip(rows, lengths, strict=True)], batch_first=True)
-    where = pad([place[:, :length].T for place, length in zip(places, lengths, strict=True)], batch_first=True)
-    cache.expect(9, 9)
-    hidden = backbone.decode(first, where.permute(2, 0, 1), cache, torch.zeros(3, 9, dtype=torch.bool))
-    for index, length in enumerate(lengths):
-        torch.testing.assert_close(hidden[index, :length], wanted[index][:length], atol=1e-5, rtol=1e-5)
-    cache.offsets = torch.tensor(lengths)
-    for step in range(steps):
-        cache.expect(1, max(lengths) + step + 1)
-        token = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]
-        place = torch.stack([p[:, length + step] for p, length in zip(places, lengths, strict=True)], 1)[..., None]
-        hidden = backbone.decode(token, place, cache, torch.zeros(3, 1, dtype=torch.bool))
-        cache.offsets = cache.offsets + 1
-        for index, length in enumerate(lengths):
-            torch.testing.assert_close(hidden[index, 0], wanted[index][length + step], atol=1e-5, rtol=1e-5)
+    found = read_in_turns(backbone, rows, places, [torch.zeros(len(row), dtype=torch.bool) for row in rows], given)
+    for row, place, states in zip(rows, places, found, strict=True):
+        wanted = run(backbone, row, place, AttentionPlan.build([[Span("text", len(row))]]))
+        torch.testing.assert_close(states, wanted, atol=bound, rtol=bound)
 
 
 @pytest.mark.parametrize(("size", "billions"), [("0.5b", 0.494), ("3b", 3.086)])

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from tiny_sail import packed, records, text_records, tiny
+from torch import Tensor, nn
 
+from sail_lightning.errors import SailUsageError
 from sail_lightning.losses import (
+    ChunkedLanguageLoss,
     LanguageLoss,
+    LigerLanguageLoss,
     MaskLoss,
     MSEDistillation,
     dice_loss,
@@ -39,7 +48,7 @@ def draws(case: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_language_loss_is_the_official_cross_entropy(case: str) -> None:
     logits, targets = GOLDEN[f"{case}.logits"], GOLDEN[f"{case}.target_ids"]
-    ours = LanguageLoss()(logits, targets, torch.ones(len(targets))) / len(targets)
+    ours = LanguageLoss()(logits, nn.Identity(), targets, torch.ones(len(targets))) / len(targets)
     torch.testing.assert_close(ours, GOLDEN[f"{case}.out.ce_loss"], **TOLERANCE)
 
 
@@ -175,15 +184,14 @@ def test_mask_sums_of_parts_add_up_to_the_whole(resolution: str) -> None:
 def test_language_sums_of_parts_add_up_to_the_whole_and_weights_scale_them() -> None:
     logits, targets, weights = torch.randn(9, 7), torch.randint(0, 7, (9,)), torch.rand(9)
     loss = LanguageLoss()
-    parts = loss(logits[:4], targets[:4], weights[:4]) + loss(logits[4:], targets[4:], weights[4:])
-    torch.testing.assert_close(parts, loss(logits, targets, weights))
-    exact = -(logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0] * weights.double()).sum()
-    torch.testing.assert_close(parts.double(), exact)
+    as_is = nn.Identity()
+    parts = loss(logits[:4], as_is, targets[:4], weights[:4]) + loss(logits[4:], as_is, targets[4:], weights[4:])
+    torch.testing.assert_close(parts, loss(logits, as_is, targets, weights))
 
 
 def test_losses_of_nothing_are_zero_with_zero_gradients() -> None:
     logits, maps = torch.empty(0, 7, requires_grad=True), torch.empty(0, 4, 4, requires_grad=True)
-    language = LanguageLoss()(logits, torch.empty(0, dtype=torch.int64), torch.empty(0))
+    language = LanguageLoss()(logits, nn.Identity(), torch.empty(0, dtype=torch.int64), torch.empty(0))
     sums = MaskLoss()([maps], [torch.empty(0, 1, 1)])
     total = language + sums.bce + sums.dice
     assert total.item() == 0
@@ -208,5 +216,218 @@ def test_losses_of_half_precision_are_computed_in_float32() -> None:
     sums = MaskLoss()([logits], [masks])
     assert sums.bce.dtype == torch.float32
     torch.testing.assert_close(sums.bce, MaskLoss()([logits.float()], [masks]).bce)
-    words = torch.randn(5, 7).bfloat16()
-    assert LanguageLoss()(words, torch.zeros(5, dtype=torch.int64), torch.ones(5)).dtype == torch.float32
+
+
+# -- the language loss, from hidden states ----------------------------------------------------------------------------
+
+ROWS, HIDDEN, WORDS = 23, 12, 50
+LANGUAGE_LOSSES = {
+    "plain": LanguageLoss,
+    "one chunk": lambda **settings: ChunkedLanguageLoss(**settings),
+    "chunks": lambda **settings: ChunkedLanguageLoss(chunk_size=5, **settings),
+    "chunks of a row": lambda **settings: ChunkedLanguageLoss(chunk_size=1, **settings),
+}
+
+
+@dataclass
+class Rows:
+    """Hidden states with few different weights, and a head."""
+
+    hidden: Tensor
+    head: nn.Linear
+    targets: Tensor
+    weights: Tensor
+
+    @classmethod
+    def drawn(cls, rows: int = ROWS, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Rows:
+        head = nn.Linear(HIDDEN, WORDS, bias=False).to(device, dtype)
+        hidden = torch.randn(rows, HIDDEN, device=device).to(dtype).requires_grad_()
+        weights = torch.tensor([1.0, 0.1, 1.0])[torch.randint(0, 3, (rows,))]
+        return cls(hidden, head, torch.randint(0, WORDS, (rows,)).to(device), weights.to(device))
+
+    def results(self, loss: LanguageLoss, head: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The sum, and the gradients of the hidden states and of the head."""
+        total = loss(self.hidden, head or self.head, self.targets, self.weights)
+        return total, *torch.autograd.grad(3 * total, (self.hidden, self.head.weight))
+
+    def exact(self, smoothing: float) -> tuple[Tensor, ...]:
+        """The same from the formula in float64."""
+        states, matrix = (t.detach().double().requires_grad_() for t in (self.hidden, self.head.weight))
+        log_p = (states @ matrix.T).log_softmax(-1)
+        wanted = (1 - smoothing) * F.one_hot(self.targets, WORDS) + smoothing / WORDS
+        total = -(self.weights.double() * (wanted * log_p).sum(-1)).sum()
+        return total, *torch.autograd.grad(3 * total, (states, matrix))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+@pytest.mark.parametrize("loss", LANGUAGE_LOSSES)
+def test_language_losses_and_their_gradients_are_the_formulas(loss: str, smoothing: float) -> None:
+    rows = Rows.drawn()
+    ours = rows.results(LANGUAGE_LOSSES[loss](label_smoothing=smoothing))
+    assert ours[0].shape == () and ours[0].dtype == torch.float32
+    for mine, exact in zip(ours, rows.exact(smoothing), strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LANGUAGE_LOSSES)
+def test_language_losses_of_no_row_are_zero_with_zero_gradients(loss: str) -> None:
+    total, *grads = Rows.drawn(rows=0).results(LANGUAGE_LOSSES[loss]())
+    assert total.item() == 0 and total.dtype == torch.float32
+    assert [tuple(grad.shape) for grad in grads] == [(0, HIDDEN), (WORDS, HIDDEN)]
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("loss", LANGUAGE_LOSSES)
+def test_language_losses_of_half_precision_are_computed_in_float32(loss: str) -> None:
+    rows = Rows.drawn(dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = rows.head(rows.hidden).float()
+    exact = (F.cross_entropy(logits, rows.targets, reduction="none") * rows.weights).sum()
+    total, *grads = rows.results(LANGUAGE_LOSSES[loss]())
+    assert total.dtype == torch.float32
+    assert [grad.dtype for grad in grads] == [torch.bfloat16] * 2
+    torch.testing.assert_close(total.detach(), exact)
+
+
+def test_chunks_never_hold_more_rows_than_their_size_and_keep_no_logits_for_the_way_back() -> None:
+    rows, seen, kept = Rows.drawn(), [], []
+
+    def head(hidden: Tensor) -> Tensor:
+        seen.append(len(hidden))
+        return rows.head(hidden)
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = ChunkedLanguageLoss(chunk_size=5)(rows.hidden, head, rows.targets, rows.weights)
+    assert seen == [5, 5, 5, 5, 3]
+    assert not [shape for shape in kept if WORDS in shape[1:]]
+    total.backward()
+    assert sorted(seen) == sorted([5, 5, 5, 5, 3] * 2)
+
+
+@pytest.mark.parametrize(("loss", "settings"), [(ChunkedLanguageLoss, {"chunk_size": 0}), (LanguageLoss, {})])
+def test_settings_of_language_losses_are_checked(loss: type[LanguageLoss], settings: dict[str, Any]) -> None:
+    settings = settings or {"label_smoothing": 1.5}
+    with pytest.raises(SailUsageError, match=f"{next(iter(settings))} must be .*, not"):
+        loss(**settings)
+
+
+class Fused:
+    """Liger's fused loss: what it was given, and the same numbers in plain torch, with its own parameter order."""
+
+    calls: list[tuple[Any, ...]] = []
+
+    def __init__(self, label_smoothing: float, reduction: str, accum_dtype: torch.dtype) -> None:
+        assert (reduction, accum_dtype) == ("sum", torch.float32)
+        self.smoothing = label_smoothing
+
+    def __call__(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+        assert len(_input) == len(target) > 0
+        self.calls.append((len(_input), lin_weight, bias))
+        logits = F.linear(_input, lin_weight, bias).float()
+        return F.cross_entropy(logits, target, reduction="sum", label_smoothing=self.smoothing)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> type[Fused]:
+    """A stand-in for Liger, and hidden states that say they are on CUDA."""
+    module = ModuleType("liger_kernel.transformers")
+    module.LigerFusedLinearCrossEntropyLoss = Fused  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(Fused, "calls", [])
+    return Fused
+
+
+class Owner(nn.Module):
+    """A backbone with its language head."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.lm_head = head
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+def test_liger_gets_the_heads_weight_and_the_rows_of_each_weight(fused: type[Fused], smoothing: float) -> None:
+    rows = Rows.drawn()
+    ours = rows.results(LigerLanguageLoss(smoothing), Owner(rows.head).logits)
+    assert [(count, bias) for count, _, bias in fused.calls] == [
+        (int((rows.weights == weight).sum()), None) for weight in rows.weights.unique()
+    ]
+    assert all(weight is rows.head.weight for _, weight, _ in fused.calls)
+    for mine, exact in zip(ours, rows.exact(smoothing), strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_liger_is_not_asked_about_no_row(fused: type[Fused]) -> None:
+    total, *grads = Rows.drawn(rows=0).results(LigerLanguageLoss())
+    assert total.item() == 0 and not any(grad.any() for grad in grads) and not fused.calls
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (nn.Sequential(nn.Linear(HIDDEN, WORDS)), "Sequential"),
+        (Owner(nn.Sequential(nn.Linear(HIDDEN, WORDS))).logits, "Sequential"),
+        (lambda hidden: hidden, "function"),
+    ],
+)
+def test_liger_refuses_a_head_that_is_no_plain_matrix(fused: type[Fused], head: Any, kind: str) -> None:
+    rows = Rows.drawn()
+    with pytest.raises(SailUsageError, match=f"plain nn.Linear as lm_head, not {kind}; use ChunkedLanguageLoss"):
+        LigerLanguageLoss()(rows.hidden, head, rows.targets, rows.weights)
+
+
+def test_liger_needs_cuda_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows.drawn()
+    with pytest.raises(SailUsageError, match="LigerLanguageLoss needs CUDA, not cpu; use ChunkedLanguageLoss"):
+        rows.results(LigerLanguageLoss())
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SailUsageError, match="needs liger-kernel, .*: pip install .*, or use Chunked"):
+        rows.results(LigerLanguageLoss())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
+def test_ligers_kernels_give_the_formulas(smoothing: float, dtype: torch.dtype, tolerance: float) -> None:
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    rows = Rows.drawn(rows=300, dtype=dtype, device="cuda")
+    for mine, exact in zip(rows.results(LigerLanguageLoss(smoothing)), rows.exact(smoothing), strict=True):
+        assert (mine.double() - exact).norm() <= tolerance * exact.norm()
+
+
+# -- in the model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [records, text_records])
+def test_the_model_gives_logits_or_the_sum_of_a_loss_from_the_same_rows(samples: Any) -> None:
+    model = tiny()
+    batch = packed(model, samples())
+    logits = model.model(batch).logits
+    output = model.model(batch, (), ChunkedLanguageLoss(chunk_size=3))
+    assert output.logits is None and model.model(batch).language is None
+    losses = F.cross_entropy(logits, batch.target_ids, reduction="none")
+    torch.testing.assert_close(output.language, (losses * batch.target_weights).sum())
+
+
+def test_training_with_chunks_gives_the_gradients_of_the_plain_loss() -> None:
+    found = []
+    for loss in (None, ChunkedLanguageLoss(chunk_size=4, label_smoothing=0.0)):
+        model = tiny(language_loss=loss)
+        sums, _ = model.losses(packed(model, records()))
+        sums["language"].backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, chunked = found
+    assert plain.keys() == chunked.keys()
+    for name, grad in plain.items():
+        torch.testing.assert_close(chunked[name], grad, rtol=1e-4, atol=1e-5, msg=name)

@@ -6,9 +6,10 @@ Indices are recomputed from the words and pixels, token by token and pixel by pi
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco
 from tiny_sail import blob, picture, records, tiny
 
 from sail_lightning.data.collate import pack, pack_stream
@@ -26,7 +28,7 @@ from sail_lightning.data.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import PictureLayout, SequenceBuilder
 from sail_lightning.tokens import Tokens
-from sail_lightning.vision import patch_coverage, patchify, region_mask, resized_size
+from sail_lightning.vision import load_image, load_mask, patch_coverage, patchify, region_mask, resized_size
 
 VECTORS = json.loads((Path(__file__).parents[1] / "metrics" / "eval_vectors.json").read_text())["preprocessing"]
 PATCH, MAX_SIDE = 8, 40
@@ -251,6 +253,49 @@ def test_a_batch_for_generation_leaves_the_last_answer_open() -> None:
     assert open_.masks == ()
 
 
+def test_masks_are_decoded_once_for_an_answer_and_not_for_a_question_or_a_record_that_is_refused() -> None:
+    calls: list[int] = []
+
+    def lazy(place: int) -> Callable[[], np.ndarray]:
+        return lambda: (calls.append(place), blob(24, 40, place))[1]
+
+    sample = replace(records()[0], masks=tuple(lazy(place) for place in range(3)))
+    pack([ENCODER.encode(sample, answers=False)])
+    with pytest.raises(SailError, match="over the limit"):
+        replace(ENCODER, max_tokens=20).encode(sample)
+    with pytest.raises(SailError, match="give one mask per"):
+        ENCODER.encode(replace(sample, masks=(*sample.masks, lazy(3))))
+    assert calls == []
+    (masks,) = pack([ENCODER.encode(sample)]).masks
+    assert calls == [0, 1, 2]
+    assert (masks.numpy() == np.stack([blob(24, 40, place) for place in range(3)])).all()
+
+
+def test_masks_are_the_same_from_an_array_a_run_length_code_a_file_and_a_function(tmp_path: Path) -> None:
+    mask = blob(13, 17, 3)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    code = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for reference in (mask, code, tmp_path / "mask.png", lambda: mask):
+        decoded = load_mask(reference)
+        assert decoded.dtype == bool and (decoded == mask).all()
+
+
+@pytest.mark.parametrize("name", ["p.jpg", "p.png", "grey.png", "palette.png", "transparent.png", "grey.jpg"])
+def test_a_picture_of_any_kind_is_what_pil_converts_it_to(name: str, tmp_path: Path) -> None:
+    image, path = Image.fromarray(picture(20, 30)), tmp_path / name
+    kinds = {"grey": "L", "palette": "P", "transparent": "RGBA"}
+    image.convert(kinds.get(path.stem, "RGB")).save(path)
+    found = load_image(path)
+    assert found.dtype == np.uint8 and (found == np.asarray(Image.open(path).convert("RGB"))).all()
+
+
+def test_pixels_stay_bytes_until_the_backbone_reads_them() -> None:
+    batch = pack(encoded(records()))
+    assert batch.patches.dtype == torch.uint8 and all(masks.dtype == torch.bool for masks in batch.masks)
+    embedded = MODEL.model.backbone.embed_patches(batch.patches, batch.grids)
+    assert embedded.dtype == torch.float32 and len(embedded) == len(batch.patches)
+
+
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,14 +309,93 @@ class Length:
         return self.length
 
 
-@given(st.lists(st.integers(1, 120), max_size=40), st.integers(1, 100))
-def test_a_stream_is_cut_in_order_within_the_budget_and_loses_nothing(lengths: list[int], budget: int) -> None:
-    items: list[Any] = [Length(length) for length in lengths]
-    packs = list(pack_stream(items, budget))
+def packs_of(lengths: Iterable[int], budget: int, look_ahead: int) -> tuple[list[Length], list[list[Length]]]:
+    items = [Length(length) for length in lengths]
+    return items, list(pack_stream(items, budget, look_ahead))
+
+
+some_lengths = st.lists(st.integers(1, 120), max_size=40)
+budgets, look_aheads = st.integers(1, 200), st.integers(1, 50)
+
+
+@given(some_lengths, budgets)
+def test_without_looking_ahead_a_stream_is_cut_in_order(lengths: list[int], budget: int) -> None:
+    items, packs = packs_of(lengths, budget, 1)
     assert [item for group in packs for item in group] == items
-    assert all(len(group) == 1 or sum(map(len, group)) <= budget for group in packs)
     for group, following in pairwise(packs):
         assert sum(map(len, group)) + len(following[0]) > budget, "a sample that fits is not put off"
+
+
+@given(some_lengths, budgets, look_aheads)
+def test_packs_keep_the_budget_and_lose_and_double_nothing(lengths: list[int], budget: int, look_ahead: int) -> None:
+    items, packs = packs_of(lengths, budget, look_ahead)
+    assert all(len(group) == 1 or sum(map(len, group)) <= budget for group in packs)
+    assert sorted(id(item) for group in packs for item in group) == sorted(map(id, items))
+
+
+@given(some_lengths, budgets, look_aheads)
+def test_no_sample_waits_for_more_packs_than_are_looked_ahead(lengths: list[int], budget: int, look_ahead: int) -> None:
+    items, packs = packs_of(lengths, budget, look_ahead)
+    place = {id(item): number for number, item in enumerate(items)}
+    taken: set[int] = set()
+    for group in packs:
+        waiting = [number for number in range(len(items)) if number not in taken]
+        assert place[id(group[0])] == waiting[0], "a pack begins with the oldest"
+        taken |= {place[id(item)] for item in group}
+    # While pack n is made, each sample taken is replaced by the next: those are at hand as pack n + 1 begins.
+    arrived = dict.fromkeys(range(min(look_ahead, len(items))), 0)
+    for number, group in enumerate(packs):
+        for item in group:
+            assert number - arrived[place[id(item)]] < look_ahead
+            if len(arrived) < len(items):
+                arrived[len(arrived)] = number + 1
+
+
+@given(some_lengths, budgets, look_aheads)
+def test_a_pack_is_filled_by_the_best_fit_among_those_at_hand(lengths: list[int], budget: int, look_ahead: int) -> None:
+    items, packs = packs_of(lengths, budget, look_ahead)
+    left = list(items)
+    for group in packs:
+        room = budget
+        for step, item in enumerate(group):
+            at_hand = left[:look_ahead]
+            fitting = [other for other in at_hand if len(other) <= room]
+            assert item is (at_hand[0] if step == 0 else next(o for o in fitting if len(o) == max(map(len, fitting))))
+            left.remove(item)
+            room -= len(item)
+        assert all(len(other) > room for other in left[:look_ahead])
+    assert not left
+
+
+def test_packs_are_made_while_a_stream_is_read() -> None:
+    stream = iter(Length(10) for _ in range(1000))
+    group = next(pack_stream(stream, 40, 8))
+    assert (len(group), sum(1 for _ in stream)) == (4, 1000 - 4 - 8)
+
+
+COCO_SIZES = ((640, 480), (640, 480), (640, 427), (640, 427), (480, 640), (640, 426), (500, 375), (612, 612))
+COCO_SIZES += ((427, 640), (640, 640), (640, 360), (375, 500), (640, 424), (333, 500), (640, 478), (428, 640))
+"""(width, height) of pictures, as often as they are in COCO, roughly."""
+
+
+def questions(max_side: int) -> Iterator[Length]:
+    """Tokens of questions about such pictures at patch size 16, 30 to 300 of them words, without end."""
+    rng = np.random.default_rng(0)
+    while True:
+        height, width = resized_size(COCO_SIZES[rng.integers(len(COCO_SIZES))][::-1], 16, max_side)
+        yield Length(2 + (height // 16) * (width // 16) + int(rng.integers(30, 301)))
+
+
+def fill(budget: int, look_ahead: int, max_side: int, packs: int = 200) -> float:
+    groups = islice(pack_stream(questions(max_side), budget, look_ahead), packs)
+    return float(np.mean([min(1.0, sum(map(len, group)) / budget) for group in groups]))
+
+
+@pytest.mark.parametrize("max_side", [512, 1024])
+def test_batches_of_pictures_fill_their_budget(max_side: int) -> None:
+    looking, in_order = fill(16384, 32, max_side), fill(16384, 1, max_side)
+    assert looking > 0.95
+    assert looking > in_order
 
 
 # -- vectors of the data specification --------------------------------------------------------------------------------

@@ -206,3 +206,20 @@ def test_training_and_validation_run_in_half_precision(precision: str) -> None:
     after = fit(data_module(), precision=precision).state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(value.float(), before[name]) for name, value in after.items())
+
+
+def test_a_deterministic_trainer_takes_the_same_step() -> None:
+    batches = [[*records(), *text_records()]]
+    wanted = one_step(model(), batches)
+    seen: list[bool] = []
+    try:
+        for _ in range(2):
+            net = model()
+            net.model.backbone.register_forward_pre_hook(
+                lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+            )
+            step = one_step(net, batches, deterministic=True)
+            assert [name for name, moved in step.items() if not torch.equal(moved, wanted[name])] == []
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen and all(seen)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sail_lightning.interfaces import Attention, PromptEncoder
+from sail_lightning.interfaces import Attention, Backbone, PromptEncoder
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.backbones import SailQwen
@@ -21,10 +21,22 @@ from sail_lightning.plugins.upsamplers import DeconvUpsampler
 WORDS = ("a", "red", "circle", ".", "<p>", "</p>")
 
 
-def tiny_model(prompt_encoder: PromptEncoder | None = None, **settings: Any) -> PixelSAIL:
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of the model's decoder; `chatter` knows the first."""
+
+
+def tiny_model(
+    prompt_encoder: PromptEncoder | None = None, backbone: Backbone | None = None, **settings: Any
+) -> PixelSAIL:
     """Built, in eval mode; float32."""
     torch.manual_seed(0)
-    backbone = SailQwen(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_key_value_heads=2)
+    backbone = backbone or SailQwen(**SIZES)
     arguments: dict[str, Any] = {"mask_channels": 16, "max_new_tokens": 8} | settings
     model = PixelSAIL(backbone, DeconvUpsampler(), prompt_encoder or PromptInjection(num_prompts=4), **arguments)
     model.configure_model()
@@ -63,12 +75,13 @@ def patched_logits(model: PixelSAIL, logits: Any) -> Iterator[None]:
 @contextmanager
 def chatter(model: PixelSAIL) -> Iterator[None]:
     """The model may say only `WORDS`, `[SEG]` and the end; a small change of what it has read changes what it says."""
-    allowed = [*ids_of(model, *WORDS), model.tokens.seg, model.tokens.end]
+    allowed = torch.tensor([*ids_of(model, *WORDS), model.tokens.seg, model.tokens.end], device=model.device)
     mix = torch.randn(32, len(allowed), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    mix = mix.to(model.device)
 
     def logits(hidden: Tensor) -> Tensor:
         out = hidden.new_full((*hidden.shape[:-1], len(model.tokens)), -torch.inf)
-        out[..., allowed] = torch.sin(10 * hidden.double() @ mix).to(hidden.dtype)
+        out.index_copy_(-1, allowed, torch.sin(10 * hidden.double() @ mix).to(hidden.dtype))
         out[..., model.tokens.seg] += 0.2  # so that answers with several masks are not rare
         return out
 

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_harness import DenseAttention, chatter, exact_model, ids_of, picture, script, tiny_model
+from inference_harness import SIZES, DenseAttention, chatter, exact_model, ids_of, picture, script, tiny_model
 from torch import Tensor
 
+from sail_lightning import cache, generation, shared_prefix
+from sail_lightning.cache import SlotCache
 from sail_lightning.data.collate import pack
 from sail_lightning.data.sample import Box, Mask, Point, Sample, Turn
 from sail_lightning.data.transform import EncodedSample
+from sail_lightning.decode_step import STATIC_AFTER, DecodeStep
 from sail_lightning.generation import (
     LOOP_BLOCK,
     LOOP_MASKS,
     LOOP_REPEATS,
     LOOP_TOKENS,
     Generation,
-    _prefix_mask,
     cut_loop,
     generate,
 )
+from sail_lightning.interfaces import Backbone, KeyValueCache
 from sail_lightning.losses import resize
-from sail_lightning.model import MaskHead
 from sail_lightning.module import PixelSAIL
-from sail_lightning.plan import AttentionPlan, Span
-from sail_lightning.plugins.prompt_encoders import RegionPooling
+from sail_lightning.plan import Span
+from sail_lightning.plugins.attention import SDPAAttention
+from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailQwen
+from sail_lightning.plugins.prompt_encoders import PromptInjection, RegionPooling
+from sail_lightning.shared_prefix import ROW_QUESTIONS
 
 SHARED = picture(0, 24, 40)
 HISTORY = (Turn("segment the red circle.", "it is [SEG]."), Turn("what is it ?", "a circle."))
@@ -97,8 +104,8 @@ def read_anew(model: PixelSAIL, sample: Sample, limit: int) -> Generation:
     if size is None:
         return Generation(ids, np.zeros((0, 0, 0), bool), finish)
     rows = [len(item) + place for place, id in enumerate(ids) if id == tokens.seg]
-    (group,) = network.mask_features(network.vision_tokens(hidden, batch)[:1], batch.grids[:1], [0], hidden)
-    logits = MaskHead.logits(network.mask_head.queries(hidden[rows]), group.maps[0])
+    (keys,) = network.mask_features(network.vision_tokens(hidden, batch)[:1], batch.grids[:1], [0], hidden)
+    logits = torch.einsum("nc,chw->nhw", network.mask_head.queries(hidden[rows]), keys.maps[0])
     return Generation(ids, (resize(logits.float(), size) > 0).numpy().astype(bool).reshape(-1, *size), finish)
 
 
@@ -117,20 +124,59 @@ def extended(item: EncodedSample, ids: list[int]) -> EncodedSample:
 
 
 @contextmanager
-def decode_calls(model: PixelSAIL) -> Iterator[list[torch.Size]]:
-    """Shapes (B, S, D) of what the backbone was given to read."""
+def passes(model: PixelSAIL) -> Iterator[list[int]]:
+    """How many tokens the backbone was given to read, pass by pass."""
     backbone = model.model.backbone
-    original, shapes = backbone.decode, []
+    read: list[int] = []
 
-    def decode(embeddings: Tensor, *rest: object) -> Tensor:
-        shapes.append(embeddings.shape)
-        return original(embeddings, *rest)
+    def counted(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(embeddings: Tensor, *rest: object) -> Tensor:
+            read.append(len(embeddings))
+            return original(embeddings, *rest)
 
-    backbone.decode = decode
-    try:
-        yield shapes
-    finally:
-        del backbone.decode
+        return call
+
+    with (
+        patch.object(backbone, "forward", counted(backbone.forward)),
+        patch.object(backbone, "decode", counted(backbone.decode)),
+    ):
+        yield read
+
+
+class Replay:
+    """Stands in for a CUDA graph: does again what was captured, if all that it reads and writes is where it was."""
+
+    def __init__(self, step: DecodeStep, lengths: list[int]) -> None:
+        self.step, self.lengths = step, lengths
+        self.places = self.addresses()
+        self.output: Tensor | None = None
+        self.count = 0
+
+    def addresses(self) -> list[int]:
+        step = self.step
+        fixed = [step.ids, step.positions, step.sees, step.slots, step.strides, step.row]
+        layers = [tensor for pair in step.cache.layers for tensor in pair]
+        return [tensor.data_ptr() for tensor in (*fixed, *layers)]
+
+    def replay(self) -> None:
+        assert self.addresses() == self.places
+        state = self.step._run(self.lengths)
+        self.count += 1
+        assert self.step._output is not None
+        self.step._output.resize_as_(state).copy_(state)
+
+
+@contextmanager
+def replays() -> Iterator[list[Replay]]:
+    """Static steps are captured, as on CUDA."""
+    graphs: list[Replay] = []
+
+    def capture(step: DecodeStep, lengths: list[int]) -> None:
+        graphs.append(Replay(step, lengths))
+        step._graph, step._output = graphs[-1], torch.empty(0, dtype=torch.float64)  # type: ignore[assignment]
+
+    with patch.object(DecodeStep, "captures", True), patch.object(DecodeStep, "_capture", capture):
+        yield graphs
 
 
 # -- equal to the definition ------------------------------------------------------------------------------------------
@@ -182,6 +228,159 @@ def test_no_question_has_no_answer(model: PixelSAIL) -> None:
     assert generate(model.model, model.tokens, [], 4) == []
 
 
+def backbones() -> list[Backbone]:
+    return [EVEv2(**SIZES, mm_hidden_size=12), EncoderBackbone("test_vit", **SIZES, activation_checkpointing=True)]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["EVEv2", "EncoderBackbone"])
+def test_other_backbones_answer_together_what_reading_everything_anew_says(kind: int) -> None:
+    prompts = PromptInjection(num_prompts=4, projection=kind == 1)
+    model = exact_model(prompt_encoder=prompts, backbone=backbones()[kind], max_side=48)
+    with chatter(model):
+        together = answered(model, *SAMPLES)
+        assert all(same(item, read_anew(model, sample, 12)) for item, sample in zip(together, SAMPLES, strict=True))
+    assert len({tuple(item.ids) for item in together}) > 3
+
+
+POOL = tuple(
+    Sample(image, (*history, Turn(f"{verb} the {word} circle.")))
+    for image in (None, SHARED, picture(5, 8, 60), picture(6, 32, 32))
+    for history, verb, word in (
+        ((), "segment", "red"),
+        ((), "find the picture of", "blue"),
+        (HISTORY, "is it", "green"),
+    )
+)
+"""Questions on three pictures and on none, short and long."""
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time(model: PixelSAIL) -> list[tuple[Generation, list[Tensor]]]:
+    """Answers to `POOL`, and the states that their masks are made of."""
+    with chatter(model):
+        return [with_states(model, [sample])[0] for sample in POOL]
+
+
+def with_states(model: PixelSAIL, samples: list[Sample], static: bool = False) -> list[tuple[Generation, list[Tensor]]]:
+    states: list[list[Tensor]] = []
+
+    def decode(*arguments: object) -> object:
+        answers, found = original(*arguments)
+        states.extend(found)
+        return answers, found
+
+    original = generation._decode
+    with patch.object(generation, "_decode", decode):
+        answers = generate(model.model, model.tokens, encoded(model, *samples), 12, static)
+    return list(zip(answers, states, strict=True))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=24), st.booleans(), st.sampled_from([1, 2, 64]))
+def test_any_mixture_is_answered_as_one_at_a_time(
+    model: PixelSAIL,
+    one_at_a_time: list[tuple[Generation, list[Tensor]]],
+    chosen: list[int],
+    static: bool,
+    room: int,
+) -> None:
+    with (
+        chatter(model),
+        patch.object(generation, "ROOM", room),
+        patch.object(cache, "BLOCK", 8),  # so that the cache grows
+        patch.object(shared_prefix, "ROW_QUESTIONS", 4),
+    ):
+        together = with_states(model, [POOL[place] for place in chosen], static)
+    for place, (found, states) in zip(chosen, together, strict=True):
+        alone, wanted = one_at_a_time[place]
+        assert same(found, alone)
+        torch.testing.assert_close(states, wanted, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_more_questions_on_a_picture_than_a_row_takes(static: bool, model: PixelSAIL) -> None:
+    words = ("red", "blue", "green", "large", "small")
+    samples = [
+        Sample(SHARED, (Turn(f"{verb} the {a} {b}."),)) for verb in ("segment", "find") for a in words for b in words
+    ]
+    samples = samples[: ROW_QUESTIONS + 4]
+    with chatter(model), caches() as made:
+        together = generate(model.model, model.tokens, encoded(model, *samples), 12, static)
+        assert all(same(item, answered(model, sample)[0]) for item, sample in zip(together, samples, strict=True))
+    assert made[0] == 2
+    assert len({tuple(item.ids) for item in together}) > 10
+
+
+@contextmanager
+def caches() -> Iterator[list[int]]:
+    """The rows of each cache that is made."""
+    rows: list[int] = []
+
+    def make(count: int, capacity: int) -> SlotCache:
+        rows.append(count)
+        return SlotCache(count, capacity)
+
+    with patch.object(generation, "SlotCache", make):
+        yield rows
+
+
+def test_keys_of_a_picture_are_kept_once_for_all_questions_on_it(model: PixelSAIL) -> None:
+    questions = [Sample(SHARED, (Turn(f"segment the {word} circle."),)) for word in ("red", "blue", "green")]
+    other = Sample(picture(5, 8, 60), (Turn("segment the circle."),))
+    with script(model), caches() as made:
+        answered(model, *questions, other, *questions)
+    assert made == [2]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_of_answers_that_ended_leave_the_cache_but_rarely(static: bool, model: PixelSAIL) -> None:
+    samples = [Sample(picture(seed, 16, 24), (Turn("segment the red circle."),)) for seed in range(16)]
+    left: list[int] = []
+
+    def select(own: SlotCache, rows: Tensor) -> None:
+        left.append(len(rows))
+        original(own, rows)
+
+    original = SlotCache.select
+    with chatter(model), patch.object(SlotCache, "select", select):
+        together = generate(model.model, model.tokens, encoded(model, *samples), 20, static)
+    with chatter(model):
+        assert all(same(item, answered(model, one, limit=20)[0]) for item, one in zip(together, samples, strict=True))
+    before = [16, *left]
+    assert left and all(2 * after <= rows for rows, after in itertools.pairwise(before))
+
+
+def varied(model: PixelSAIL, count: int) -> list[int]:
+    """Words that make no loop."""
+    words = ids_of(model, "a", "red", "circle", ".", "<p>", "</p>")
+    return [words[(3 * place + place // 7) % len(words)] for place in range(count)]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_cache_grows_by_doubling_when_answers_are_long(static: bool, model: PixelSAIL) -> None:
+    grown: list[int] = []
+
+    def grow(own: SlotCache, capacity: int) -> None:
+        before = own.capacity
+        original(own, capacity)
+        grown.append(own.capacity)
+        assert own.capacity >= 2 * before
+
+    original = SlotCache.grow
+    said = varied(model, 60)
+    with (
+        patch.object(generation, "ROOM", 1),
+        patch.object(cache, "BLOCK", 8),
+        patch.object(SlotCache, "grow", grow),
+        script(model, *said),
+        replays() as graphs,
+    ):
+        found = generate(model.model, model.tokens, encoded(model, *SAMPLES[:4]), 60, static)
+    assert [item.ids for item in found] == [said] * 4
+    assert 2 <= len(grown) <= 4
+    assert len(graphs) == (len(grown) + 1 if static else 0)
+
+
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
 def test_answers_in_bfloat16(how: str) -> None:
     model = tiny_model()
@@ -192,6 +391,81 @@ def test_answers_in_bfloat16(how: str) -> None:
     assert [item.ids for item in found] == [[model.tokens.seg, *ids_of(model, "red")]] * 6
 
 
+def test_a_captured_step_is_replayed_until_the_batch_changes(model: PixelSAIL) -> None:
+    samples = [*SAMPLES, *(Sample(picture(seed, 16, 24), (Turn("segment the red circle."),)) for seed in range(6))]
+    with chatter(model), replays() as graphs:
+        together = generate(model.model, model.tokens, encoded(model, *samples), 30, True)
+    with chatter(model):
+        assert all(same(item, answered(model, one, limit=30)[0]) for item, one in zip(together, samples, strict=True))
+    assert len(graphs) > 1 and max(graph.count for graph in graphs) > 2
+
+
+def test_long_answers_are_captured_by_default(model: PixelSAIL) -> None:
+    with script(model, *varied(model, 20)), replays() as graphs:
+        (found,) = answered(model, SAMPLES[0], limit=40)
+    with script(model, *varied(model, 20)):
+        assert same(found, answered(model, SAMPLES[0], limit=40)[0])
+    (graph,) = graphs
+    assert graph.count == 20 - STATIC_AFTER - 1  # the first of the static steps makes ready
+
+
+@pytest.mark.gpu
+class TestOnCUDA:
+    """Kernels and graphs, where there are any."""
+
+    @pytest.fixture(scope="class")
+    def model(self) -> PixelSAIL:
+        return exact_model(backbone=SailQwen(**SIZES, attention=SDPAAttention())).cuda()
+
+    @pytest.mark.parametrize("static", [False, True, None])
+    def test_answers_are_those_of_one_at_a_time(self, model: PixelSAIL, static: bool | None) -> None:
+        samples = [*SAMPLES, *POOL]
+        with chatter(model):
+            together = generate(model.model, model.tokens, encoded(model, *samples), 40, static)
+            for item, sample in zip(together, samples, strict=True):
+                (alone,) = generate(model.model, model.tokens, encoded(model, sample), 40, False)
+                assert same(item, alone)
+
+    def test_a_static_step_is_captured(self, model: PixelSAIL) -> None:
+        captured: list[bool] = []
+
+        def capture(step: DecodeStep, lengths: list[int]) -> None:
+            original(step, lengths)
+            captured.append(step._graph is not None)
+
+        original = DecodeStep._capture
+        with chatter(model), patch.object(DecodeStep, "_capture", capture):
+            generate(model.model, model.tokens, encoded(model, *SAMPLES), 40, True)
+        assert captured and all(captured)
+
+    def test_a_backbone_that_waits_for_the_device_goes_without_a_graph(
+        self, model: PixelSAIL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        backbone = model.model.backbone
+        decode = backbone.decode
+
+        def waiting(embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+            assert int(positions.max()) > 0
+            return decode(embeddings, positions, cache)
+
+        with chatter(model):
+            wanted = generate(model.model, model.tokens, encoded(model, *SAMPLES), 12, False)
+            with patch.object(backbone, "decode", waiting), caplog.at_level("WARNING"):
+                found = generate(model.model, model.tokens, encoded(model, *SAMPLES), 12, True)
+        assert all(same(*pair) for pair in zip(found, wanted, strict=True))
+        assert "cannot be captured in a CUDA graph" in caplog.text
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    @pytest.mark.parametrize("static", [False, True])
+    def test_answers_on_the_training_kernel(self, dtype: torch.dtype, static: bool) -> None:
+        sizes = SIZES | {"hidden_size": 128}
+        model = tiny_model(backbone=SailQwen(**sizes)).to("cuda", dtype)
+        items = encoded(model, *SAMPLES)
+        found = generate(model.model, model.tokens, items, 16, static)
+        again = generate(model.model, model.tokens, items, 16, static)
+        assert [item.ids for item in found] == [item.ids for item in again]
+
+
 # -- the prefix -------------------------------------------------------------------------------------------------------
 
 
@@ -199,49 +473,57 @@ def test_a_picture_is_read_once_for_all_questions_on_it(model: PixelSAIL) -> Non
     other = picture(1, 16, 16)
     questions = [Sample(SHARED, (Turn(f"segment the {word} circle."),)) for word in ("red", "blue", "green")]
     items = encoded(model, *questions, Sample(other, (Turn("segment the circle."),)))
-    with script(model, model.tokens.seg), decode_calls(model) as shapes:
+    with script(model, model.tokens.seg), passes(model) as read:
         generate(model.model, model.tokens, items, 3)
-    patches = 3 * 5 + 2
-    assert [tuple(shape[:2]) for shape in shapes] == [(2, patches), (4, len(items[0]) - patches), (4, 1)]
+    prefix = 3 * 5 + 2
+    assert [item.sequence.prefix for item in items[:3]] == [prefix] * 3
+    assert read == [prefix + len(items[3]), sum(len(item) - prefix for item in items[:3]), 4]
+
+
+def test_a_picture_is_embedded_once_for_all_questions_on_it(model: PixelSAIL) -> None:
+    with patch.object(model.model.backbone, "embed_patches", wraps=model.model.backbone.embed_patches) as embed:
+        answered(model, *SAMPLES, limit=1)
+    (call,) = embed.call_args_list
+    patches, grids = call.args
+    assert sorted(grids) == [(1, 1), *[(2, 3)] * 2, *[(3, 5)] * 3, *[(5, 3)] * 2, (7, 3)]
+    assert len(patches) == sum(rows * columns for rows, columns in grids)
 
 
 def test_a_picture_is_read_once_for_each_set_of_prompts_on_it(model: PixelSAIL) -> None:
-    with script(model, model.tokens.seg), decode_calls(model) as shapes:
-        answered(model, *SAMPLES[:5])
-    assert [shape[0] for shape in shapes] == [3, 5, 5]  # no prompt, the box, the point
+    items = encoded(model, *SAMPLES[:5])
+    with script(model, model.tokens.seg), passes(model) as read:
+        generate(model.model, model.tokens, items, 12)
+    prefix = 3 * 5 + 2  # read without a prompt, with the box, and with the point, which one question has
+    assert read == [2 * prefix + len(items[4]), sum(len(item) - prefix for item in items[:4]), 5]
 
 
 def test_equal_patches_of_pictures_of_different_sizes_give_masks_of_each_size(model: PixelSAIL) -> None:
     flat = [np.full((height, width, 3), 90, np.uint8) for height, width in ((24, 32), (48, 64))]
     model.max_side = 32
-    with script(model, model.tokens.seg), decode_calls(model) as shapes:
-        found = answered(model, *(Sample(image, (Turn("segment the circle."),)) for image in flat))
+    samples = [Sample(image, (Turn("segment the circle."),)) for image in flat]
+    with script(model, model.tokens.seg), passes(model) as read:
+        found = answered(model, *samples)
+        suffix = sum(len(item) - item.sequence.prefix for item in encoded(model, *samples))
     model.max_side = 1024
     assert [item.masks.shape for item in found] == [(1, 24, 32), (1, 48, 64)]
-    assert shapes[0][0] == 1
+    assert read[0] == 3 * 4 + 2 and read[1] == suffix
 
 
-def test_the_prefix_mask_is_the_rule_for_several_pictures(model: PixelSAIL) -> None:
-    items = encoded(model, SAMPLES[8], SAMPLES[0], SAMPLES[7])
-    lengths = [len(item) - item.sequence.spans[-1].length for item in items]
-    width = max(lengths)
-    mask = _prefix_mask(items, lengths, range(3), width, torch.device("cpu"))
-    for place, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        dense = AttentionPlan.build([list(item.sequence.spans)]).dense_mask()
-        assert torch.equal(mask[place, 0, :length, :length], dense[:length, :length])
-        assert not mask[place, 0, :length, length:].any()
-    assert mask.any(-1).all(), "a padded row without any key would be NaN"
-
-
-def test_only_pictures_that_own_a_mask_are_upsampled(model: PixelSAIL) -> None:
+def test_only_pictures_that_own_a_mask_are_upsampled(model: PixelSAIL, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    handle = model.model.upsampler.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    upsampler = model.model.upsampler
+    original = upsampler.read
+
+    def read(features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
+        seen.append(len(features))
+        return original(features, reader)
+
+    monkeypatch.setattr(upsampler, "read", read)
     with script(model, *ids_of(model, "red")):
         answered(model, *SAMPLES)
     assert seen == []
     with chatter(model):
         found = answered(model, SAMPLES[0], SAMPLES[1], SAMPLES[5], SAMPLES[6])
-    handle.remove()
     pictures = {("shared" if place < 2 else place) for place, item in enumerate(found) if len(item.masks)}
     assert sum(seen) == len(pictures) > 0
 
@@ -292,10 +574,10 @@ def test_an_answer_ends_at_the_end_of_a_turn(model: PixelSAIL) -> None:
 
 def test_a_loop_is_cut_to_the_first_copy_of_what_it_repeats(model: PixelSAIL) -> None:
     first, block = ids_of(model, "a"), ids_of(model, "red", "circle")
-    with script(model, *first, *block * 50), decode_calls(model) as shapes:
+    with script(model, *first, *block * 50), passes(model) as read:
         (found,) = answered(model, SAMPLES[0], limit=100)
     assert found.ids == first + block and found.finish == "loop"
-    assert len(shapes) == 2 + LOOP_TOKENS, "decoding stops where the loop is seen"
+    assert len(read) == 1 + LOOP_TOKENS, "decoding stops where the loop is seen"
 
 
 def test_a_loop_takes_its_masks_along(model: PixelSAIL) -> None:
@@ -326,7 +608,7 @@ def test_others_are_answered_while_one_loops(model: PixelSAIL) -> None:
 
     model.model.backbone.logits = logits
     try:
-        loop, short = answered(model, SAMPLES[0], SAMPLES[5], limit=60)
+        loop, short = answered(model, SAMPLES[5], SAMPLES[0], limit=60)  # the longer row is the first
     finally:
         del model.model.backbone.logits
     assert (loop.ids, loop.finish) == ([word], "loop") and (short.ids, short.finish) == ([], "end")

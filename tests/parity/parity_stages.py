@@ -30,13 +30,14 @@ from sail_lightning.conversion.convert import open_model
 from sail_lightning.conversion.official import official_names
 from sail_lightning.data.collate import pack
 from sail_lightning.data.transform import EncodedSample
+from sail_lightning.decode_step import DecodeStep
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.losses import MaskLoss, uncertain_points
-from sail_lightning.model import MaskHead
 from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.backbones.core import Pixels
 from sail_lightning.plugins.backbones.eve import EVEv2, Modalities
+from sail_lightning.shared_prefix import Seating
 from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify
 
 HOME = Path(__file__).parents[1] / "golden"
@@ -266,7 +267,8 @@ def read(model: PixelSAIL, samples: Sequence[EncodedSample]) -> list[Reading]:
     for group, maps in zip(output.mask, upsampled, strict=True):
         before |= dict(zip(group.images, maps, strict=bool(group.images)))
         after |= dict(zip(group.images, group.maps, strict=bool(group.images)))
-    masks = dict(zip(batch.seg_image, output.mask_logits, strict=bool(batch.seg_image)))
+    # As a model without teachers reads them: in strips.
+    masks = dict(zip(batch.seg_image, network.mask_logits(output.hidden, batch), strict=bool(batch.seg_image)))
     readings, image = [], 0
     for item, states in zip(samples, rows, strict=True):
         own = image if item.sequence.grids else -1
@@ -391,18 +393,18 @@ def sampled_at(points: Sequence[Tensor]) -> Iterator[MaskLoss]:
 
 
 def official_losses(
-    family: str, batch: Recorded, together: bool, points: Sequence[Tensor] | None = None
+    family: str, batch: Recorded, own: Sequence[Reading], points: Sequence[Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Our losses of an official batch, divided as the official code divides."""
-    model, own = model_of(family), readings(family, together)[batch.name]
+    """Our losses of an official batch, divided as the official code divides, from our readings of it."""
+    model = model_of(family)
     items = list(zip(batch.samples, own, strict=True))
     logits = torch.cat([reading.logits[torch.from_numpy(item.sequence.target_rows)] for item, reading in items])
     targets = torch.cat([torch.from_numpy(item.sequence.target_ids) for item in batch.samples])
     weights = torch.cat([torch.full((len(item.sequence.target_ids),), item.target_weight) for item in batch.samples])
     tokens, language = len(targets), model.language_loss
     found = {
-        "ce_loss": language(logits, targets, torch.ones_like(weights)) / tokens,
-        "llm_loss": language(logits, targets, weights) / tokens,
+        "ce_loss": language(logits, nn.Identity(), targets, torch.ones_like(weights)) / tokens,
+        "llm_loss": language(logits, nn.Identity(), targets, weights) / tokens,
     }
     if not batch.masks:
         return found
@@ -422,12 +424,12 @@ def loss_values(family: str, together: bool) -> Iterator[Row]:
     names = {"ce_loss": "cross-entropy", "llm_loss": "language loss"}
     names |= {"loss_mask": "mask loss", "loss_dice": "dice loss"}
     for batch in recorded(family):
-        for key, ours in official_losses(family, batch, together).items():
+        for key, ours in official_losses(family, batch, readings(family, together)[batch.name]).items():
             yield compare(names[key], batch.name, ours, batch.tensors[f"out.{key}"], LOSS)
         points = [batch.tensors[key] for key in sorted(batch.tensors) if key.startswith("ptsout.point_coords")]
         if not points:
             continue
-        sampled = official_losses(family, batch, together, points)
+        sampled = official_losses(family, batch, readings(family, together)[batch.name], points)
         for key in ("loss_mask", "loss_dice"):
             yield compare(f"{names[key]}, on points", batch.name, sampled[key], batch.tensors[f"ptsout.{key}"], LOSS)
         own = [reading for reading in readings(family, together)[batch.name] if reading.mask_logits is not None]
@@ -438,11 +440,22 @@ def loss_values(family: str, together: bool) -> Iterator[Row]:
                 yield compare("sampled points", f"{batch.name}.{place}", ours, wanted, EXACT)
 
 
-def gradients(family: str, together: bool) -> Iterator[Row]:
-    """Of the sum of all losses; every parameter's norm, and some parameters whole."""
+@functools.cache
+def official_gradients(family: str, name: str, together: bool) -> dict[str, Tensor]:
+    """Of the sum of all losses of a recorded batch, by official names."""
     model = model_of(family)
     names = official_names(model)
     weights = {names[key]: weight for key, weight in model.model.named_parameters()}
+    (batch,) = (batch for batch in recorded(family) if batch.name == name)
+    # Read afresh: batches that are packed together share one graph, and a graph is gone after one backward pass.
+    found = official_losses(family, batch, readings.__wrapped__(family, together)[name])
+    total = found["llm_loss"] + found["loss_mask"] + found["loss_dice"]
+    made = torch.autograd.grad(total, list(weights.values()))
+    return dict(zip(weights, made, strict=True))
+
+
+def gradients(family: str, together: bool) -> Iterator[Row]:
+    """Of the sum of all losses; every parameter's norm, and some parameters whole."""
     norms: dict[str, dict[str, float | None]]
     if family == "SOLO":
         stored = json.loads((GOLDEN / "grad_norms.json").read_text())
@@ -453,10 +466,7 @@ def gradients(family: str, together: bool) -> Iterator[Row]:
     for batch in recorded(family):
         if batch.name not in norms:
             continue
-        found = official_losses(family, batch, together)
-        total = found["llm_loss"] + found["loss_mask"] + found["loss_dice"]
-        made = torch.autograd.grad(total, list(weights.values()), retain_graph=True)
-        own = dict(zip(weights, made, strict=True))
+        own = official_gradients(family, batch.name, together)
         trained = {name: norm for name, norm in norms[batch.name].items() if norm is not None}
         assert trained.keys() == own.keys()
         for name, norm in trained.items():
@@ -540,8 +550,9 @@ class Calls:
     returned: list[Any]
 
     def __call__(self, *args: Any) -> Any:
+        # As they were: the next step's positions are these, moved on.
+        self.given.append(tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args))
         result = self.function(*args)
-        self.given.append(args)
         self.returned.append(result)
         return result
 
@@ -567,27 +578,37 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
     model = model_of(family)
     network = model.model
     spies = {}
+    kept: dict[int, Sequence[int]] = {}
+    keep = DecodeStep.keep
+
+    def keeping(step: DecodeStep, places: Sequence[int]) -> None:
+        kept[len(spies["decode"].given)] = places
+        keep(step, places)
+
     with ExitStack() as stack:
         for key, owner, name in (
+            ("forward", network.backbone, "forward"),
             ("decode", network.backbone, "decode"),
             ("logits", network.backbone, "logits"),
             ("queries", network.mask_head, "queries"),
-            ("masks", MaskHead, "logits"),
             ("resized", generation, "resize"),
+            ("seating", Seating, "of"),
         ):
             spies[key] = Calls(getattr(owner, name), [], [])
             stack.enter_context(patch.object(owner, name, spies[key]))
+        stack.enter_context(patch.object(DecodeStep, "keep", keeping))
         found = generate(network, model.tokens, items, NEW_TOKENS)
+    (seating,) = spies["seating"].returned
+    read, orders = asked(seating, spies["forward"], spies["decode"], kept)
     for place, (name, item) in enumerate(zip(names, items, strict=False)):
         wanted = load_file(GOLDEN / f"{name}.safetensors")
         length, prefix = len(item), item.sequence.prefix
         ids = item.sequence.ids if family == "SOLO" else one_per_picture(item)
         yield compare("prompt: token ids", name, ids, wanted["prompt_ids"][0], EXACT)
-        cuts = (prefix, length - prefix, *[1] * (NEW_TOKENS - 1))
-        calls = list(zip(spies["decode"].given, spies["decode"].returned, cuts, strict=False))
-        positions = torch.cat([given[1][:, place, :cut] for given, _, cut in calls], 1)
-        hidden = torch.cat([out[place, :cut] for _, out, cut in calls])
-        chosen = torch.stack([out[place] for out in spies["logits"].returned[:NEW_TOKENS]])
+        positions = torch.cat([part for part, _ in read[place]], 1)[:, : length + NEW_TOKENS - 1]
+        hidden = torch.cat([part for _, part in read[place]])[: length + NEW_TOKENS - 1]
+        said = zip(orders[:NEW_TOKENS], spies["logits"].returned, strict=False)
+        chosen = torch.stack([out[order.index(place)] for order, out in said])
         fed = wanted["step_position_ids"][:, 0] if family == "SOLO" else wanted["fed_position_ids"].expand(3, -1)
         yield compare("generation: positions", name, positions, fed, EXACT)
         if family == "SOLO":
@@ -603,11 +624,46 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
         yield compare("generation: logits", name, chosen, wanted["step_last_logits"])
         yield compare("generation: tokens", name, found[place].ids[-NEW_TOKENS:], wanted["new_tokens"], EXACT)
         yield compare("generation: [SEG] embeddings", name, spies["queries"].returned[place], wanted["seg_embeddings"])
-        yield compare("generation: mask logits", name, spies["masks"].returned[place], wanted["mask_logits_lowres"])
+        yield compare("generation: mask logits", name, spies["resized"].given[place][0], wanted["mask_logits_lowres"])
         if "mask_logits_fullres" in wanted:  # every one of these answers has one mask
             full = spies["resized"].returned[place]
             yield compare("generation: resized mask logits", name, full, wanted["mask_logits_fullres"])
         yield compare("generation: masks", name, found[place].masks, wanted["mask_bool"], EXACT)
+
+
+def asked(
+    seating: Seating, forward: Calls, decode: Calls, kept: dict[int, Sequence[int]]
+) -> tuple[list[list[tuple[Tensor, Tensor]]], list[list[int]]]:
+    """Positions (3, n) and states (n, D) of what was read of each question, in order; and the questions of each step.
+
+    `kept` are the places of the questions that go on, by the number of decode calls before.
+    """
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in seating.samples]
+
+    def add(given: tuple[Any, ...], out: Tensor, lengths: list[int], owners: Sequence[Sequence[int]]) -> None:
+        for positions, states, own in zip(given[1].split(lengths, 1), out.split(lengths), owners, strict=True):
+            for index in own:
+                parts[index].append((positions, states))
+
+    groups = seating.groups
+    lengths = [seating.packed(group) for group in groups]
+    add(forward.given[0], forward.returned[0], lengths, [group.members for group in groups])
+    sharing = [index for index in seating.order if seating.rows[seating.row_of[index]].shared]
+    order = list(seating.order)
+    orders = [order]
+    for count, (given, out) in enumerate(zip(decode.given, decode.returned, strict=True)):
+        owners: list[tuple[int]] = []
+        if sharing:  # the own tokens of those that share a picture come first
+            lengths = []
+            while sum(lengths) < len(out):
+                owners.append((sharing.pop(0),))
+                lengths.append(seating.own(owners[-1][0]))
+        else:
+            order = [order[place] for place in kept.get(count, range(len(order)))]
+            orders.append(order)
+            lengths, owners = [1] * len(order), [(index,) for index in order]
+        add(given, out, lengths, owners)
+    return parts, orders
 
 
 STAGES = {

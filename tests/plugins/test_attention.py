@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import xformers_emulation as emulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_sail import BACKBONE
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
-from sail_lightning.errors import SailError
-from sail_lightning.interfaces import Attention
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.interfaces import Attention, Dims
 from sail_lightning.plan import AttentionPlan, Span
-from sail_lightning.plugins.attention import AutoAttention, SDPAAttention, XFormersAttention, auto, resolve, xformers
+from sail_lightning.plugins.attention import (
+    AutoAttention,
+    FlexAttention,
+    SDPAAttention,
+    XFormersAttention,
+    auto,
+    resolve,
+    xformers,
+)
+from sail_lightning.plugins.backbones import SailQwen
 
 needs_xformers = pytest.mark.skipif(not emulation.available(), reason="xformers or its flash operators are missing")
 
@@ -34,6 +47,8 @@ LAYOUTS = {
     "interleaved": [INTERLEAVED],
     "packed": [IMAGE_FIRST, TEXT_ONLY, TEXT_FIRST, IMAGE_ONLY, INTERLEAVED, IMAGE_FIRST],
 }
+LONG = [[Span("image", 200), Span("text", 130)], [Span("text", 5), Span("image", 250), Span("text", 40)], TEXT_ONLY]
+"""Several blocks of 128, none of whose edges is a sample's."""
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 spans = st.builds(Span, st.sampled_from(["image", "text"]), st.integers(0, 9))
@@ -63,20 +78,28 @@ def oracle(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 
 
 def assert_equals_oracle(
-    kernel: Attention, plan: AttentionPlan, sizes: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+    kernel: Attention,
+    plan: AttentionPlan,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    backward: bool = True,
 ) -> None:
     """Output and the gradients of query, key and value, as relative errors in the 2-norm."""
     *inputs, upstream = tensors(plan, sizes, dtype, device=device)
     query, key, value = exact = [tensor.detach().cpu().double().requires_grad_() for tensor in inputs]
     expected = oracle(query, key, value, plan.dense_mask(), 0.3)
     expected.backward(upstream.cpu().double())
-    output = kernel(*inputs, plan, 0.3)
-    output.backward(upstream)
+    with torch.set_grad_enabled(backward):
+        output = kernel(*inputs, plan, 0.3)
     assert output.dtype == dtype
     assert output.shape == expected.shape
-    compared = [output, *(tensor.grad for tensor in inputs)]
-    references = [expected, *(tensor.grad for tensor in exact)]
-    for name, ours, reference in zip(("output", "dq", "dk", "dv"), compared, references, strict=True):
+    compared, references = [output], [expected]
+    if backward:
+        output.backward(upstream)
+        compared += [tensor.grad for tensor in inputs]
+        references += [tensor.grad for tensor in exact]
+    for name, ours, reference in zip(("output", "dq", "dk", "dv"), compared, references, strict=False):
         assert ours is not None and reference is not None, name
         error = (ours.detach().cpu().double() - reference).norm()
         # A lone token has no gradient at all in its query; the floor keeps rounding there from counting as an error.
@@ -98,6 +121,45 @@ def test_sdpa_equals_the_dense_mask_for_any_packed_batch(
     assert_equals_oracle(SDPAAttention(), AttentionPlan.build(samples), sizes, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "long"])
+def test_flex_is_exact_for_every_layout(layout: str, dtype: torch.dtype) -> None:
+    plan = AttentionPlan.build((LAYOUTS | {"long": LONG})[layout])
+    assert_equals_oracle(FlexAttention(), plan, (4, 2), dtype, backward=False)
+
+
+@settings(max_examples=50)
+@given(samples=batches, sizes=heads, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_flex_equals_the_dense_mask_for_any_packed_batch(
+    samples: list[list[Span]], sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert_equals_oracle(FlexAttention(), AttentionPlan.build(samples), sizes, dtype, backward=False)
+
+
+long_spans = st.builds(Span, st.sampled_from(["image", "text"]), st.integers(1, 300))
+
+
+@settings(max_examples=25)
+@given(samples=st.lists(st.lists(long_spans, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_blocks_of_flex_are_those_that_torch_finds_in_the_dense_mask(samples: list[list[Span]]) -> None:
+    plan = AttentionPlan.build(samples)
+    FlexAttention().prepare(plan, torch.device("cpu"))
+    (ours,) = plan.cache.values()
+    dense, total = plan.dense_mask(), sum(plan.lengths)
+    wanted = create_block_mask(lambda b, h, query, key: dense[query, key], None, None, total, total, device="cpu")
+    assert torch.equal(ours.to_dense(), wanted.to_dense())
+    assert torch.equal(ours.kv_num_blocks, wanted.kv_num_blocks)
+    assert torch.equal(ours.full_kv_num_blocks, wanted.full_kv_num_blocks)
+    assert torch.equal(ours.q_num_blocks, wanted.q_num_blocks), "the backward pass goes by keys"
+
+
+def test_flex_without_gradients_on_the_cpu_says_what_to_choose() -> None:
+    plan = AttentionPlan.build([IMAGE_FIRST])
+    query, key, value, _ = tensors(plan, (4, 2), torch.float32)
+    with pytest.raises(SailUsageError, match="no gradients on the CPU; choose `attention: SDPAAttention`"):
+        FlexAttention()(query, key, value, plan, 0.3)
+
+
 @pytest.mark.parametrize("kernel", [SDPAAttention(), AutoAttention()], ids=lambda kernel: type(kernel).__name__)
 def test_query_and_key_of_another_dtype_follow_the_value(kernel: Attention) -> None:
     plan = AttentionPlan.build([IMAGE_FIRST])
@@ -109,11 +171,12 @@ def test_query_and_key_of_another_dtype_follow_the_value(kernel: Attention) -> N
 def test_the_suffix_mask_is_made_once_for_all_layers_and_samples() -> None:
     plan = AttentionPlan.build([IMAGE_FIRST, IMAGE_FIRST])
     query, key, value, _ = tensors(plan, (4, 2), torch.float32)
+    SDPAAttention().prepare(plan, query.device)
+    (steps,) = plan.cache.values()
+    masks = [step.mask for sample in steps for step in sample]
+    assert masks[1] is not None and masks[1] is masks[3]
     SDPAAttention()(query, key, value, plan, 0.3)
-    masks = dict(plan.cache)
-    SDPAAttention()(query, key, value, plan, 0.3)
-    assert len(masks) == 1
-    assert all(plan.cache[name] is mask for name, mask in masks.items())
+    assert list(plan.cache.values()) == [steps]
 
 
 @given(samples=batches)
@@ -133,7 +196,7 @@ def test_the_biases_of_the_calls_together_are_the_dense_mask(samples: list[list[
     plan = AttentionPlan.build(samples)
     everything = torch.arange(sum(plan.lengths))
     seen = torch.zeros(len(everything), len(everything))
-    for call, bias in zip(plan.calls, xformers._biases(plan, torch.device("cpu")), strict=True):
+    for call, bias in zip(plan.calls, xformers._prepared(plan, torch.device("cpu"))[1], strict=True):
         queries = everything if call.query_rows is None else call.query_rows
         keys = everything if call.key_rows is None else call.key_rows
         allowed = (bias.materialize((len(queries), len(keys))) == 0).float()
@@ -185,10 +248,10 @@ def test_xformers_biases_are_made_once_for_all_layers() -> None:
     plan = AttentionPlan.build([IMAGE_FIRST, TEXT_FIRST])
     query, key, value, _ = tensors(plan, (2, 2), torch.float32)
     with emulation.emulated():
+        XFormersAttention().prepare(plan, query.device)
+        (first,) = plan.cache.values()
         XFormersAttention()(query, key, value, plan, 0.3)
-        first = xformers._biases(plan, query.device)
-        XFormersAttention()(query, key, value, plan, 0.3)
-    assert xformers._biases(plan, query.device) is first
+    assert list(plan.cache.values()) == [first]
 
 
 @needs_xformers
@@ -210,6 +273,19 @@ def test_deterministic_means_the_cutlass_kernels(by_argument: bool, monkeypatch:
     query, key, value, _ = tensors(plan, (4, 2), torch.float16)
     XFormersAttention(deterministic=by_argument)(query, key, value, plan, 0.3)
     assert chosen == [ops.MemoryEfficientAttentionCutlassOp] * 2
+
+
+@needs_xformers
+def test_deterministic_sums_the_gradients_of_a_key_in_a_fixed_order() -> None:
+    rows = torch.tensor([0, 1, 0, 2, 0])
+    names = []
+    for deterministic in (True, False):
+        tokens = torch.randn(3, 2, requires_grad=True)
+        gathered = xformers._rows(tokens * 1, rows, deterministic)
+        assert torch.equal(gathered, tokens[rows])
+        names.append(type(gathered.grad_fn).__name__)
+    # On CUDA, index_put sums in sorted order always, index_add only where torch is told to be deterministic.
+    assert names == ["IndexBackward0", "IndexSelectBackward0"]
 
 
 @needs_xformers
@@ -240,6 +316,7 @@ def test_auto_is_sdpa_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -
     query, key, value, _ = tensors(plan, (4, 2), torch.float32)
     kernel = resolve("auto")
     with caplog.at_level(logging.INFO, logger=auto.__name__):
+        kernel.prepare(plan, query.device)
         output = kernel(query, key, value, plan, 0.3)
         kernel(query, key, value, plan, 0.3)
     assert [record.getMessage() for record in caplog.records] == ["attention on cpu: SDPAAttention"]
@@ -260,21 +337,85 @@ def test_a_kernel_given_by_the_user_is_kept() -> None:
     assert resolve(kernel) is kernel
 
 
+def step_of(kernel: Attention, autocast: bool = False, **changes: Any) -> dict[str, Tensor]:
+    """The output of a backbone over a packed batch, and its gradients."""
+    torch.manual_seed(0)
+    backbone = SailQwen(**(BACKBONE | changes), attention=kernel)
+    backbone.build(Dims(vocab_size=8))
+    plan = AttentionPlan.build(LAYOUTS["packed"])
+    total = sum(plan.lengths)
+    embeddings = torch.randn(total, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.float16) if autocast else nullcontext():
+        output = backbone(embeddings, torch.arange(total).expand(3, -1), plan, torch.zeros(total, dtype=torch.bool))
+    (output.float() * torch.randn(total, 32)).sum().backward()
+    found = {name: parameter.grad for name, parameter in backbone.model.layers.named_parameters()}
+    return {"output": output.detach(), "embeddings": embeddings.grad, **found}
+
+
+KERNELS = [SDPAAttention, pytest.param(XFormersAttention, marks=needs_xformers)]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_activation_checkpointing_changes_nothing(kernel: type[Attention], autocast: bool) -> None:
+    with emulation.emulated() if kernel is XFormersAttention else nullcontext():
+        plain = step_of(kernel(), autocast)
+        again = step_of(kernel(), autocast, activation_checkpointing=True)
+    assert plain.keys() == again.keys()
+    assert [name for name, tensor in plain.items() if not torch.equal(tensor, again[name])] == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_gives_about_the_same_output_and_gradients(kernel: type[Attention]) -> None:
+    with emulation.emulated() if kernel is XFormersAttention else nullcontext():
+        exact, rounded = step_of(kernel()), step_of(kernel(), autocast=True)
+    for name, tensor in exact.items():
+        if not name.endswith("k_proj.bias"):  # softmax does not see it: its gradient is rounding
+            assert (rounded[name].float() - tensor).norm() < 0.02 * tensor.norm(), name
+
+
+@needs_xformers
+def test_the_xformers_path_trains_as_sdpa_does() -> None:
+    with emulation.emulated():
+        ours = step_of(XFormersAttention())
+    for name, tensor in step_of(SDPAAttention()).items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kernel", [AutoAttention, SDPAAttention, XFormersAttention])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "long"])
+@pytest.mark.parametrize("kernel", [AutoAttention, FlexAttention, SDPAAttention, XFormersAttention])
 def test_kernels_are_exact_on_cuda(kernel: type[Attention], layout: str, dtype: torch.dtype) -> None:
-    plan = AttentionPlan.build(LAYOUTS[layout], "cuda")
+    plan = AttentionPlan.build((LAYOUTS | {"long": LONG})[layout], "cuda")
     assert_equals_oracle(kernel(), plan, (4, 2), dtype, device="cuda")
 
 
 @pytest.mark.gpu
-def test_deterministic_training_gives_the_same_gradients_twice_on_cuda() -> None:
-    plan = AttentionPlan.build(LAYOUTS["packed"], "cuda")
+@pytest.mark.parametrize("kernel", [FlexAttention, SDPAAttention, XFormersAttention])
+def test_kernels_read_a_packed_batch_without_gradients_on_cuda(kernel: type[Attention]) -> None:
+    plan = AttentionPlan.build(LONG, "cuda")
+    assert_equals_oracle(kernel(), plan, (4, 2), torch.bfloat16, device="cuda", backward=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("by_argument", [True, False])
+@pytest.mark.parametrize("kernel", [FlexAttention, SDPAAttention, XFormersAttention])
+def test_deterministic_training_gives_the_same_gradients_twice_on_cuda(
+    kernel: type[Attention], by_argument: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_argument and kernel is not XFormersAttention:
+        pytest.skip("only XFormersAttention has the argument")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    plan = AttentionPlan.build(LAYOUTS["packed"] + LONG, "cuda")
     runs = []
-    for _ in range(2):
-        *inputs, upstream = tensors(plan, (4, 2), torch.bfloat16, device="cuda")
-        XFormersAttention(deterministic=True)(*inputs, plan, 0.3).backward(upstream)
-        runs.append([tensor.grad for tensor in inputs])
+    torch.use_deterministic_algorithms(not by_argument)
+    try:
+        for _ in range(2):
+            *inputs, upstream = tensors(plan, (4, 2), torch.bfloat16, device="cuda")
+            instance = XFormersAttention(deterministic=True) if by_argument else kernel()
+            instance(*inputs, plan, 0.3).backward(upstream)
+            runs.append([tensor.grad for tensor in inputs])
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from decoding_harness import read_in_turns
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ from sail_lightning.data.collate import pack
 from sail_lightning.data.sample import Box, Mask, Sample, Turn
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.errors import SailUsageError
-from sail_lightning.generation import PaddedCache, generate
+from sail_lightning.generation import generate
 from sail_lightning.interfaces import Dims
 from sail_lightning.losses import MaskLoss, resize
-from sail_lightning.model import MaskHead, ModelOutput
+from sail_lightning.model import ModelOutput
 from sail_lightning.module import PixelSAIL
 from sail_lightning.optim import parameter_groups
 from sail_lightning.plan import AttentionPlan, Span
@@ -325,7 +326,7 @@ def test_masks_depend_on_prompts_at_inference(official: PixelSAIL) -> None:
             batch = pack([item])
             output = official.model(batch, taps={"mask"})
             query = official.model.mask_head.queries(output.hidden[batch.seg_rows])
-            logits = MaskHead.logits(query, output.mask[0].maps[0])
+            logits = torch.einsum("nc,chw->nhw", query, output.mask[0].maps[0])
         assert np.array_equal(answer.masks[:1], (resize(logits, item.image_size or (0, 0)) > 0).numpy())
     assert not np.array_equal(answers[0].masks[0], answers[1].masks[0])
 
@@ -448,36 +449,18 @@ def test_no_token_sees_a_later_one_or_another_sample() -> None:
 
 def test_decoding_with_a_cache_equals_the_full_pass() -> None:
     backbone = built()
-    lengths, steps = (5, 9, 7), 3  # what each row has read before, and single words after
-    wanted, rows, masks = [], [], []
-    for index, length in enumerate(lengths):
+    given, more = (5, 9, 7), (6, 4, 5)
+    rows, masks = [], []
+    for index, (length, steps) in enumerate(zip(given, more, strict=True)):
         vision = torch.rand(length + steps, generator=torch.Generator().manual_seed(index)) < 0.5
-        vision[length:] = False
-        row, place = torch.randn(length + steps, 32), torch.arange(length + steps).expand(3, -1)
-        plan = AttentionPlan.build([[Span("text", len(row))]])
-        wanted.append(backbone(row, place, plan, vision))
-        rows.append(row)
+        vision[length:] = False  # after the picture there are words only
+        rows.append(torch.randn(length + steps, 32))
         masks.append(vision)
-    cache = PaddedCache(torch.zeros(3, dtype=torch.int64), max(lengths) + steps)
-    pad = torch.nn.utils.rnn.pad_sequence
-    first, seen = (
-        pad([tensor[:length] for tensor, length in zip(tensors, lengths, strict=True)], batch_first=True)
-        for tensors in (rows, masks)
-    )
-    cache.expect(9, 9)
-    with torch.no_grad():
-        hidden = backbone.decode(first, torch.arange(9).expand(3, 3, -1), cache, seen)
-        for index, length in enumerate(lengths):
-            torch.testing.assert_close(hidden[index, :length], wanted[index][:length], atol=1e-5, rtol=1e-5)
-        cache.offsets = torch.tensor(lengths)
-        for step in range(steps):
-            cache.expect(1, max(lengths) + step + 1)
-            token = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]
-            place = (cache.offsets[:, None]).expand(3, -1, -1)
-            hidden = backbone.decode(token, place, cache, torch.zeros(3, 1, dtype=torch.bool))
-            cache.offsets = cache.offsets + 1
-            for index, length in enumerate(lengths):
-                torch.testing.assert_close(hidden[index, 0], wanted[index][length + step], atol=1e-5, rtol=1e-5)
+    places = [torch.arange(len(row)).expand(3, -1) for row in rows]
+    found = read_in_turns(backbone, rows, places, masks, given)
+    for row, place, vision, states in zip(rows, places, masks, found, strict=True):
+        wanted = backbone(row, place, AttentionPlan.build([[Span("text", len(row))]]), vision)
+        torch.testing.assert_close(states, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_patches_are_two_convolutions_of_the_normalised_picture() -> None:

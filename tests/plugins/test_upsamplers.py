@@ -16,6 +16,7 @@ from sail_lightning.plugins.upsamplers import (
     DeconvUpsampler,
     IdentityUpsampler,
     PixelShuffleUpsampler,
+    deconv,
 )
 from sail_lightning.plugins.upsamplers.deconv import transposed_conv_2x2
 
@@ -167,3 +168,43 @@ def test_identity_changes_nothing_and_has_no_weights() -> None:
     assert upsampler(features) is features
     assert not upsampler.state_dict()
     assert (dims.feature_channels, dims.feature_stride) == (24, 16)
+
+
+@pytest.mark.parametrize("plugin", ALL)
+@pytest.mark.parametrize("strip", [1, 60, 300, 10**9])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 7, 5), (2, 2, 3), (3, 1, 4), (0, 2, 2)])
+def test_reading_in_strips_is_reading_the_whole(
+    plugin: type[Upsampler], strip: int, batch: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deconv, "STRIP", {False: strip})
+    torch.manual_seed(0)
+    upsampler, dims = built(plugin(), Dims(hidden_size=8, patch_size=16))
+    upsampler.double()
+    weight = torch.randn(3, dims.feature_channels, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(batch, 8, height, width, dtype=torch.float64, requires_grad=True)
+
+    def reader(features: Tensor) -> Tensor:
+        return torch.einsum("nc,bchw->bnhw", weight, features.sin())
+
+    inputs = [tokens, weight, *upsampler.parameters()]
+    expected, found = reader(upsampler(tokens)), upsampler.read(tokens, reader)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, upstream)
+    got = torch.autograd.grad(found, inputs, upstream)
+    torch.testing.assert_close([found, *got], [expected, *wanted], atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(upsampler.read(tokens, reader), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_strip_never_holds_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deconv, "STRIP", {False: 2 * 12 * 4 * 8})  # two rows of the last block's input
+    upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
+    heights: list[int] = []
+
+    def reader(features: Tensor) -> Tensor:
+        heights.append(features.shape[2])
+        return features[:, :1]
+
+    assert upsampler.read(torch.randn(1, 8, 6, 6), reader).shape == (1, 1, 24, 24)
+    assert sum(heights) == 24
+    assert max(heights) < 24

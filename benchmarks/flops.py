@@ -1,0 +1,62 @@
+"""Floating-point operations of the single transformer, counted as they must be done: exact mask, supervised logits.
+
+A multiply-add counts two. Norms, activations, rotary positions and the softmax are left out, as usual. A training step
+is three forward passes (recomputation is not counted); attention scores likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from sail_lightning.model import SailModel
+from sail_lightning.plan import AttentionPlan
+from sail_lightning.plugins.upsamplers import DeconvUpsampler
+
+
+def seen_keys(plan: AttentionPlan) -> int:
+    """Pairs of a query and a key that it may see, over the whole batch: the entries of the dense mask."""
+    total = 0
+    for spans in plan.samples:
+        end = 0
+        for span in spans:
+            start, end = end, end + span.length
+            total += span.length * end if span.kind == "image" else (end * (end + 1) - start * (start + 1)) // 2
+    return total
+
+
+def transformer_forward(model: SailModel, plan: AttentionPlan, patches: int, supervised: int) -> int:
+    """One forward pass of the decoder, the patch embedding and the language head."""
+    core: Any = model.backbone.get_submodule("model")
+    linears = [module for module in core.modules() if isinstance(module, nn.Linear)]
+    tokens = sum(plan.lengths)
+    config = core.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    scores = 4 * seen_keys(plan) * width * config.num_attention_heads * config.num_hidden_layers
+    weights = sum(linear.weight.numel() for linear in linears)
+    ends = patches * model.backbone.get_parameter("vis_embed.weight").numel()
+    ends += supervised * model.backbone.get_parameter("lm_head.weight").numel()
+    return int(2 * tokens * weights + scores + 2 * ends)
+
+
+def mask_head_forward(model: SailModel, grids: Sequence[tuple[int, int]], masks: int) -> int:
+    """One forward pass of the paper's upsampler and of the projections, the last layer of the keys folded."""
+    upsampler = model.upsampler
+    if not isinstance(upsampler, DeconvUpsampler):
+        raise TypeError("only the paper's upsampler is counted")
+    cells = sum(rows * columns for rows, columns in grids)
+    channels, doublings = model.dims.feature_channels, len(upsampler.blocks)
+    pre = sum(m.weight.numel() for m in upsampler.pre_projector.modules() if isinstance(m, nn.Linear))
+    total = 2 * cells * pre
+    for block in range(1, doublings + 1):
+        pixels = cells * 4**block
+        total += 2 * pixels * (2 * channels * channels + 9 * channels)  # transposed, point-wise, depth-wise
+    pixels = cells * 4**doublings
+    return total + 2 * pixels * (channels * channels) + 2 * masks * channels * pixels // max(1, len(grids))
+
+
+def training_step(forward: int) -> int:
+    """Forward and backward pass."""
+    return 3 * forward

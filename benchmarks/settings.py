@@ -1,0 +1,76 @@
+"""What one run of the bench is told: where it runs, the sizes of its model, and how much work there is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a `SailQwen` with the paper's upsampler; `preset` (`0.5b`, `3b`) stands for all but the vocabulary."""
+
+    hidden: int = 512
+    layers: int = 8
+    heads: int = 8
+    key_heads: int = 2
+    mlp: int = 1408
+    vocabulary: int = 32_000
+    preset: str | None = None
+
+    def backbone_args(self) -> dict[str, Any]:
+        """Arguments of `SailQwen`."""
+        if self.preset:
+            return {"size": self.preset}
+        return {
+            "size": "0.5b",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "num_key_value_heads": self.key_heads,
+            "tie_word_embeddings": False,  # an untrained model would say one word for ever
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: of the CPU.
+        sizes: of the model.
+        single: picture (height, width) of the cases with one picture, in pixels.
+        mixed: pictures of the cases with several.
+        words: supervised tokens of each training sample.
+        questions: on each picture, where several are asked.
+        new_tokens: of each answer.
+        budget: tokens of a packed batch of the throughput cases.
+        compile: whether the throughput cases compile the layers.
+        checkpointing: whether the throughput cases recompute the layers in the backward pass.
+    """
+
+    device: str = "cpu"
+    threads: int = 2
+    sizes: ModelSizes = field(default_factory=ModelSizes)
+    single: tuple[Size, ...] = ((512, 512),)
+    mixed: tuple[Size, ...] = ((256, 256), (384, 256), (512, 384), (512, 512))
+    words: int = 64
+    questions: int = 8
+    new_tokens: int = 32
+    budget: int = 16_384
+    compile: bool = False
+    checkpointing: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Of `to_dict`, through JSON or not."""
+        pictures = {name: tuple((h, w) for h, w in values[name]) for name in ("single", "mixed")}
+        return cls(**values | pictures | {"sizes": ModelSizes(**values["sizes"])})

@@ -1,0 +1,85 @@
+"""Slots of keys and values: what is written where, and how rows are joined to bands."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_lightning.cache import MAX_PLACES, SlotCache, bands, visible
+
+CPU = torch.device("cpu")
+
+
+def filled(rows: int, capacity: int) -> SlotCache:
+    """A cache of one layer, two heads and four channels, every slot of which holds something else."""
+    cache = SlotCache(rows, capacity)
+    total = rows * cache.capacity
+    cache.expect(torch.arange(total))
+    cache.update(torch.randn(1, 2, total, 4), torch.randn(1, 2, total, 4), 0)
+    return cache
+
+
+def test_tokens_are_written_token_by_token_and_all_rows_are_given_back() -> None:
+    cache = SlotCache(2, 64)
+    (view,) = (band.view(torch.ones(3, 64, dtype=torch.bool)) for band in bands([2, 1], CPU))
+    cache.expect(torch.tensor([5, 6, 64 + 9]), [view])
+    key, value = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
+    keys, values = cache.update(key, value, 0)
+    assert keys.shape == values.shape == (2, 2, 64, 4)
+    for found, given_ in ((keys, key), (values, value)):
+        assert torch.equal(found[0, :, 5:7], given_[0, :, :2]) and torch.equal(found[1, :, 9], given_[0, :, 2])
+        assert int((found != 0).sum()) == given_.numel()
+    assert cache.layers[0][0].is_contiguous() and cache.layers[0][0].shape == (2, 64, 2, 4)
+
+
+def test_a_packed_pass_gets_its_own_keys_back() -> None:
+    cache = SlotCache(1, 64)
+    cache.expect(torch.tensor([3, 4]))
+    key, value = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 2, 4)
+    assert cache.update(key, value, 0) == (key, value)
+
+
+def test_keys_are_kept_in_the_dtype_of_values() -> None:
+    cache = SlotCache(1, 64)
+    cache.expect(torch.tensor([0]))
+    cache.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4).bfloat16(), 0)
+    assert {tensor.dtype for pair in cache.layers for tensor in pair} == {torch.bfloat16}
+
+
+def test_rows_are_selected_copied_and_grown() -> None:
+    cache = filled(3, 64)
+    before = [tensor.clone() for tensor in cache.layers[0]]
+    cache.copy(0, 2, 10)
+    for tensor, old in zip(cache.layers[0], before, strict=True):
+        assert torch.equal(tensor[2], torch.cat([old[0, :10], old[2, 10:]]))
+    cache.select(torch.tensor([2, 1]))
+    cache.grow(65)
+    assert (cache.rows, cache.capacity) == (2, 128)
+    for tensor, old in zip(cache.layers[0], before, strict=True):
+        assert torch.equal(tensor[1, :64], old[1]) and not tensor[:, 64:].any()
+
+
+@given(st.lists(st.integers(0, 40), max_size=40))
+def test_bands_hold_every_token_once_and_are_not_mostly_empty(counts: list[int]) -> None:
+    total = sum(counts)
+    found = bands(counts, CPU)
+    assert [band.tokens for band in found] == [sum(counts[row] for row in band.rows) for band in found]
+    assert sum(band.tokens for band in found) == total
+    rows = [row for band in found for row in band.rows]
+    assert rows == sorted(set(rows)) and {row for row, count in enumerate(counts) if count} <= set(rows)
+    for band in found:
+        sees = torch.rand(band.tokens, 8) < 0.5
+        view = band.view(sees)
+        height, width, _ = view.mask.shape
+        assert (view.first, height) == (band.first, len(band.counts))
+        assert height == 1 or height * width <= min(2 * band.tokens + 16, MAX_PLACES)
+        own = [view.mask[row, :count] for row, count in enumerate(band.counts)]
+        assert torch.equal(torch.cat(own), sees)
+        rest = [view.mask[row, count:] for row, count in enumerate(band.counts)]
+        assert torch.cat(rest).all(), "a place without any key would be NaN"
+
+
+def test_a_token_sees_what_is_shared_and_its_own() -> None:
+    shared, start, end = torch.tensor([[2, 0], [4, 1], [5, 3]])
+    assert visible(shared, start, end, 6).int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]
