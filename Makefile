@@ -40,7 +40,7 @@ $(PY):
 $(READY): pyproject.toml constraints.txt | $(PY)
 	@test -x $(BIN)/uv || $(PY) -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
 	@echo "installing the pinned versions (about 5 GB with CUDA; minutes on the first run)"
-	@$(UV) pip install --constraints constraints.txt --build-constraints constraints.txt --editable ".[cuda,dev,peft]"
+	@$(UV) pip install --constraints constraints.txt --build-constraints constraints.txt --editable ".[caption,cuda,dev,parquet,peft]"
 	@$(PY) -c 'import torch, torchvision' || \
 	  { echo "torch and torchvision do not match; remove .venv and UV_FIND_LINKS from the environment, then make setup" >&2; exit 1; }
 	@touch $@
@@ -54,8 +54,9 @@ zoo: $(READY) ## train the sail-tiny model that ships with the package (an hour 
 parity: $(READY) ## compare with the official code's recorded values, into docs/parity.md
 	$(TEST_ENV) $(PY) docs/make_parity.py
 
-bench: $(READY) ## speed and memory against a baseline in the official style (a quarter of an hour; close other programs)
-	$(BIN)/sail-lightning bench --out benchmarks/results/$$($(PY) -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+bench: $(READY) ## speed and memory against a baseline in the official style (about twenty minutes; close other programs)
+	@device=$$($(PY) -c 'import torch; print("cuda --compile" if torch.cuda.is_available() else "cpu")'); \
+	  set -x; $(BIN)/sail-lightning bench --device $$device --out "benchmarks/results/$${device%% *}"
 
 test: $(READY) ## what continuous integration runs
 	$(PYTEST) -m "not slow"

@@ -29,16 +29,23 @@ def seen_keys(plan: AttentionPlan) -> int:
 
 def transformer_forward(model: SailModel, plan: AttentionPlan, patches: int, supervised: int) -> int:
     """One forward pass of the decoder, the patch embedding and the language head."""
-    core: Any = model.backbone.get_submodule("model")
-    linears = [module for module in core.modules() if isinstance(module, nn.Linear)]
     tokens = sum(plan.lengths)
-    config = core.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    scores = 4 * seen_keys(plan) * width * config.num_attention_heads * config.num_hidden_layers
-    weights = sum(linear.weight.numel() for linear in linears)
+    weights = sum(linear.weight.numel() for linear in decoder_linears(model))
     ends = patches * model.backbone.get_parameter("vis_embed.weight").numel()
     ends += supervised * model.backbone.get_parameter("lm_head.weight").numel()
-    return int(2 * tokens * weights + scores + 2 * ends)
+    return 2 * tokens * weights + attention_forward(model, plan) + 2 * ends
+
+
+def attention_forward(model: SailModel, plan: AttentionPlan) -> int:
+    """Scores and weighted sums of all layers."""
+    config: Any = model.backbone.get_submodule("model").config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(4 * seen_keys(plan) * width * config.num_attention_heads * config.num_hidden_layers)
+
+
+def decoder_linears(model: SailModel) -> list[nn.Linear]:
+    """The matrices that every token is multiplied with."""
+    return [part for part in model.backbone.get_submodule("model").modules() if isinstance(part, nn.Linear)]
 
 
 def mask_head_forward(model: SailModel, grids: Sequence[tuple[int, int]], masks: int) -> int:

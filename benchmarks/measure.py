@@ -77,6 +77,17 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
         return None
 
 
+def peak_allocated(run: Callable[[], Any], device: torch.device) -> float | None:
+    """MiB that CUDA tensors take at the peak of one run, whatever lay there before it (weights) included; None on the
+    CPU, where `peak_memory` is measured instead."""
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) / MIB
+
+
 def peak_in_a_fresh_process(arguments: Sequence[str]) -> float | None:
     """`peak_memory` of `python -m sail_lightning.benchmarks.memory ARGUMENTS`, which prints it."""
     command = [sys.executable, "-m", "sail_lightning.benchmarks.memory", *arguments]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class Report:
     settings: dict[str, Any]
     results: Sequence[Result] = ()
     throughput: Sequence[Throughput] = ()
+    profile: dict[str, float] | None = None
     data_path: dict[str, float] | None = None
+    record_index: dict[str, float] | None = None
 
     def write(self, folder: Path) -> list[Path]:
         """bench.json, bench.md and, where something was compared, bench.png; returns what was written."""
@@ -81,8 +83,10 @@ class Report:
                 }
                 for result in self.results
             ],
-            "throughput": [asdict(item) for item in self.throughput],
+            "throughput": [item.to_dict() for item in self.throughput],
+            "profile": self.profile,
             "data_path": self.data_path,
+            "record_index": self.record_index,
         }
 
     def to_markdown(self) -> str:
@@ -94,7 +98,7 @@ class Report:
                 f"Baseline: {BASELINE} (`benchmarks/official_style.py`), the same weights, in one run, alternated. "
                 "Seconds are medians (fastest to slowest). Memory is the peak beyond the idle process, in MiB, in a "
                 "fresh process each. The difference is the largest relative one (2-norm) of losses and gradients; of "
-                "answers, the share of mask pixels that differ (1 if any word does).",
+                "answers, that of mask logits, relative to how much they vary (1 if any word differs).",
                 "",
                 "| case | baseline, s | ours, s | faster | baseline, MiB | ours, MiB | memory | difference |",
                 "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -102,26 +106,13 @@ class Report:
             lines += [_row(result) for result in self.results]
             lines += ["", "![speed and memory](bench.png)", ""]
         if self.throughput:
-            lines += [
-                "| model | tokens | step, s | tokens/s | TFLOP/s | of 790 | of 989 | peak, MiB |",
-                "| --- | --- | --- | --- | --- | --- | --- | --- |",
-            ]
-            lines += [
-                f"| {item.name} | {item.tokens} | {item.seconds:.4g} | {item.tokens_per_second:,.0f} | "
-                f"{item.teraflops:.4g} | {item.teraflops / 790:.1%} | {item.teraflops / 989:.1%} | "
-                f"{_mib(item.peak_mib)} |"
-                for item in self.throughput
-            ]
-            lines += [
-                "",
-                "FLOPs are those of the exact mask and of supervised logits, recomputation not counted; shares are of "
-                "790 (a measured matrix product) and 989 TFLOP/s (the data sheet) of an H100 or H200 in bfloat16.",
-                "",
-            ]
-        if self.data_path:
-            lines += ["| data path | |", "| --- | --- |"]
-            lines += [f"| {name} | {value:.4g} |" for name, value in self.data_path.items()]
-            lines.append("")
+            lines += [*_throughput_table(self.throughput), ""]
+        tables = {"profile": self.profile, "data path": self.data_path, "record index": self.record_index}
+        for title, figures in tables.items():
+            if figures:
+                lines += [f"| {title} | |", "| --- | --- |"]
+                lines += [f"| {name} | {value:.4g} |" for name, value in figures.items()]
+                lines.append("")
         return "\n".join(lines)
 
     def draw(self, path: Path) -> None:
@@ -157,6 +148,27 @@ def _row(result: Result) -> str:
     cells.append("—" if ratio is None else f"**{ratio:.2f}**")
     cells.append(f"{result.difference:.1e}")
     return f"| {' | '.join(cells)} |"
+
+
+def _throughput_table(items: Sequence[Throughput]) -> list[str]:
+    """Memory and shares of what the device can do have columns where they are known: on CUDA."""
+    peaks = items[0].peaks
+    columns = ["model", "tokens", "step, s", "tokens/s", "TFLOP/s", *(f"of {peak:g}" for peak in peaks.values())]
+    with_memory = items[0].peak_mib is not None
+    columns += ["peak, MiB"] * with_memory
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for item in items:
+        cells = [item.name, str(item.tokens), f"{item.seconds:.4g}", f"{item.tokens_per_second:,.0f}"]
+        cells += [f"{item.teraflops:.4g}", *(f"{share:.1%}" for share in item.shares.values())]
+        lines.append(f"| {' | '.join(cells + [_mib(item.peak_mib)] * with_memory)} |")
+    told = "FLOPs are those of the exact mask and of supervised logits, recomputation not counted"
+    if peaks:
+        told += "; shares are of {:g} (a measured matrix product) and {:g} TFLOP/s (the data sheet)".format(
+            *peaks.values()
+        )
+    if with_memory:
+        told += "; the peak is that of all tensors, weights and gradients included"
+    return [*lines, "", f"{told}."]
 
 
 def _mib(value: float | None) -> str:

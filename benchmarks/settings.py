@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 Size = tuple[int, int]
 
 
@@ -41,6 +43,8 @@ class Settings:
 
     Args:
         device: `cpu` or `cuda`.
+        dtype: of the weights and of what runs through them, in both forms: `float32` or `bfloat16`. Losses are
+            computed in float32 either way.
         threads: of the CPU.
         sizes: of the model.
         single: picture (height, width) of the cases with one picture, in pixels.
@@ -54,6 +58,7 @@ class Settings:
     """
 
     device: str = "cpu"
+    dtype: str = "float32"
     threads: int = 2
     sizes: ModelSizes = field(default_factory=ModelSizes)
     single: tuple[Size, ...] = ((512, 512),)
@@ -64,6 +69,11 @@ class Settings:
     budget: int = 16_384
     compile: bool = False
     checkpointing: bool = False
+
+    @property
+    def type(self) -> torch.dtype:
+        """`dtype`, as torch knows it."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sail_lightning.benchmarks import flops, workloads
-from sail_lightning.benchmarks.measure import alternate, peak_memory
+from sail_lightning.benchmarks.measure import alternate, peak_allocated
 from sail_lightning.benchmarks.settings import Settings
 from sail_lightning.data.collate import pack
+from sail_lightning.errors import SailError
 from sail_lightning.losses import LanguageLoss, MaskLoss
+
+PEAKS = {"of_measured_product": 790.0, "of_data_sheet": 989.0}
+"""TFLOP/s of an H100 or H200 (SXM) in bfloat16: of a large matrix product, measured, and by the data sheet."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of one form of the training step (forward and backward pass, no optimiser)."""
+    """Of one form of the training step (forward and backward pass, no optimiser).
+
+    `peak_mib` is all that CUDA tensors take at the peak, weights and gradients included; None on the CPU. `peaks` are
+    the TFLOP/s that it could do, by name; empty where they are not known.
+    """
 
     name: str
     tokens: int
     seconds: float
     flops: int
     peak_mib: float | None
+    peaks: dict[str, float]
 
     @property
     def tokens_per_second(self) -> float:
@@ -34,14 +44,44 @@ class Throughput:
         """Per second; of the exact mask and of supervised logits."""
         return self.flops / self.seconds / 1e12
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Model FLOPs utilisation: `teraflops` as a share of each peak."""
+        return {name: self.teraflops / peak for name, peak in self.peaks.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with all that is derived."""
+        derived = {"tokens_per_second": self.tokens_per_second, "teraflops": self.teraflops, "shares": self.shares}
+        return asdict(self) | derived
+
+
+def peaks_of(machine: str, dtype: str) -> dict[str, float]:
+    """`PEAKS` where they are this machine's, by its CUDA name; else nothing."""
+    known = dtype == "bfloat16" and ("H100 80GB HBM3" in machine or ("H200" in machine and "NVL" not in machine))
+    return PEAKS if known else {}
+
 
 def measure(settings: Settings, repetitions: int) -> list[Throughput]:
-    """The model of the settings, in bfloat16 on CUDA, on one packed batch of `budget` tokens."""
+    """The model of the settings on one packed batch of `budget` tokens.
+
+    Raises:
+        SailError: the device's memory is too small.
+    """
+    name = settings.sizes.preset or f"hidden {settings.sizes.hidden}, {settings.sizes.layers} layers"
+    try:
+        return _measure(name, settings, repetitions)
+    except torch.OutOfMemoryError:
+        # Without the cause, which holds what it ran out of.
+        raise SailError(
+            f"throughput of {name}: a batch of {settings.budget} tokens does not fit into the device's memory; "
+            "give --checkpointing, or a smaller --budget"
+        ) from None
+
+
+def _measure(name: str, settings: Settings, repetitions: int) -> list[Throughput]:
     device = torch.device(settings.device)
     options = {"activation_checkpointing": settings.checkpointing, "compile_layers": settings.compile}
-    model = workloads.build_model(settings.sizes, 4, device, **options)
-    if device.type == "cuda":
-        model.bfloat16()
+    model = workloads.build_model(settings, 4, **options)
     pictures = [settings.mixed[-1]]
     one = len(workloads.sample(model, pictures[0], settings.words, settings.sizes.vocabulary))
     samples = [
@@ -71,14 +111,14 @@ def measure(settings: Settings, repetitions: int) -> list[Throughput]:
 
     transformer_flops = flops.transformer_forward(model, batch.plan, len(batch.patches), supervised)
     head_flops = flops.mask_head_forward(model, batch.grids, len(batch.seg_rows))
-    name = settings.sizes.preset or f"hidden {settings.sizes.hidden}, {settings.sizes.layers} layers"
+    peaks = peaks_of(torch.cuda.get_device_name(device), settings.dtype) if device.type == "cuda" else {}
     found = []
     for title, run, forward in (
         (f"{name}, transformer", step(transformer), transformer_flops),
         (f"{name}, with mask head", step(everything), transformer_flops + head_flops),
     ):
         run()  # compiles, and makes the gradients' buffers
-        peak = peak_memory(run, device) if device.type == "cuda" else None
+        peak = peak_allocated(run, device)
         seconds = alternate({title: run}, repetitions, device)[title].median
-        found.append(Throughput(title, len(batch), seconds, flops.training_step(forward), peak))
+        found.append(Throughput(title, len(batch), seconds, flops.training_step(forward), peak, peaks))
     return found

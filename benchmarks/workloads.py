@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sail_lightning.benchmarks.settings import ModelSizes
+from sail_lightning.benchmarks.settings import Settings
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.model import SailModel
@@ -34,16 +34,17 @@ VOCABULARY = Vocabulary()
 PICTURE_TOKENS = {"<vision>": 1, "<vpatch>": 2, "</vision>": 3}
 
 
-def build_model(sizes: ModelSizes, stride: int, device: torch.device | str = "cpu", **backbone: Any) -> SailModel:
+def build_model(settings: Settings, stride: int, **backbone: Any) -> SailModel:
     """The model with random weights, the same ones each time, and mask features of `stride` pixels.
 
     `backbone`: further arguments of `SailQwen`.
     """
     torch.manual_seed(0)
-    model = SailModel(SailQwen(**sizes.backbone_args() | backbone), DeconvUpsampler(stride), NoPrompts(num_prompts=0))
-    with torch.device(device):
-        model.build(sizes.vocabulary)
-    return model
+    core = SailQwen(**settings.sizes.backbone_args() | backbone)
+    model = SailModel(core, DeconvUpsampler(stride), NoPrompts(num_prompts=0))
+    with torch.device(settings.device):
+        model.build(settings.sizes.vocabulary)
+    return model.to(settings.type)
 
 
 def sample(

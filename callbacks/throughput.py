@@ -59,6 +59,8 @@ class Throughput(L.Callback):
             "train/samples_per_s": self._samples * trainer.world_size / seconds,
             "train/peak_memory_gib": peak_memory(pl_module.device) / 2**30,
         }
+        if (faults := getattr(trainer.datamodule, "faults", None)) is not None:  # type: ignore[attr-defined]
+            values["train/broken_records"] = float(faults)
         if self._fills:
             values["train/fill"] = sum(self._fills) / len(self._fills)
         # Straight to the loggers: `log` keeps nothing between the trainer's own entries. They count steps from zero.

@@ -70,7 +70,8 @@ class PackedBatch:
     `seg_rows` (M,) hold `[SEG]`, grouped by picture; `seg_image` are the pictures that own any, ascending, and
     `masks` their target masks, (n, H, W) bool each at the picture's own size, n summing to M; empty without targets.
     `samples` name the records; `window` holds the counts of the whole accumulation window, where a loader knows them;
-    `cursor` is the shard of a stream that the batch was read from, and its place once this batch is read.
+    `cursor` is the shard of a stream that the batch was read from, and its place once this batch is read; `faults`
+    name the records that were skipped on the way to it.
     """
 
     ids: Tensor
@@ -91,6 +92,7 @@ class PackedBatch:
     samples: tuple[Sample, ...] = ()
     window: Counts | None = None
     cursor: tuple[int, Place] | None = None
+    faults: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -118,10 +120,9 @@ class PackedBatch:
         return replace(self, **moved)
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in page-locked memory, for copies that overlap with computation."""
-        pinned = {
-            item.name: getattr(self, item.name).pin_memory()
-            for item in fields(self)
-            if isinstance(getattr(self, item.name), Tensor)
-        }
-        return replace(self, **pinned, masks=tuple(mask.pin_memory() for mask in self.masks))
+        """The batch in page-locked memory, for copies that overlap with computation; loaders call it on CUDA."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        pinned: dict[str, Any] = {name: one.pin_memory() for name, one in values.items() if isinstance(one, Tensor)}
+        parts = [getattr(self.regions, item.name).pin_memory() for item in fields(self.regions)]
+        masks = tuple(mask.pin_memory() for mask in self.masks)
+        return replace(self, **pinned, regions=Regions(*parts), masks=masks)

@@ -21,13 +21,18 @@ logger = logging.getLogger(__name__)
 class AutoAttention(Attention):
     """`XFormersAttention` on CUDA, `SDPAAttention` elsewhere; chosen at the first call on a device, and logged.
 
-    On CUDA a call of 16 tokens is tried first. Where it fails, that is an error: a silent fall-back would be a slow
-    training that nobody notices.
+    On CUDA a call of 16 tokens is tried first, in training and in prediction alike. Where it fails, that is an error: a
+    silent fall-back would be a slow training that nobody notices.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._chosen: dict[torch.device, Attention] = {}
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the kernels that were chosen, one for each device that was used so far."""
+        return [type(kernel).__name__ for kernel in self._chosen.values()]
 
     def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
         """Chooses the kernel, which then prepares.
@@ -54,19 +59,29 @@ class AutoAttention(Attention):
 
 
 def choose(device: torch.device) -> Attention:
-    """The kernel for a device; on CUDA only after a call of 16 tokens, forward and backward, has run."""
+    """The kernel for a device; on CUDA only after `probe` has run.
+
+    Raises:
+        SailError: on CUDA, where xformers does not run.
+    """
     if device.type != "cuda":
         return SDPAAttention()
     kernel = XFormersAttention()
     try:
         check_cuda()
-        with torch.enable_grad():
-            plan = AttentionPlan.build([[Span("image", 12), Span("text", 4)]], device)
-            tokens = torch.ones(16, 2, 64, dtype=torch.float16, device=device, requires_grad=True)
-            kernel(tokens, tokens * 1, tokens * 2, plan, 0.125).sum().backward()
+        probe(kernel, device)
     except Exception as error:
         raise SailError(
             f"attention auto means xformers on {device}, but that does not run here ({error}); "
             "to go without, choose `attention: SDPAAttention`"
         ) from error
     return kernel
+
+
+def probe(kernel: Attention, device: torch.device) -> None:
+    """A call of 16 tokens, forward and backward. Raises what the kernel raises."""
+    # Prediction runs in inference mode, in which `enable_grad` alone records nothing.
+    with torch.inference_mode(False), torch.enable_grad():
+        plan = AttentionPlan.build([[Span("image", 12), Span("text", 4)]], device)
+        tokens = torch.ones(16, 2, 64, dtype=torch.float16, device=device, requires_grad=True)
+        kernel(tokens, tokens * 1, tokens * 2, plan, 0.125).sum().backward()

@@ -29,14 +29,10 @@ class XFormersAttention(Attention):
     Nothing dense is made, padded or computed in vain, and memory is linear in the number of tokens. Half precision runs
     on the flash kernels, float32 on the slower cutlass ones.
 
-    Args:
-        deterministic: use the cutlass kernels, whose backward pass is reproducible, as is all around them. Also done
-            where `torch.use_deterministic_algorithms` is on, because the flash kernels refuse to train then.
+    Under `torch.use_deterministic_algorithms(True)` everything runs on the cutlass kernels, because the flash kernels
+    refuse to train then. There is no argument for it: it is torch's switch that keeps the backward kernel from
+    splitting the keys of a query into parts which are added up in any order.
     """
-
-    def __init__(self, deterministic: bool = False) -> None:
-        super().__init__()
-        self.deterministic = deterministic
 
     def build(self, dims: Dims) -> Dims:
         """Raises SailError where there is a GPU and xformers cannot use it."""
@@ -58,7 +54,7 @@ class XFormersAttention(Attention):
         query, key = query.to(value.dtype), key.to(value.dtype)
         if not plan.calls:
             return query
-        deterministic = self.deterministic or torch.are_deterministic_algorithms_enabled()
+        deterministic = torch.are_deterministic_algorithms_enabled()
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
         # No backward kernel reads grouped heads; without gradients the flash kernel does, and the copy is saved.
         grouped = not needs_grad and not deterministic and value.dtype in (torch.float16, torch.bfloat16)

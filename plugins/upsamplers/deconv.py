@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,10 @@ from sail_lightning.registry import register
 OFFICIAL_PARTS = {"deconv": "0", "depthwise": "2.depthwise", "pointwise": "2.pointwise", "norm": "3.ln"}
 """Parts of a block, in our names and in the official ones; shapes agree."""
 STRIP = {False: 2**21, True: 2**25}
-"""Numbers in a strip of the last map: on the CPU it stays near the cache, on CUDA it keeps the device busy."""
+"""Numbers in a strip of a map: on the CPU it stays near the cache, on CUDA it keeps the device busy."""
+
+Strip = tuple[list[Tensor], bool, bool]
+"""Rows of a map in pieces, with its neighbours' next rows, and whether it has a neighbour above and below."""
 
 
 class UpsampleBlock(nn.Module):
@@ -107,25 +111,58 @@ class DeconvUpsampler(Upsampler):
         return features.permute(0, 3, 1, 2)
 
     def read(self, features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
-        """As `Upsampler.read`. The last block and the reader run strip by strip, so that the largest maps are never
-        whole: most of the time and nearly all of the memory of a mask are there."""
+        """As `Upsampler.read`. The last block and the reader run strip by strip: most of the time and nearly all of the
+        memory of a mask are there.
+
+        With gradients the last block's transposed convolution is one product, which is kept for the backward pass, and
+        what follows runs in strips. Without them that product is made in strips too, so the largest maps are never
+        whole, and pictures are taken a few at a time wherever they need not be together.
+        """
         if not self.blocks or features.shape[0] == 0:
             return super().read(features, reader)
-        features = self.pre_projector(features.permute(0, 2, 3, 1))
-        for block in self.blocks[:-1]:
-            features = lean(block, features)
         last: Any = self.blocks[-1]
-        pixels = last.expand(features)
-        height = max(2, STRIP[features.device.type == "cuda"] // max(1, pixels[:, 0].numel()))
-        strips = []
-        for pieces, above, below in _strips(pixels, height):
+        features = self._before_last(features)
+        height = max(2, _limit(features) // (4 * features[:, 0].numel()))
+        strips = _strips(last.expand(features), height) if torch.is_grad_enabled() else self._expand(features, height)
+        found = [
+            lean(functools.partial(self._read_strip, reader, above, below), *pieces) for pieces, above, below in strips
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, 2)
 
-            def run(*pieces: Tensor, above: bool = above, below: bool = below) -> Tensor:
-                strip = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-                return reader(last.refine(strip, above, below).permute(0, 3, 1, 2))
+    def _before_last(self, features: Tensor) -> Tensor:
+        """Vision tokens (B, D, h, w) to what the last block reads, (B, h', w', C)."""
 
-            strips.append(lean(run, *pieces))
-        return strips[0] if len(strips) == 1 else torch.cat(strips, 2)
+        def run(features: Tensor) -> Tensor:
+            features = self.pre_projector(features.permute(0, 2, 3, 1))
+            for block in self.blocks[:-1]:
+                features = lean(block, features)
+            return features
+
+        if torch.is_grad_enabled():
+            return run(features)
+        last: Any = self.blocks[-1]
+        pixels = features[0, 0].numel() * 4 ** (len(self.blocks) - 1)
+        return _few(run, features, _limit(features) // (pixels * last.deconv.in_channels))
+
+    def _expand(self, features: Tensor, height: int) -> Iterator[Strip]:
+        """The strips of `last.expand(features)`, each made when it is asked for."""
+        last: Any = self.blocks[-1]
+        edges = _edges(features.shape[1], height)
+        pieces: list[Tensor] = []
+        for first, end in pairwise(edges):
+            above, below = first > 0, end < edges[-1]
+            # Of the strip before, the last row and its neighbour are there already.
+            pieces = [piece[:, -2:] for piece in pieces[-1:]]
+            pieces.append(last.expand(features[:, first + above : end + below]))
+            yield pieces, above, below
+
+    def _read_strip(self, reader: Callable[[Tensor], Tensor], above: bool, below: bool, *pieces: Tensor) -> Tensor:
+        """Reads pixels that lie in pieces, (B, s, w, 2, 2, C) together."""
+        last: Any = self.blocks[-1]
+        pixels = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        count = len(pixels) if torch.is_grad_enabled() else _limit(pixels) // pixels[0].numel()
+        features = _few(lambda few: last.refine(few, above, below), pixels, count)
+        return reader(features.permute(0, 3, 1, 2))
 
     def official_names(self) -> dict[str, str]:
         """Our parameter names to those of the official checkpoints, for conversion either way."""
@@ -139,36 +176,47 @@ class DeconvUpsampler(Upsampler):
         return names
 
 
-def _strips(features: Tensor, height: int) -> Iterator[tuple[list[Tensor], bool, bool]]:
-    """Cuts (B, h, ...) into strips of about `height` rows, at least 2: the pieces of each, its neighbours' next rows
-    with it, and whether it has a neighbour above and below.
+def _strips(pixels: Tensor, height: int) -> Iterator[Strip]:
+    """Cuts (B, h, ...) into strips.
 
     One split for all: the backward pass of a slice would zero-fill a whole map.
     """
-    rows = features.shape[1]
-    count = max(1, rows // height)
-    if count == 1:
-        yield [features], False, False
+    edges = _edges(pixels.shape[1], height)
+    if len(edges) == 2:
+        yield [pixels], False, False
         return
-    edges = [rows * place // count for place in range(count + 1)]
     sizes = [size for first, end in pairwise(edges) for size in (1, end - first - 2, 1)]
-    pieces = features.split(sizes, 1)
-    for place in range(count):
-        above, below = place > 0, place < count - 1
-        yield list(pieces[3 * place - above : 3 * place + 3 + below]), above, below
+    pieces = pixels.split(sizes, 1)
+    for first in range(0, len(pieces), 3):
+        above, below = first > 0, first + 3 < len(pieces)
+        yield list(pieces[first - above : first + 3 + below]), above, below
 
 
-def transposed_conv_2x2(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Transposed convolution with kernel = stride = 2, on channels-last features: a matrix product and a shuffle.
+def _edges(rows: int, height: int) -> list[int]:
+    """Where strips of about `height` rows, at least 2 unless there are fewer, begin and end."""
+    count = max(1, rows // height)
+    return [rows * place // count for place in range(count + 1)]
 
-    Features (B, h, w, C), weight (C, O, 2, 2), bias (O,), to (B, 2h, 2w, O). With stride equal to the kernel size every
-    output pixel has exactly one input pixel, so nothing is summed over neighbours.
-    """
-    return interleaved(pixels_2x2(features, weight, bias))
+
+def _limit(tensor: Tensor) -> int:
+    """Numbers in a strip, on the device of a tensor."""
+    return STRIP[tensor.device.type == "cuda"]
+
+
+def _few(function: Callable[[Tensor], Tensor], pictures: Tensor, count: int) -> Tensor:
+    """`function(pictures)`, of `count` pictures at a time, or one where that is less."""
+    if len(pictures) <= max(1, count):
+        return function(pictures)
+    return torch.cat([function(few) for few in pictures.split(max(1, count))])
 
 
 def pixels_2x2(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The matrix product: features (B, h, w, C) to the 2 x 2 pixels of each, (B, h, w, 2, 2, O)."""
+    """Transposed convolution with kernel = stride = 2, on channels-last features, as a matrix product: features
+    (B, h, w, C), weight (C, O, 2, 2) and bias (O,) to the 2 x 2 pixels of each, (B, h, w, 2, 2, O).
+
+    With stride equal to the kernel size every output pixel has exactly one input pixel, so nothing is summed over
+    neighbours; `interleaved` puts the pixels in place.
+    """
     channels, out = weight.shape[:2]
     matrix = weight.permute(0, 2, 3, 1).reshape(channels, 4 * out)
     pixels = torch.addmm(bias.repeat(4), features.reshape(-1, channels), matrix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sail_lightning.batch import PackedBatch, Place, Sealed
+from sail_lightning.data.dealing import Numbers, deal
 from sail_lightning.data.prompts import parse_prompt
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
@@ -46,6 +47,8 @@ class SailDataModule(L.LightningDataModule):
         seed: of the shuffling of finite sources.
         look_ahead: encoded samples, of each reader, among which a training batch chooses those that fill the budget
             best; none waits for more than as many batches. 1 keeps the samples in order.
+        max_fault_rate: share of broken training records that are skipped, each told by name; a larger share stops the
+            run, and 0 does so at the first.
     """
 
     def __init__(
@@ -62,25 +65,35 @@ class SailDataModule(L.LightningDataModule):
         mask_sample_weight: float = 1.0,
         seed: int = 0,
         look_ahead: int = 32,
+        max_fault_rate: float = 0.05,
     ) -> None:
         super().__init__()
         for name, value in (("token_budget", token_budget), ("look_ahead", look_ahead)):
             if value < 1:
                 raise SailUsageError(f"{name} must be 1 or more, not {value}")
         self.train, self.val, self.test = train, val, test
+        if not 0 <= max_fault_rate <= 1:
+            raise SailUsageError(f"max_fault_rate must be from 0 to 1, not {max_fault_rate}")
+        self.max_fault_rate = max_fault_rate
         self.images, self.text = images, text
         self.prompts = tuple(parse_prompt(prompt) for prompt in prompts or ())
         self.token_budget, self.eval_batch_size, self.num_workers = token_budget, eval_batch_size, num_workers
         self.mask_sample_weight, self.seed, self.look_ahead = mask_sample_weight, seed, look_ahead
         self.broken: list[str] = []
         """Pictures that `predict` could not read, one sentence each."""
+        self.faults = 0
+        """Training records that were skipped, in this run and by this process."""
+        self.answered: Callable[[], Collection[int]] = tuple
+        """Called when `test` begins: numbers of its records that are answered already, and not asked again."""
+        self.asked: Sequence[Numbers] = ()
+        """Numbers of the records in each batch of `test`, from the making of its loader on."""
         self._stream: PackedStream | None = None
         self._progress = self._before = Progress()
         self._begun = 0
 
     def setup(self, stage: str) -> None:
         if stage == "fit":  # before a checkpoint is loaded, if there is one
-            self._stream, self._begun = None, 0
+            self._stream, self._begun, self.faults = None, 0, 0
             self._progress = self._before = Progress()
 
     def _encoder(self, **changes: Any) -> Encoder:
@@ -98,9 +111,11 @@ class SailDataModule(L.LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.look_ahead,
+            self.max_fault_rate,
         )
         stream.progress, self._stream = self._progress, stream
-        loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        pin = self.trainer.strategy.root_device.type == "cuda"
+        loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
         return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -110,6 +125,9 @@ class SailDataModule(L.LightningDataModule):
         if self._stream is not None and isinstance(batch, PackedBatch):
             self._before = self._progress
             self._progress = self._stream.progress = self._progress.advanced(batch, max(1, self.num_workers))
+            self.faults += len(batch.faults)
+            for fault in batch.faults:
+                logger.warning("skipped a broken record (%s so far): %s", self.faults, fault)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,12 +166,13 @@ class SailDataModule(L.LightningDataModule):
         return world_size * max(1, self.num_workers)
 
     def val_dataloader(self) -> Any:
-        return [] if self.val is None else self._questions(self.val)
+        return [] if self.val is None else self._loader(self.val, self._dealt(self.val))
 
     def test_dataloader(self) -> Any:
         if self.test is None:
             raise SailUsageError("test needs data.test, a source")
-        return self._questions(self.test)
+        self.asked = self._dealt(self.test, self.answered())
+        return self._loader(self.test, self.asked)
 
     def predict_dataloader(self) -> Any:
         if not self.images or not self.text:
@@ -166,13 +185,14 @@ class SailDataModule(L.LightningDataModule):
         self.broken = []
         return DataLoader(_Readable(shard, self._encoder(), self.eval_batch_size, self.broken), batch_size=None)
 
-    def _questions(self, source: Source) -> DataLoader:
+    def _dealt(self, source: Source, answered: Collection[int] = ()) -> list[Numbers]:
         if source.length is None:
             raise SailUsageError(f"{type(source).__name__} has no end; give data a number of samples to evaluate")
-        indices = range(self.trainer.global_rank, source.length, self.trainer.world_size)
-        return DataLoader(
-            _Open(source, indices, self._encoder()), batch_size=self.eval_batch_size, collate_fn=Sealed, shuffle=False
-        )
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return deal(source.pictures(), self.eval_batch_size, rank, ranks, answered)
+
+    def _loader(self, source: Source, batches: Sequence[Numbers]) -> DataLoader:
+        return DataLoader(_Questions(source, batches, self._encoder()), batch_size=None, collate_fn=Sealed)
 
 
 def _place(stored: int | tuple[int, Sequence[int]]) -> Place:
@@ -185,20 +205,28 @@ def _place(stored: int | tuple[int, Sequence[int]]) -> Place:
 
 class _SealedWindows(Windows):
     def __iter__(self) -> Iterator[Any]:
-        return map(Sealed, super().__iter__())
+        try:
+            yield from map(Sealed, super().__iter__())
+        except SailError as error:
+            raise type(error)(_without_traceback(error)) from None
 
 
-class _Open(Dataset[EncodedSample]):
-    """Samples with their last answer left open."""
+def _without_traceback(error: SailError) -> str:
+    """A fault's own sentence: torch puts the traceback of a worker before it."""
+    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
-    def __init__(self, source: Source, indices: Sequence[int], encoder: Encoder) -> None:
-        self.source, self.indices, self.encoder = source, indices, encoder
+
+class _Questions(Dataset[list[EncodedSample]]):
+    """Batches of samples with their last answer left open."""
+
+    def __init__(self, source: Source, batches: Sequence[Numbers], encoder: Encoder) -> None:
+        self.source, self.batches, self.encoder = source, batches, encoder
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.batches)
 
-    def __getitem__(self, index: int) -> EncodedSample:
-        return self.encoder.encode(self.source[self.indices[index]], answers=False)
+    def __getitem__(self, index: int) -> list[EncodedSample]:
+        return [self.encoder.encode(self.source[number], answers=False) for number in self.batches[index]]
 
 
 class _Readable(IterableDataset[Sealed]):

@@ -14,6 +14,7 @@ from sail_lightning.batch import Counts, PackedBatch, Place
 from sail_lightning.data.collate import pack, pack_stream
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.errors import SailError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class Progress:
         return Progress(dealt)
 
 
+FEW_FAULTS = 10
+"""A run goes on with so many broken records, whatever their share: a share of a few records says nothing."""
+
+
 @dataclass(frozen=True)
 class _Numbered:
     """An encoded sample and its number in the shard."""
@@ -86,6 +91,9 @@ class PackedStream(IterableDataset[PackedBatch]):
         rank: of this process.
         world_size: number of processes.
         look_ahead: encoded samples among which each batch chooses (`pack_stream`).
+        max_fault_rate: share of a shard's records that may be broken; 0 stops at the first.
+
+    Broken records are skipped, and each is told once, with the batch that follows it (`PackedBatch.faults`).
 
     `progress` is where the next iterator begins. It is read when that starts: by then worker processes have a copy.
     """
@@ -99,10 +107,12 @@ class PackedStream(IterableDataset[PackedBatch]):
         rank: int = 0,
         world_size: int = 1,
         look_ahead: int = 1,
+        max_fault_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.source, self.encoder, self.token_budget, self.seed = source, encoder, token_budget, seed
         self.rank, self.world_size, self.look_ahead = rank, world_size, look_ahead
+        self.max_fault_rate = max_fault_rate
         self.progress = Progress()
         self._shuffled = (-1, np.empty(0, np.int64))  # a pass, and its order
         self._told = False
@@ -113,17 +123,43 @@ class PackedStream(IterableDataset[PackedBatch]):
         # A loader asks its worker 0 first: that one reads for the worker whose turn it is.
         shard = self.rank * workers + (worker + self.progress.turn) % workers
         place = self.progress.places.get(shard, Place())
-        samples = self._encoded(shard, self.world_size * workers, place)
+        skipped: dict[int, str] = {}
+        samples = self._encoded(shard, self.world_size * workers, place, skipped)
         for group in pack_stream(samples, self.token_budget, self.look_ahead):
-            place = place.after(item.number for item in group)
-            batch = replace(pack([item.sample for item in group]), cursor=(shard, place))
+            faults = tuple(skipped.values())
+            place = place.after([*skipped, *(item.number for item in group)])
+            skipped.clear()
+            batch = replace(pack([item.sample for item in group]), cursor=(shard, place), faults=faults)
             self._tell(batch)
             yield batch
 
-    def _encoded(self, shard: int, shards: int, place: Place) -> Iterator[_Numbered]:
-        """What a shard has left to read, in its own order: that is also the order in which samples wait."""
-        for number in chain(place.waiting, count(place.next)):
-            yield _Numbered(number, self.encoder.encode(self.source[self._index(shard + number * shards)]))
+    def _encoded(self, shard: int, shards: int, place: Place, skipped: dict[int, str]) -> Iterator[_Numbered]:
+        """What a shard has left to read, in its own order: that is also the order in which samples wait.
+
+        Records that cannot be read are put into `skipped`.
+        """
+        faults = 0
+        for read, number in enumerate(chain(place.waiting, count(place.next)), 1):
+            of_stream = shard + number * shards
+            try:
+                sample = self.source.draw(self._index(of_stream), np.random.default_rng([self.seed, of_stream]))
+                encoded = self.encoder.encode(sample)
+            except SailError as error:
+                faults += 1
+                skipped[number] = str(error)
+                limit = FEW_FAULTS if self.max_fault_rate else 0
+                if faults > max(limit, self.max_fault_rate * read):
+                    raise self._too_many(faults, read, error) from None
+                continue
+            yield _Numbered(number, encoded)
+
+    def _too_many(self, faults: int, read: int, last: SailError) -> SailError:
+        if faults == 1:
+            return type(last)(f"{last}; to skip such records, set data.max_fault_rate")
+        return type(last)(
+            f"{faults} of the {read} records read so far are broken, more than data.max_fault_rate "
+            f"({self.max_fault_rate:g}) allows; the last: {last}"
+        )
 
     def _tell(self, batch: PackedBatch) -> None:
         """Says once that a sample is longer than the budget."""
@@ -144,8 +180,7 @@ class PackedStream(IterableDataset[PackedBatch]):
             return number
         epoch, place = divmod(number, self.source.length)
         if epoch != self._shuffled[0]:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.source.length)
-            self._shuffled = (epoch, order)
+            self._shuffled = (epoch, self.source.order(np.random.default_rng([self.seed, epoch])))
         return int(self._shuffled[1][place])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_sail import packed, records, text_records, tiny
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from sail_lightning.losses import (
     MaskLoss,
     MSEDistillation,
     dice_loss,
+    gather_points,
     resize,
     sample_points,
     uncertain_points,
@@ -155,6 +158,60 @@ def test_points_read_bilinear_values_and_zero_outside() -> None:
     torch.testing.assert_close(sample_points(map_, centres), map_.flatten(1))
     between = torch.tensor([[[1.0 / 4, 0.5 / 3], [2.0, 2.0]]])
     torch.testing.assert_close(sample_points(map_, between), torch.tensor([[0.5, 0.0]]))
+
+
+@given(count=st.integers(0, 3), height=st.integers(1, 5), width=st.integers(1, 5), seed=st.integers(0, 99))
+def test_points_by_indexing_are_those_of_grid_sample_forward_and_backward(
+    count: int, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    maps = torch.randn(count, height, width, dtype=torch.float64, requires_grad=True)
+    points = torch.rand(count, 20, 2, dtype=torch.float64) * 1.6 - 0.3  # some outside
+    upstream = torch.randn(count, 20, dtype=torch.float64)
+    expected = F.grid_sample(maps[:, None], 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
+    found = gather_points(maps, points)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    (wanted,) = torch.autograd.grad(expected, maps, upstream)
+    (got,) = torch.autograd.grad(found, maps, upstream)
+    torch.testing.assert_close(got, wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch in deterministic mode, and a `grid_sample` that has no gradient, as on CUDA."""
+
+    def refuse(maps: Tensor, *_: object, **__: object) -> Tensor:
+        assert not maps.requires_grad, "grid_sampler_2d_backward_cuda does not have a deterministic implementation"
+        return maps
+
+    monkeypatch.setattr(F, "grid_sample", refuse)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def point_losses(device: str = "cpu") -> list[Tensor]:
+    """Both losses at sampled points, and the gradient of the logits."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 12, 16), random_masks(3, 48, 64)
+    logits, targets = logits.to(device).requires_grad_(), targets.to(device)
+    sums = MaskLoss(num_points=200)([logits], [targets])
+    (sums.bce + sums.dice).backward()
+    assert logits.grad is not None
+    return [sums.bce.detach(), sums.dice.detach(), logits.grad]
+
+
+def test_deterministic_mode_does_without_grid_sample_and_gives_the_same_losses(request: pytest.FixtureRequest) -> None:
+    plain = point_losses()
+    request.getfixturevalue("deterministic")
+    for found, expected in zip(point_losses(), plain, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_deterministic_mask_losses_have_the_same_gradients_twice_on_cuda(deterministic: None) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(point_losses("cuda"), point_losses("cuda"), strict=True))
 
 
 def test_dice_of_a_perfect_mask_is_zero_and_of_a_missed_one_nearly_one() -> None:

@@ -255,8 +255,10 @@ def test_xformers_biases_are_made_once_for_all_layers() -> None:
 
 
 @needs_xformers
-@pytest.mark.parametrize("by_argument", [True, False])
-def test_deterministic_means_the_cutlass_kernels(by_argument: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_torchs_deterministic_mode_means_the_cutlass_kernels(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ops = xformers.load_xformers()
     chosen: list[object] = []
 
@@ -268,11 +270,11 @@ def test_deterministic_means_the_cutlass_kernels(by_argument: bool, monkeypatch:
         memory_efficient_attention=recorded, MemoryEfficientAttentionCutlassOp=ops.MemoryEfficientAttentionCutlassOp
     )
     monkeypatch.setattr(xformers, "load_xformers", lambda: fake)
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: not by_argument)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     plan = AttentionPlan.build([IMAGE_FIRST])
     query, key, value, _ = tensors(plan, (4, 2), torch.float16)
-    XFormersAttention(deterministic=by_argument)(query, key, value, plan, 0.3)
-    assert chosen == [ops.MemoryEfficientAttentionCutlassOp] * 2
+    XFormersAttention()(query, key, value, plan, 0.3)
+    assert chosen == [ops.MemoryEfficientAttentionCutlassOp if deterministic else None] * 2
 
 
 @needs_xformers
@@ -330,6 +332,42 @@ def test_auto_never_falls_back_silently_on_cuda(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(auto, "check_cuda", broken)
     with pytest.raises(SailError, match=r"the library does not load.*choose `attention: SDPAAttention`"):
         auto.choose(torch.device("cuda"))
+
+
+def test_the_trial_of_auto_trains_a_kernel_in_prediction_too() -> None:
+    grads: list[bool] = []
+
+    class Watched(SDPAAttention):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+            query.register_hook(lambda gradient: grads.append(bool(gradient.isfinite().all())))
+            return super().forward(query, key, value, plan, scale)
+
+    with torch.inference_mode():  # as `generate` runs
+        auto.probe(Watched(), torch.device("cpu"))
+        assert torch.is_inference_mode_enabled()
+    assert grads == [True]
+
+
+@needs_xformers
+def test_the_trial_of_auto_runs_xformers_both_ways_in_prediction() -> None:
+    with emulation.emulated() as calls, torch.inference_mode():
+        auto.probe(XFormersAttention(), torch.device("cpu"))
+    assert sorted(name for name, _, _ in calls) == ["backward", "backward", "forward", "forward"]
+
+
+def test_a_kernel_that_does_not_train_fails_the_trial() -> None:
+    class Forward(SDPAAttention):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+            return super().forward(query, key, value, plan, scale).detach()
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        auto.probe(Forward(), torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_auto_is_xformers_on_cuda_in_prediction_too() -> None:
+    with torch.inference_mode():
+        assert isinstance(auto.choose(torch.device("cuda")), XFormersAttention)
 
 
 def test_a_kernel_given_by_the_user_is_kept() -> None:
@@ -399,22 +437,18 @@ def test_kernels_read_a_packed_batch_without_gradients_on_cuda(kernel: type[Atte
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("by_argument", [True, False])
 @pytest.mark.parametrize("kernel", [FlexAttention, SDPAAttention, XFormersAttention])
 def test_deterministic_training_gives_the_same_gradients_twice_on_cuda(
-    kernel: type[Attention], by_argument: bool, monkeypatch: pytest.MonkeyPatch
+    kernel: type[Attention], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_argument and kernel is not XFormersAttention:
-        pytest.skip("only XFormersAttention has the argument")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     plan = AttentionPlan.build(LAYOUTS["packed"] + LONG, "cuda")
     runs = []
-    torch.use_deterministic_algorithms(not by_argument)
+    torch.use_deterministic_algorithms(True)
     try:
         for _ in range(2):
             *inputs, upstream = tensors(plan, (4, 2), torch.bfloat16, device="cuda")
-            instance = XFormersAttention(deterministic=True) if by_argument else kernel()
-            instance(*inputs, plan, 0.3).backward(upstream)
+            kernel()(*inputs, plan, 0.3).backward(upstream)
             runs.append([tensor.grad for tensor in inputs])
     finally:
         torch.use_deterministic_algorithms(False)

@@ -18,7 +18,7 @@ from sail_lightning.plugins.upsamplers import (
     PixelShuffleUpsampler,
     deconv,
 )
-from sail_lightning.plugins.upsamplers.deconv import transposed_conv_2x2
+from sail_lightning.plugins.upsamplers.deconv import UpsampleBlock, interleaved, pixels_2x2
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "upsampler.safetensors"
 DIMS = Dims(hidden_size=24, patch_size=16)
@@ -54,7 +54,7 @@ def test_the_matrix_product_is_the_transposed_convolution_forward_and_backward()
     upstream = torch.randn(2, 7, 6, 8, dtype=torch.float64)
     expected = conv(theirs)
     wanted = torch.autograd.grad(expected, [theirs, *weights.values()], upstream)
-    output = transposed_conv_2x2(ours.permute(0, 2, 3, 1), **weights).permute(0, 3, 1, 2)
+    output = interleaved(pixels_2x2(ours.permute(0, 2, 3, 1), **weights)).permute(0, 3, 1, 2)
     got = torch.autograd.grad(output, [ours, *weights.values()], upstream)
     torch.testing.assert_close([output, *got], [expected, *wanted], atol=1e-12, rtol=1e-12)
 
@@ -196,7 +196,8 @@ def test_reading_in_strips_is_reading_the_whole(
         torch.testing.assert_close(upsampler.read(tokens, reader), expected, atol=1e-10, rtol=1e-10)
 
 
-def test_a_strip_never_holds_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deconv, "STRIP", {False: 2 * 12 * 4 * 8})  # two rows of the last block's input
     upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
     heights: list[int] = []
@@ -205,6 +206,34 @@ def test_a_strip_never_holds_the_whole_picture(monkeypatch: pytest.MonkeyPatch) 
         heights.append(features.shape[2])
         return features[:, :1]
 
-    assert upsampler.read(torch.randn(1, 8, 6, 6), reader).shape == (1, 1, 24, 24)
+    with torch.set_grad_enabled(training):
+        assert upsampler.read(torch.randn(1, 8, 6, 6), reader).shape == (1, 1, 24, 24)
     assert sum(heights) == 24
     assert max(heights) < 24
+
+
+def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_taken_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deconv, "STRIP", {False: 4 * 2 * 12 * 4 * 8})  # eight rows of the last block's input
+    upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
+    expanded, refined = [], []
+    expand, refine = UpsampleBlock.expand, UpsampleBlock.refine
+
+    def watched_expand(self: UpsampleBlock, features: Tensor) -> Tensor:
+        expanded.append(tuple(features.shape[:3]))
+        return expand(self, features)
+
+    def watched_refine(self: UpsampleBlock, pixels: Tensor, above: bool = False, below: bool = False) -> Tensor:
+        refined.append(tuple(pixels.shape[:3]))
+        return refine(self, pixels, above, below)
+
+    monkeypatch.setattr(UpsampleBlock, "expand", watched_expand)
+    monkeypatch.setattr(UpsampleBlock, "refine", watched_refine)
+    with torch.no_grad():
+        upsampler.read(torch.randn(10, 8, 6, 6), lambda features: features[:, :1])
+    # The block before: whole pictures, a few at a time. The last: two rows a strip, each row made once, and read with
+    # the next row of each neighbour.
+    assert [shape for shape in expanded if shape[2] == 6] == [(2, 6, 6)] * 5
+    assert [rows for count, rows, width in expanded if (count, width) == (10, 12)] == [3, 2, 2, 2, 2, 1]
+    assert {shape for shape in refined if shape[2] == 12} == {(2, 3, 12), (2, 4, 12)}
