@@ -7,6 +7,9 @@ until they are on the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from sail_lightning.data.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
+from sail_lightning.data.segmentations import decode_rle
 from sail_lightning.errors import SailError
 
 MAX_SIDE = 1024
@@ -51,19 +55,46 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
     Raises:
         SailError: the file is missing or is no readable picture, or the array has another shape or type.
     """
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise SailError(f"a picture must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        return image
-    path = Path(image)
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return content
+    with _opened(content, image) as opened:
+        opened.load()
+        return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))  # `convert` always copies
+
+
+def image_size(image: ImageRef) -> tuple[int, int]:
+    """The (height, width) of a picture; of a file, only its head is read. Raises as `load_image`."""
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return content.shape[0], content.shape[1]
+    with _opened(content, image) as opened:
+        return opened.height, opened.width
+
+
+def _content(image: ImageRef) -> NDArray[np.uint8] | Path | BytesIO:
+    """What a picture is read from; an array is checked."""
+    content = image() if callable(image) else image
+    if isinstance(content, bytes):
+        return BytesIO(content)
+    if not isinstance(content, np.ndarray):
+        return Path(content)
+    if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8 or 0 in content.shape:
+        raise SailError(f"a picture must be (H, W, 3) uint8, not {content.shape} {content.dtype}")
+    return content
+
+
+@contextmanager
+def _opened(content: Path | BytesIO, image: ImageRef) -> Iterator[Image.Image]:
+    """An open picture; whatever is wrong with it, here or while it is read, is told by its name."""
+    name = content if isinstance(content, Path) else image
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))  # `convert` always copies
+        with Image.open(content) as opened:
+            yield opened
     except FileNotFoundError:
-        raise SailError(f"no picture {path}") from None
+        raise SailError(f"no picture {name}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SailError(f"{path} is not a readable picture ({_reason(error)}); replace or remove it") from None
+        raise SailError(f"{name} is not a readable picture ({_reason(error)}); replace or remove it") from None
 
 
 def resize_image(
@@ -94,14 +125,12 @@ def load_mask(mask: MaskRef) -> BoolMask:
     """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on) are decoded.
 
     Raises:
-        SailError: the file is missing or unreadable.
+        SailError: the file is missing or unreadable, or an RLE is damaged.
     """
     if isinstance(mask, np.ndarray):
         return mask.astype(bool, copy=False)
     if isinstance(mask, dict):
-        from pycocotools import mask as coco
-
-        return coco.decode(mask).view(bool)  # zeros and ones
+        return decode_rle(mask)
     if callable(mask):
         return mask()
     try:
@@ -193,5 +222,6 @@ def _ranges(old: int, cells: int, patch: int) -> NDArray[np.int64]:
 
 def _shown(prompt: Prompt) -> str:
     if isinstance(prompt, Mask):
-        return "Mask" if isinstance(prompt.mask, np.ndarray) else f"Mask({prompt.mask})"
+        named = f"Mask({prompt.mask})" if isinstance(prompt.mask, str | Path) else "Mask"
+        return named if prompt.id is None else f"{named} of <Prompt{prompt.id}>"
     return repr(prompt)

@@ -212,9 +212,11 @@ def _verbatim(option: Option) -> Any:
 def _merge_keys(old: Config, new: Config) -> Config:
     merged = dict(old)
     for key, value in new.items():
-        base = key.removesuffix("+")
+        base = key.removesuffix("+")  # `callbacks+` adds to an earlier list, `repeats+` to an earlier mapping
         if base != key and isinstance(merged.get(base), list):
             merged[base] = merged[base] + (value if isinstance(value, list) else [value])
+        elif base != key and isinstance(merged.get(base) or {}, dict) and isinstance(value, dict):
+            merged[base] = _merge_keys(merged.get(base) or {}, value)
         elif isinstance(value, dict) and not isinstance(merged.get(key), dict | str):
             merged[key] = _merge_keys({}, value)  # a copy
         else:

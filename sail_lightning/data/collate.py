@@ -78,6 +78,7 @@ def _regions(samples: Sequence[EncodedSample], starts: np.ndarray) -> Regions:
         patch_region=torch.from_numpy(np.repeat(index, patch_counts).astype(np.int64)),
         mention_rows=_join([region.mention_rows + start for region, start in regions]),
         mention_region=torch.from_numpy(np.repeat(index, mention_counts).astype(np.int64)),
+        boxes=torch.tensor([region.box for region, _ in regions], dtype=torch.float32).reshape(-1, 4),
     )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sail_lightning.data.sample import Sample
-from sail_lightning.data.transform import as_tuple
 from sail_lightning.drawing import captioned, draw_prompt, enlarged, grid, label, tint
 from sail_lightning.vision import load_image, load_mask
 
@@ -62,7 +61,7 @@ def _cell(sample: Sample, turns: int) -> Image.Image:
 
 def _pictures(sample: Sample) -> tuple[Image.Image, Image.Image]:
     """The picture enlarged (or reduced) to `WIDTH`, bare and with masks and prompts drawn on it."""
-    images = as_tuple(sample.image)
+    images = sample.images
     if not images:
         blank = Image.new("RGB", (WIDTH, WIDTH // 4), (210, 210, 210))
         return blank, blank.copy()

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BoolMask = NDArray[np.bool_]
-ImageRef = str | Path | NDArray[np.uint8]
-"""A picture: a file, or an array (H, W, 3) uint8, RGB."""
+ImageRef = str | Path | NDArray[np.uint8] | Callable[[], bytes | NDArray[np.uint8]]
+"""A picture: a file, an array (H, W, 3) uint8, RGB, or a function that returns such an array or a file's content."""
 MaskRef = BoolMask | dict[str, Any] | str | Path | Callable[[], BoolMask]
 """A mask: an array (H, W) bool, a COCO RLE, a PNG file (non-zero is on), or a function that makes one."""
 
@@ -26,9 +26,9 @@ grounded caption, segment by words and a region (visual-text referring), anythin
 
 @dataclass(frozen=True)
 class Mask:
-    """A region as a mask. `mask` is (H, W) bool at the picture's size, or a PNG file; `id` is K of `<PromptK>`."""
+    """A region as a mask of the picture's size, in any form of `MaskRef`; `id` is K of `<PromptK>`."""
 
-    mask: BoolMask | str | Path
+    mask: MaskRef
     id: int | None = None
 
 
@@ -94,3 +94,10 @@ class Sample:
     source: str = ""
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The pictures: none, one or several."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning import templates
-from sail_lightning.data.sample import BoolMask, ImageRef, MaskRef, Prompt, Sample, Turn
+from sail_lightning.data import wording
+from sail_lightning.data.sample import BoolMask, MaskRef, Prompt, Sample, Turn
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import Sequence, SequenceBuilder
 from sail_lightning.tokens import Tokens
@@ -31,11 +32,13 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EncodedRegion:
-    """A visual prompt of one sample: its token id, the vision tokens it covers (rows), the text tokens that name it."""
+    """A visual prompt of one sample: its token id, the vision tokens it covers (rows), the text tokens that name it,
+    and the `box` (x0, y0, x1, y1) around its pixels, in shares of the picture's width and height."""
 
     token_id: int
     patch_rows: Int
     mention_rows: Int
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,13 @@ class Encoder:
     def _encode(self, sample: Sample, answers: bool, answer_prefix: str) -> EncodedSample:
         if not answers and not (sample.turns and sample.turns[-1].question.strip()):
             raise SailUsageError("the question is empty; write what the model shall answer")
-        pictures = [load_image(reference) for reference in as_tuple(sample.image)]
+        pictures = [load_image(reference) for reference in sample.images]
         size = (pictures[0].shape[0], pictures[0].shape[1]) if pictures else None
         cut = [patchify(picture, self.patch_size, self.max_side, self.resize) for picture in pictures]
         begun = self.tokens.answer_prefix(answer_prefix) if answer_prefix else []
         sequence = self.lay_out(sample.turns, tuple(grid for _, grid in cut), answers, begun)
         seg_rows = sequence.rows_of(self.tokens.seg)
-        masks = self._masks(sample.masks, len(seg_rows), size) if answers else ()
+        masks = self._masks(masks_in_order(sample), len(seg_rows), size) if answers else ()
         cells = [cells for cells, _ in cut] or [np.empty((0, 3 * self.patch_size**2), np.uint8)]
         return EncodedSample(
             sample=sample,
@@ -172,7 +175,12 @@ class Encoder:
 
     def _regions(self, sample: Sample, sequence: Sequence, size: tuple[int, int] | None) -> tuple[EncodedRegion, ...]:
         ids = prompt_ids(sample.prompts, self.num_prompts)
-        mentioned = [i for i, token in enumerate(self.tokens.prompt_ids) if len(sequence.rows_of(token))]
+        denied = {turn.answer for turn in sample.turns}  # a model learns to say of a prompt that it is not there
+        mentioned = [
+            i
+            for i, token in enumerate(self.tokens.prompt_ids)
+            if len(sequence.rows_of(token)) and wording.NOT_THERE.format(templates.prompt_token(i)) not in denied
+        ]
         if absent := sorted(set(mentioned) - set(ids)):
             known = ", ".join(templates.prompt_token(i) for i in ids) or "none"
             raise SailUsageError(f"the text names {templates.prompt_token(absent[0])}, but the prompts are {known}")
@@ -182,19 +190,52 @@ class Encoder:
             raise SailUsageError("visual prompts need a picture")
         grid = sequence.grids[0]
         first_image = sequence.patch_rows[: grid[0] * grid[1]]
-        cells = [
-            patch_coverage(region_mask(prompt, size), grid, self.patch_size, self.coverage).ravel()
-            for prompt in sample.prompts
-        ]
+        cells: list[NDArray[np.bool_]] = []
+        boxes: list[tuple[float, float, float, float]] = []
+        for prompt in sample.prompts:
+            pixels = region_mask(prompt, size)
+            cells.append(patch_coverage(pixels, grid, self.patch_size, self.coverage).ravel())
+            boxes.append(_box(pixels))
         if self.overlap == "last":
             for place, later in enumerate(cells):
                 for earlier in cells[:place]:
                     earlier &= ~later
         regions = []
-        for id, covered in zip(ids, cells, strict=True):
+        for id, covered, box in zip(ids, cells, boxes, strict=True):
             token = self.tokens.prompt_ids[id]
-            regions.append(EncodedRegion(token, first_image[covered], sequence.rows_of(token)))
+            regions.append(EncodedRegion(token, first_image[covered], sequence.rows_of(token), box))
         return tuple(regions)
+
+
+def _box(pixels: BoolMask) -> tuple[float, float, float, float]:
+    """The box around the pixels (H, W) that are on, at least one: x0, y0, x1, y1 in shares of width and height."""
+    (top, bottom), (left, right) = (np.flatnonzero(pixels.any(axis))[[0, -1]].tolist() for axis in (1, 0))
+    height, width = pixels.shape
+    return left / width, top / height, (right + 1) / width, (bottom + 1) / height
+
+
+def masks_in_order(sample: Sample) -> tuple[MaskRef, ...]:
+    """The mask of each `[SEG]`, in the order of the text: those that `Turn.targets` name, or else as they are listed.
+
+    Raises:
+        SailError: a turn whose targets are not one per `[SEG]` or name a mask that is not there, or a mask that no turn
+            names.
+    """
+    if not any(turn.targets for turn in sample.turns):
+        return sample.masks
+    named: list[int] = []
+    for place, turn in enumerate(sample.turns):
+        count = turn.answer.count(templates.SEG)
+        if len(turn.targets) != count:
+            raise SailError(
+                f"turn {place} has {count} [SEG] but {len(turn.targets)} targets; give one target per [SEG]"
+            )
+        if wrong := [target for target in turn.targets if not 0 <= target < len(sample.masks)]:
+            raise SailError(f"turn {place} names mask {wrong[0]}, but there are {len(sample.masks)} masks")
+        named += turn.targets
+    if len(set(named)) < len(sample.masks):
+        raise SailError(f"{len(named)} [SEG] in the text but {len(sample.masks)} masks; give one mask per [SEG]")
+    return tuple(sample.masks[target] for target in named)
 
 
 def prompt_ids(prompts: Iterable[Prompt], num_prompts: int) -> tuple[int, ...]:
@@ -210,10 +251,3 @@ def prompt_ids(prompts: Iterable[Prompt], num_prompts: int) -> tuple[int, ...]:
         if ids.count(id) > 1:
             raise SailUsageError(f"two prompts carry the id {id}; give each its own")
     return ids
-
-
-def as_tuple(image: ImageRef | tuple[ImageRef, ...] | None) -> tuple[ImageRef, ...]:
-    """A sample's pictures: none, one or several."""
-    if image is None:
-        return ()
-    return image if isinstance(image, tuple) else (image,)

@@ -82,6 +82,14 @@ def test_plain_mappings_are_replaced() -> None:
     assert merge_value({"refer": 1.0, "choice": 1.0}, {"refer": 2.0}) == {"refer": 2.0}
 
 
+def test_plus_adds_to_a_plain_mapping() -> None:
+    base = {"data": {"repeats": {"a": 2, "b": 3}}}
+    assert merge_layers([base, {"data": {"repeats+": {"b": 1, "c": 4}}}]) == {
+        "data": {"repeats": {"a": 2, "b": 1, "c": 4}}
+    }
+    assert merge_layers([{"data": {}}, {"data": {"repeats+": {"c": 4}}}]) == {"data": {"repeats": {"c": 4}}}
+
+
 def test_lists_are_replaced_and_plus_appends() -> None:
     assert merge_layers([{"t": {"x": [1]}}, {"t": {"x": [2]}}]) == {"t": {"x": [2]}}
     assert merge_layers([{"t": {"x": [1]}}, {"t": {"x+": [2]}}]) == {"t": {"x": [1, 2]}}

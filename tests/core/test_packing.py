@@ -271,6 +271,23 @@ def test_masks_are_decoded_once_for_an_answer_and_not_for_a_question_or_a_record
     assert (masks.numpy() == np.stack([blob(24, 40, place) for place in range(3)])).all()
 
 
+def test_masks_follow_the_targets_of_the_turns() -> None:
+    masks = tuple(blob(24, 40, place) for place in range(2))
+    turns = (Turn("first?", "[SEG]", targets=(1,)), Turn("both?", "[SEG] [SEG]", targets=(0, 1)))
+    encoded = ENCODER.encode(Sample(picture(24, 40), turns, masks))
+    assert [mask.tolist() for mask in encoded.masks] == [masks[place].tolist() for place in (1, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [((0, 1), "turn 0 has 1 .SEG. but 2 targets"), ((2,), "turn 0 names mask 2"), ((0,), "give one mask per")],
+)
+def test_targets_that_do_not_fit_are_refused(targets: tuple[int, ...], message: str) -> None:
+    sample = Sample(picture(24, 40), (Turn("?", "[SEG]", targets=targets),), (blob(24, 40), blob(24, 40, 1)))
+    with pytest.raises(SailError, match=message):
+        ENCODER.encode(sample)
+
+
 def test_masks_are_the_same_from_an_array_a_run_length_code_a_file_and_a_function(tmp_path: Path) -> None:
     mask = blob(13, 17, 3)
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
@@ -24,6 +27,7 @@ class LaboratorySource(Source):
         kinds: weight of each kind of referring question; null for the laboratory's own.
         vres_kinds: weight of each kind of question that refers by words and a region; null for all alike.
         num_prompts: ids that visual prompts carry, 0 to num_prompts - 1.
+        prompts: weight of each form of a visual prompt (mask, box, point); null for the laboratory's own.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class LaboratorySource(Source):
         kinds: dict[str, float] | None = None,
         vres_kinds: dict[str, float] | None = None,
         num_prompts: int = 4,
+        prompts: dict[str, float] | None = None,
     ) -> None:
         laboratory = Laboratory(
             seed=seed,
@@ -51,6 +56,7 @@ class LaboratorySource(Source):
             vres_kinds=vres_kinds,
             questions=questions,
             num_prompts=num_prompts,
+            prompts=prompts,
         )
         self._samples = samples
         self._list = laboratory if samples is None else laboratory.balanced(samples)
@@ -61,3 +67,6 @@ class LaboratorySource(Source):
     @property
     def length(self) -> int | None:
         return self._samples
+
+    def pictures(self) -> NDArray[np.uint64]:
+        return np.zeros(self._samples or 0, np.uint64)  # each sample has a scene of its own

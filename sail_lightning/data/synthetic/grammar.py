@@ -6,7 +6,7 @@ only where its answer is certain: descriptions are unique, positions differ by a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeVar
@@ -51,7 +51,8 @@ ORDINAL_GAP = 0.10
 """Between neighbours in an ordered row, of the picture's side."""
 RELATION_GAP = 0.12
 """By which an object is, or clearly is not, on a side of another, of the picture's side."""
-PROMPT_RATIOS = ((0.4, "mask"), (0.3, "box"), (0.3, "point"))
+PROMPTS = {"mask": 0.4, "box": 0.3, "point": 0.3}
+"""How often a region is drawn as what."""
 
 REFER_KINDS = ("single", "multi", "none", "ordinal", "relation")
 VRES_KINDS = ("region", "alike", "beside")
@@ -129,6 +130,7 @@ class Interviewer:
         pairs: colour and shape pairs that wrong descriptions and wrong choices may name. Were an unseen pair named
             there only, training would teach that it is always wrong.
         focus: indices of the objects that questions are about; all of them by default.
+        prompts: weight of each form of a region; `PROMPTS` by default.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class Interviewer:
         num_prompts: int = 4,
         pairs: Collection[Pair] = ALL_PAIRS,
         focus: Collection[int] | None = None,
+        prompts: Mapping[str, float] | None = None,
     ) -> None:
+        self.forms = list((PROMPTS if prompts is None else prompts).items())
         self.scene, self.rng, self.pairs = scene, rng, frozenset(pairs)
         self.objects = scene.objects
         self.everything = range(len(self.objects))
@@ -399,7 +403,7 @@ class Interviewer:
         number = self.ids.pop()
         mask = self.objects[index].mask
         name = f"<Prompt{number}>"
-        form = self._weighted([(form, ratio) for ratio, form in PROMPT_RATIOS])
+        form = self._weighted(self.forms)
         if form == "mask":
             return Mask(mask, id=number), name
         if form == "box":

@@ -11,7 +11,7 @@ from typing import Literal, get_args, overload
 import numpy as np
 
 from sail_lightning.data.sample import BoolMask, Prompt, Sample, Turn
-from sail_lightning.data.synthetic.grammar import VRES_KINDS, Draft, Interviewer
+from sail_lightning.data.synthetic.grammar import PROMPTS, VRES_KINDS, Draft, Interviewer
 from sail_lightning.data.synthetic.scenes import ALL_PAIRS, HELD_OUT, SEEN_PAIRS, Scene, draw_scene
 
 Split = Literal["train", "val", "test", "compositional"]
@@ -42,6 +42,7 @@ class Laboratory:
         vres_kinds: weight of each kind of visual-text referring turn; all alike by default.
         questions: most turns of a sample; a scene that has no more to ask gives fewer.
         num_prompts: ids of region prompts are below it, 1 to 15.
+        prompts: weight of each form of a region (mask, box, point); `grammar.PROMPTS` by default.
 
     Raises:
         ValueError: a setting is out of range or names an unknown split, task or kind.
@@ -57,6 +58,7 @@ class Laboratory:
     vres_kinds: dict[str, float] | None = None
     questions: int = 5
     num_prompts: int = 4
+    prompts: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -76,6 +78,8 @@ class Laboratory:
             _check_weights("kinds", self.kinds, KINDS)
         if self.vres_kinds is not None:
             _check_weights("vres_kinds", self.vres_kinds, VRES)
+        if self.prompts is not None:
+            _check_weights("prompts", self.prompts, PROMPTS)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at an index, always the same.
@@ -142,7 +146,10 @@ class Laboratory:
             required=HELD_OUT if unseen else (),
         )
         focus = [i for i, o in enumerate(scene.objects) if (o.colour, o.shape) in HELD_OUT] if unseen else None
-        return scene, Interviewer(scene, rng, num_prompts=self.num_prompts, pairs=pairs, focus=focus)
+        interviewer = Interviewer(
+            scene, rng, num_prompts=self.num_prompts, pairs=pairs, focus=focus, prompts=self.prompts
+        )
+        return scene, interviewer
 
     def _conversation(self, interviewer: Interviewer, rng: np.random.Generator) -> list[Draft]:
         """Up to `questions` turns; a caption, which says everything, comes last."""

@@ -1,0 +1,172 @@
+"""What the `data` commands read: the sources that configs describe, and how their model lays samples out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sail_lightning.errors import SailUsageError
+
+if TYPE_CHECKING:
+    from sail_lightning.data.sources import Source
+    from sail_lightning.data.transform import Encoder
+
+SPLITS = ("train", "val", "test")
+OF_ENCODER = ("tokenizer", "max_side", "max_tokens")
+"""Arguments of the model that decide about lengths, beside its backbone and prompt encoder."""
+
+
+def read_source(
+    configs: Sequence[str], split: str, plugins: Sequence[str], overrides: Sequence[str], command: str = "show"
+) -> Source:
+    """The source `data.SPLIT` of some configs.
+
+    Args:
+        configs: files or packaged names, as for `fit`.
+        split: `train`, `val` or `test`.
+        plugins: files and modules to load, beside those that the configs name.
+        overrides: options such as `--data.train.size=128`.
+        command: what complains.
+
+    Raises:
+        SailUsageError: no such split, a wrong argument, or a foreign option.
+    """
+    takes = f"data {command} takes --data.{split}.ARGUMENT=VALUE"
+    return DataConfig(configs, plugins, overrides, ("data",), takes).source(split)
+
+
+class DataConfig:
+    """Some configs and options as one.
+
+    Args:
+        configs: files or packaged names, as for `fit`.
+        plugins: files and modules to load, beside those that the configs name.
+        overrides: options such as `--data.train.size=128`.
+        sections: which sections the options may name.
+        takes: what the command says where they name another.
+
+    Raises:
+        SailUsageError: no such config, or a foreign option.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[str],
+        plugins: Sequence[str],
+        overrides: Sequence[str],
+        sections: Sequence[str] = ("data", "model"),
+        takes: str = "a data command takes --data.SPLIT.ARGUMENT=VALUE and --model.ARGUMENT=VALUE",
+    ) -> None:
+        from sail_lightning import registry  # after --help: it takes seconds
+        from sail_lightning.cli import compose
+
+        self.configs = list(configs)
+        options = [*(compose.Option("config", [name]) for name in configs), *compose.split_options(overrides)]
+        given = options[len(configs) :]
+        known = tuple(f"{section}." for section in sections)
+        if foreign := [option.name for option in given if not option.name.startswith(known)]:
+            raise SailUsageError(f"unknown option --{foreign[0]}; {takes}")
+        layers = compose.read_layers(options)
+        registry.discover([*plugins, *compose.plugin_sources([], layers)])
+        self._config, self._left = compose.apply_options(compose.merge_layers(layers), given)
+
+    @property
+    def splits(self) -> list[str]:
+        """Which of `train`, `val` and `test` there is."""
+        return [split for split in SPLITS if self._node(f"data.{split}") is not None]
+
+    def source(self, split: str) -> Source:
+        """The source of a split.
+
+        Raises:
+            SailUsageError: no such split, or a wrong argument.
+        """
+        from sail_lightning.cli.errors import check_value
+        from sail_lightning.data.sources import Source
+
+        key = f"data.{split}"
+        node = self._node(key)
+        if node is None:
+            raise SailUsageError(
+                f"{', '.join(self.configs)} holds no {key}; add a data config such as -c data/laboratory"
+            )
+        check_value(Source, node, key)
+        source: Source = _made({"data": {split: node}}, {key: Source})["data"][split]
+        return source
+
+    def encoder(self) -> Encoder | None:
+        """How the model of the config lays samples out; None if the config has no model. No weights are made.
+
+        Raises:
+            SailUsageError: a wrong argument of the model.
+            SailError: a tokenizer or backbone that cannot be used here.
+        """
+        if self._node("model.backbone") is None:
+            return None
+        import torch
+
+        from sail_lightning.cli.errors import check_config
+        from sail_lightning.data.transform import Encoder
+        from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
+        from sail_lightning.module import PixelSAIL
+        from sail_lightning.tokens import Tokens
+
+        node = self.described()["model"]
+        check_config({"model": node}, {"model": PixelSAIL}, ())
+        sockets = {"model.backbone": Backbone, "model.prompt_encoder": PromptEncoder}
+        made = _made({"model": {key: node[key] for key in ("backbone", "prompt_encoder") if key in node}}, sockets)
+        backbone, prompts = made["model"]["backbone"], made["model"]["prompt_encoder"]
+        defaults = inspect.signature(PixelSAIL).parameters
+        own = {name: node.get(name, defaults[name].default) for name in OF_ENCODER}
+        tokens = Tokens(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.picture)
+        with torch.device("meta"):
+            dims = backbone.build(Dims(vocab_size=len(tokens), new_words=len(tokens.added)))
+        return Encoder(
+            tokens,
+            dims.patch_size,
+            prompts.num_prompts,
+            int(own["max_side"]),
+            int(own["max_tokens"]),
+            resize=backbone.resize,
+            overlap=prompts.overlap,
+            coverage=prompts.coverage,
+        )
+
+    def described(self) -> dict[str, Any]:
+        """The sections `data` and `model`, options put in."""
+        from sail_lightning.cli import compose
+
+        whole = compose.with_options(self._config, self._left)
+        return {key: whole[key] for key in ("data", "model") if isinstance(whole.get(key), dict)}
+
+    def fingerprint(self) -> str:
+        """The same text for the same settings."""
+        return json.dumps(self.described(), sort_keys=True, default=str)
+
+    def _node(self, key: str) -> Any:
+        """A value of the config, options put in; None if there is none."""
+        from sail_lightning.cli import compose
+
+        left = [option for option in self._left if option.name == key or option.name.startswith(f"{key}.")]
+        section, _, name = key.partition(".")
+        node = compose.lookup(self._config, key)
+        whole = compose.with_options({section: {} if node is None else {name: node}}, left)
+        return whole[section].get(name)
+
+
+def _made(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
+    """Instances of the classes that a config names at these keys."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from sail_lightning.cli.errors import explain
+
+    parser = ArgumentParser(exit_on_error=False)
+    for key, cls in classes.items():
+        parser.add_subclass_arguments(cls, key, required=True)
+    try:
+        parsed = parser.parse_object(config)
+    except ArgumentError as error:
+        raise SailUsageError(explain(str(error))) from None
+    return parser.instantiate(parsed)

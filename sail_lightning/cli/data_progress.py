@@ -1,0 +1,41 @@
+"""How far a `data` command has come, on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS = 10
+"""Between two lines, at least; the first and the last are always written."""
+
+Tell = Callable[[int, int], None]
+"""Called with the number of things that are done and that of all."""
+
+
+@contextmanager
+def progress(things: str) -> Iterator[Tell]:
+    """Gives what is called after each step; the bar goes when the block ends."""
+    if not sys.stderr.isatty():
+        yield _lines(things)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parts = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(things)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(things: str) -> Tell:
+    last = -float("inf")
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= SECONDS:
+            last = time.monotonic()
+            sys.stderr.write(f"{done:,} of {total:,} {things}\n")
+
+    return tell

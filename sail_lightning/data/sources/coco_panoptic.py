@@ -1,0 +1,74 @@
+"""COCO panoptic: the classes of a photo, each instance by itself or all of a class as one mask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import MaskRef, Sample, Turn
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.panoptic import FromLeft, PanopticSource, category_of, segment_mask
+from sail_lightning.templates import SEG
+
+
+class CocoPanoptic(PanopticSource):
+    """COCO panoptic: one turn per class of the photo. Crowds are left out.
+
+    In the mode `instance` the answer counts the instances of a thing from left to right, each with its mask, and gives
+    stuff one mask; a sample of such a photo can hold many masks. In the mode `semantic` all that is of a class is one
+    mask, of things too.
+
+    Args:
+        mode: see above.
+        annotations: the panoptic JSON. The classes that it lists win over COCO's own.
+        pngs: folder of the PNGs.
+        images: folder of the photos.
+        objects: most classes per conversation.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["instance", "semantic"] = "instance",
+        annotations: str = layout.PANOPTIC_JSON,
+        pngs: str = layout.PANOPTIC_PNGS,
+        images: str = layout.COCO_TRAIN2017,
+        objects: int = 5,
+    ) -> None:
+        super().__init__(annotations, pngs, images)
+        self.mode, self.objects = mode, objects
+
+    def wanted(self, segment: Row) -> bool:
+        return not segment.get("iscrowd")
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        by_class: dict[str, list[Row]] = {}
+        for segment in row["segments_info"]:
+            by_class.setdefault(category_of(segment).name, []).append(segment)
+        turns: list[Turn] = []
+        masks: list[MaskRef] = []
+        for name in choose.some(list(by_class), self.objects):
+            turn, found = self._ask(name, row, by_class[name], choose)
+            turns.append(Turn(*turn, "refer", tuple(range(len(masks), len(masks) + len(found)))))
+            masks += found
+        return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+
+    def _ask(self, name: str, row: Row, segments: list[Row], choose: Choice) -> tuple[tuple[str, str], list[MaskRef]]:
+        """The question and the answer about a class, and the masks of the answer."""
+        question = choose.one(wording.SEGMENT)
+        if self.mode == "semantic":
+            asked = question.format(f"all the {name}") + wording.SEMANTIC_MODE
+            return (asked, choose.one(wording.SEGMENT_ANSWERS)), [segment_mask(row, *segments)]
+        if not category_of(segments[0]).thing:
+            return (question.format(name) + wording.SEMANTIC_MODE, f"{name} {SEG}."), [segment_mask(row, *segments)]
+        counted = " ".join(f"{name}-{number} {SEG}" for number in range(1, len(segments) + 1))
+        return (question.format(name) + wording.INSTANCE_MODE, f"{counted}."), _from_left(row, segments)
+
+
+def _from_left(row: Row, segments: list[Row]) -> list[MaskRef]:
+    """The mask of each segment, sorted by the leftmost pixel: as its box has it, or else as the PNG will show."""
+    if all(segment.get("bbox") for segment in segments):
+        return [segment_mask(row, one) for one in sorted(segments, key=lambda segment: float(segment["bbox"][0]))]
+    ids = tuple(int(segment["id"]) for segment in segments)
+    return [FromLeft(row["png"], ids, place) for place in range(len(ids))]

@@ -1,0 +1,74 @@
+"""COCO's panoptic segments as visual prompts: which class is this region?"""
+
+from __future__ import annotations
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.prompting import Prompting
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.coco_names import CATEGORIES
+from sail_lightning.data.sources.panoptic import PanopticSource, category_of, segment_mask
+
+CANDIDATES = 10
+"""Classes that are drawn as candidates, the right one perhaps among them."""
+OTHERS = "others"
+"""The last candidate, and the answer where the right class is not among them."""
+REMOVED = 0.05
+"""How often that is."""
+
+
+class CocoPrompts(PanopticSource):
+    """Things and stuff of COCO panoptic, each to be told among candidate classes. Crowds are left out.
+
+    Args:
+        annotations: the JSON file.
+        pngs: folder of its PNGs.
+        images: folder of the photos.
+        objects: most per conversation.
+        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
+        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
+        absent: probability, per object, of a question about a prompt that is not there, once at most.
+    """
+
+    def __init__(
+        self,
+        annotations: str = layout.PANOPTIC_JSON,
+        pngs: str = layout.PANOPTIC_PNGS,
+        images: str = layout.COCO_TRAIN2017,
+        objects: int = 5,
+        num_prompts: int = 15,
+        shapes: dict[str, float] | None = None,
+        absent: float = 0.05,
+    ) -> None:
+        super().__init__(annotations, pngs, images)
+        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+
+    def wanted(self, segment: Row) -> bool:
+        return not segment.get("iscrowd")
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        segments = choose.some(row["segments_info"], self.prompting.objects)
+        objects = [(segment_mask(row, segment), category_of(segment).name) for segment in segments]
+
+        def turn(name: str, truth: str) -> Turn:
+            candidates, answer = _candidates(truth, choose)
+            question = choose.one(wording.CLASSIFY).format(name) + wording.CANDIDATES.format(", ".join(candidates))
+            return Turn(question, f"{name}: {answer}", "choice", choices=tuple(candidates))
+
+        return self.prompting.interview(
+            objects, turn, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        )
+
+
+def _candidates(truth: str, choose: Choice) -> tuple[list[str], str]:
+    """Some classes with the right one among them, `others` last, and the answer; now and then without the right one."""
+    names = choose.some([category.name for category in CATEGORIES.values()], CANDIDATES)[:CANDIDATES]
+    if truth not in names:
+        names = choose.some([*names, truth])
+    answer = truth
+    if choose.chance(REMOVED):
+        names.remove(truth)
+        answer = OTHERS
+    return [*names, OTHERS], answer

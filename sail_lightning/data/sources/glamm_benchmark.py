@@ -1,0 +1,72 @@
+"""GLaMM's benchmark of grounded captions: the val and test splits of GranD-f."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.spans import Grounding, found, grounded
+from sail_lightning.errors import SailError
+from sail_lightning.templates import PHRASE_END, PHRASE_START, SEG
+
+
+class GranDfBenchmark(IndexedSource):
+    """GranD-f to be judged: one question per photo, in the words of training (official code: in others, E20).
+
+    The true answers are two COCO files, `SPLIT_gcg_coco_caption_gt.json` with a caption and its phrases (`labels`) per
+    photo, and `SPLIT_gcg_coco_mask_gt.json` with their masks in the same order. No phrase is dropped: one that does not
+    stand in the caption, or overlaps another, follows the caption. `Sample.meta["caption"]` is the bare caption.
+
+    Args:
+        split: `val` or `test`.
+        annotations: folder of the two files.
+        images: folder of the photos of both splits.
+    """
+
+    def __init__(
+        self,
+        split: Literal["val", "test"] = "val",
+        annotations: str = f"{layout.GLAMM_ANNOTATIONS}/gcg_val_test",
+        images: str = f"{layout.GLAMM_IMAGES}/grandf/val_test",
+    ) -> None:
+        folder = Path(annotations)
+        super().__init__([folder / f"{split}_gcg_coco_{kind}_gt.json" for kind in ("caption", "mask")])
+        self.images = data_path(images)
+
+    def settings(self) -> Any:
+        return str(self.images)
+
+    def rows(self) -> Iterator[Row]:
+        captions, masks = (read_json(file) for file in self.files)
+        by_photo: dict[Any, list[Any]] = {}
+        for annotation in masks["annotations"]:
+            by_photo.setdefault(annotation.get("image_id"), []).append(annotation.get("segmentation"))
+        names = {photo["id"]: photo.get("file_name") or f"{photo['id']}.jpg" for photo in captions["images"]}
+        for annotation in captions["annotations"]:
+            id = annotation.get("image_id")
+            kept = {key: annotation[key] for key in ("caption", "labels") if key in annotation}
+            photo = str(self.images / names.get(id, f"{id}.jpg"))
+            yield {"id": str(id), "image": photo, "masks": by_photo.get(id, []), **kept}
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        caption, phrases, masks = row["caption"].strip(), row["labels"], row["masks"]
+        if len(phrases) != len(masks):
+            raise SailError(f"{len(phrases)} phrases in the caption file but {len(masks)} masks in the mask file")
+        spans = found(caption, phrases)
+        all_of_them = [Grounding(*one) for one in zip(phrases, spans, ((mask,) for mask in masks), strict=True)]
+        told = grounded(caption, all_of_them)
+        after = [one for one in all_of_them if not any(one is kept for kept in told.groundings)]
+        answer = " ".join([told.answer, *(f"{PHRASE_START} {one.phrase} {PHRASE_END} {SEG}" for one in after)])
+        order = [*told.groundings, *after]
+        turn = Turn(wording.GROUNDED[0], answer, "caption", tuple(range(len(order))))
+        targets = tuple(Segmentation(one.parts, tuple(one.parts[0]["size"])) for one in order)
+        meta = {"caption": caption}
+        return Sample(row["image"], (turn,), targets, source=str(self.files[0]), id=row["id"], meta=meta)

@@ -1,0 +1,86 @@
+"""gRefCOCO: phrases that mean one object of a COCO photo, several, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.data.sources.refcoco import (
+    BENCHMARK_QUESTION,
+    as_phrase,
+    photo_row,
+    read_instances,
+    read_refs,
+    refs_file,
+    separated,
+)
+from sail_lightning.errors import SailError
+
+
+class GRefCOCO(IndexedSource):
+    """gRefCOCO: `grefs(unc).json`, `instances.json`. Several objects are one mask, their union; none is an empty one.
+
+    Crowds are left out of the union in training and in benchmarks alike (official code: in benchmarks only, E9).
+
+    Args:
+        split: `train`, `val`, `testA` or `testB`.
+        annotations: folder of the two files.
+        images: folder of the photos.
+        objects: most phrases per conversation.
+        separate: one question per record, every phrase once, as benchmarks ask.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        annotations: str = f"{layout.REFERRING}/grefcoco",
+        images: str = layout.COCO_TRAIN2014,
+        objects: int = 5,
+        separate: bool = False,
+    ) -> None:
+        folder = Path(annotations)
+        super().__init__([refs_file(folder, "grefs(unc)"), folder / "instances.json"])
+        self.split, self.images, self.objects, self.separate = split, data_path(images), objects, separate
+
+    def settings(self) -> Any:
+        return [self.split, str(self.images), self.separate]
+
+    def rows(self) -> Iterator[Row]:
+        refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
+        by_photo: dict[int, list[Row]] = {}
+        for ref in refs:
+            ids = [ref["ann_id"]] if isinstance(ref["ann_id"], int) else ref["ann_id"]
+            known = [annotations.get(id) for id in ids if id != -1]
+            by_photo.setdefault(ref["image_id"], []).append(
+                {
+                    "ann_id": ref["ref_id"],
+                    "phrases": [sentence["sent"] for sentence in ref["sentences"]],
+                    "missing": [id for id in ids if id != -1 and id not in annotations],
+                    "segmentations": [one["segmentation"] for one in known if one and not one.get("iscrowd")],
+                }
+            )
+        for photo_id, objects in by_photo.items():
+            photo = photos.get(photo_id, {"file_name": f"of id {photo_id}, which instances.json lacks"})
+            row = photo_row(photo, photo_id, self.images)
+            yield from separated(row, objects) if self.separate else [{**row, "objects": objects}]
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        size = (row["height"], row["width"])
+        turns, masks = [], []
+        for place, item in enumerate(choose.some(row["objects"], self.objects)):
+            phrase = as_phrase(choose.one(item["phrases"]))
+            if item["missing"]:
+                raise SailError(f"the ref of {phrase!r} names {item['missing']}, which instances.json lacks")
+            question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
+            answer = choose.one(wording.SEGMENT_ANSWERS) if item["segmentations"] else wording.NO_TARGET_ANSWER
+            turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
+            masks.append(Segmentation(tuple(item["segmentations"]), size))
+        return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

@@ -1,0 +1,63 @@
+"""JSONL files of our own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.jsonl import from_json
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.errors import SailError
+
+
+class JsonlSource(IndexedSource):
+    """A file of one JSON object a line, as `sail_lightning.data.jsonl` describes it. Empty lines are passed over.
+
+    The index holds where each line lies; the line itself is read and checked when the record is asked for.
+
+    Args:
+        path: of the file.
+        images: the folder that file names of pictures and PNG masks start from; null is the folder of the file.
+    """
+
+    def __init__(self, path: str, images: str | None = None) -> None:
+        super().__init__([path])
+        self.root = self.files[0].parent if images is None else data_path(images)
+
+    def rows(self) -> Iterator[Row]:
+        start = 0
+        with self.files[0].open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield {"line": number, "at": [start, len(line)], "image": _picture(line)}
+                start += len(line)
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        start, size = row["at"]
+        with self.files[0].open("rb") as file:
+            file.seek(start)
+            line = file.read(size)
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # JSON or UTF-8
+            raise SailError(f"no valid JSON ({error}); mend the line") from None
+        return from_json(record, self.root, str(self.files[0]))
+
+    def _name(self, row: Row, index: int) -> str:
+        return f"line {row['line']}"
+
+
+def _picture(line: bytes) -> str | None:
+    """The first picture that a line names; None as well if the line is broken: the record tells of that."""
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return None
+    image = record.get("image") if isinstance(record, dict) else None
+    if isinstance(image, list) and image:
+        image = image[0]
+    return image if isinstance(image, str) else None

@@ -1,0 +1,187 @@
+"""Several sources as one: repeated or weighted, limited, without the pictures of held-out sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.sources.base import Source
+from sail_lightning.errors import SailError, SailUsageError
+
+CYCLE = 1000
+"""Samples in which the shares of a weighted mixture are exact, to a sample."""
+
+
+class Mixture(Source):
+    """Mixes sources. It keeps no state: a number says which record it is, so runs resume and shard as with one source.
+
+    Without `weights` a pass holds each record as often as `repeats` says, and is shuffled as a whole. With `weights`
+    the mixture has no end: sources are interleaved evenly in these shares, each in shuffled passes of its own.
+
+    Args:
+        sources: by name; null drops one that an earlier config named.
+        repeats: how often a pass holds each record, by source; 1 where none is given. With `weights` it is not allowed.
+        weights: shares by source, of any sum; a source without one is left out.
+        limits: how many records are used, by source: the same random ones in every run.
+        exclude: held-out sets whose pictures are left out of all sources, by name.
+        seed: of the choice of limited records, and of the order of a weighted mixture.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, Source | None],
+        repeats: dict[str, int] | None = None,
+        weights: dict[str, float] | None = None,
+        limits: dict[str, int] | None = None,
+        exclude: dict[str, Source | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.sources = {name: source for name, source in sources.items() if source is not None}
+        self.repeats, self.limits, self.seed = dict(repeats or {}), dict(limits or {}), seed
+        self.weights = {name: weight for name, weight in (weights or {}).items() if weight}
+        self.exclude = {name: source for name, source in (exclude or {}).items() if source is not None}
+        self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}  # of a weighted source: a pass, and its order
+        if not self.sources:
+            raise SailUsageError("a mixture needs at least one source")
+        for argument in ("repeats", "limits", "weights"):
+            for name, value in getattr(self, argument).items():
+                if name not in sources:
+                    raise SailUsageError(f"{argument} names {name}, but the sources are {', '.join(sources)}")
+                if value <= 0 or (argument != "weights" and value != int(value)):
+                    raise SailUsageError(f"{argument} of {name} must be 1 or more, not {value}")
+        if self.weights and self.repeats:
+            raise SailUsageError("a mixture has repeats or weights, not both: weights are shares, however many records")
+        if weights is not None:
+            self.sources = {name: source for name, source in self.sources.items() if name in self.weights}
+            if not self.sources:
+                raise SailUsageError("the weights leave no source")
+
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        return self.sources
+
+    @property
+    def length(self) -> int | None:
+        if self.weights:
+            return None
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        source, place = self._find(index)
+        return source[place]
+
+    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+        source, place = self._find(index)
+        return source.draw(place, rng)
+
+    def whole(self, index: int) -> Sample:
+        source, place = self._find(index)
+        return source.whole(place)
+
+    def faults(self, index: int) -> list[str]:
+        source, place = self._find(index)
+        return source.faults(place)
+
+    def pictures(self) -> NDArray[np.uint64]:
+        used = [
+            (source.pictures()[self._kept[name]], self.repeats.get(name, 1)) for name, source in self.sources.items()
+        ]
+        return np.concatenate([np.tile(pictures, repeats) for pictures, repeats in used])
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Sources mixed at random, each in the order that it wants for itself."""
+        starts = np.concatenate([[0], self._ends[:-1]])
+        owners = rng.permutation(np.repeat(np.arange(len(starts)), np.diff(self._ends, prepend=0)))
+        order = np.empty(len(owners), np.int64)
+        for part, name in enumerate(self.sources):
+            count = len(self._kept[name])
+            passes = [again * count + self._own_order(name, rng) for again in range(self.repeats.get(name, 1))]
+            order[owners == part] = starts[part] + np.concatenate(passes)
+        return order
+
+    def _own_order(self, name: str, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The places, among the records of a source that are used, in the order of one pass."""
+        kept, order = self._kept[name], self.sources[name].order(rng)
+        return np.searchsorted(kept, order[np.isin(order, kept)])
+
+    def records(self, name: str) -> NDArray[np.int64] | None:
+        """Which records of a source are used; None for all of a source without an end."""
+        return self._kept.get(name)
+
+    # -- numbers to records -------------------------------------------------------------------------------------------
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        if self.weights:
+            return self._interleaved(index)
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(index)
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        name = list(self.sources)[part]
+        kept = self._kept[name]
+        return self.sources[name], int(kept[(index - (self._ends[part - 1] if part else 0)) % len(kept)])
+
+    def _interleaved(self, index: int) -> tuple[Source, int]:
+        cycle, slot = divmod(index, CYCLE)
+        owners, ranks = self._cycle
+        part = int(owners[slot])
+        name = list(self.sources)[part]
+        number = cycle * int((owners == part).sum()) + int(ranks[slot])
+        kept = self._kept.get(name)
+        if kept is None:
+            return self.sources[name], number
+        epoch, place = divmod(number, len(kept))
+        known, order = self._orders.get(name, (-1, kept))
+        if known != epoch:
+            order = self._own_order(name, np.random.default_rng([self.seed, 1, part, epoch]))
+            self._orders[name] = (epoch, order)
+        return self.sources[name], int(kept[order[place]])
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        counts = []
+        for name in self.sources:
+            if name not in self._kept:
+                raise SailUsageError(f"{name} has no end; give the mixture weights, or the source a number of samples")
+            counts.append(len(self._kept[name]) * self.repeats.get(name, 1))
+        return np.cumsum(counts)
+
+    @cached_property
+    def _kept(self) -> dict[str, NDArray[np.int64]]:
+        """The records that are used, of each source that has an end."""
+        parts = [source.pictures() for source in self.exclude.values()]
+        held_out = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+        held_out = held_out[held_out != 0]
+        kept = {}
+        for place, (name, source) in enumerate(self.sources.items()):
+            if source.length is None:
+                if name in self.limits:
+                    raise SailUsageError(f"{name} has no end and cannot be limited; give it a number of samples itself")
+                continue
+            use = np.arange(source.length)
+            if len(held_out):
+                use = use[~np.isin(source.pictures(), held_out)]
+            if (limit := self.limits.get(name)) is not None and limit < len(use):
+                use = np.sort(np.random.default_rng([self.seed, 0, place]).choice(use, limit, replace=False))
+            if not len(use):
+                raise SailError(f"{name} has no records{' that exclude leaves' if len(held_out) else ''}; drop it")
+            kept[name] = use
+        return kept
+
+    @cached_property
+    def _cycle(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each slot of a cycle: its source, and how many slots of that source come before it in the cycle."""
+        weights = np.array([self.weights[name] for name in self.sources])
+        share = weights / weights.sum() * CYCLE
+        counts = np.maximum(np.floor(share).astype(int), 1)
+        while (left := CYCLE - counts.sum()) != 0:  # largest remainders first
+            gap = share - counts
+            counts[np.argmax(gap) if left > 0 else np.argmin(gap)] += 1 if left > 0 else -1
+        places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        owners = np.repeat(np.arange(len(counts)), counts)
+        ranks = np.concatenate([np.arange(count) for count in counts])
+        order = np.lexsort((owners, places))  # evenly spread, ties in the order of the sources
+        return owners[order], ranks[order]

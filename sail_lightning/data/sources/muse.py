@@ -1,0 +1,130 @@
+"""MUSE: questions whose answers name several objects or parts of a COCO photo, each with its mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.pictures import picture_of, picture_path
+from sail_lightning.errors import SailError
+from sail_lightning.templates import SEG
+
+SLOT = "{seg}"
+"""Stands for a mask in the file's own answers."""
+REPHRASED = 0.9
+"""How often an object is called by its `rephrased_name`, where it has one."""
+ONE_BY_ONE = (f"{{}} is {SEG}", f"{{}} {SEG}", f"the segmentation result of {{}} is {SEG}")
+"""How an object stands in an answer that gives one after the other: three ways."""
+TOGETHER = (
+    "{names}: {masks}.",
+    "{names} are {masks}.",
+    "The masks of {names} are {masks}.",
+    "Sure, {names} are {masks}.",
+    "Sure, the masks of {names} are {masks}.",
+    "The segmentation results of {names} are {masks}.",
+    "Sure, the segmentation results of {names} are {masks}.",
+    "Here are the masks of {names}: {masks}.",
+    "These are {names}: {masks}.",
+    "{masks} show {names}.",
+    "{masks} are the masks of {names}.",
+)
+"""Answers that name all objects and then give all masks: eleven ways. Names and masks come in the same order."""
+
+
+class Muse(IndexedSource):
+    """MUSE. Photos without objects or questions are left out.
+
+    A question's answer is the file's own text with a mask for each `{seg}`, or is made up: objects one by one, or
+    together.
+
+    Args:
+        annotations: the JSON file.
+        train2014: folder of the photos that are named by `file_name`.
+        train2017: folder of those named by `coco_url`, if that is of train2017.
+        val2017: folder of the others.
+        questions: most per conversation; null is all.
+    """
+
+    def __init__(
+        self,
+        annotations: str = layout.MUSE,
+        train2014: str = layout.COCO_TRAIN2014,
+        train2017: str = layout.COCO_TRAIN2017,
+        val2017: str = layout.COCO_VAL2017,
+        questions: int | None = None,
+    ) -> None:
+        super().__init__([annotations])
+        self.folders = [data_path(folder) for folder in (train2014, train2017, val2017)]
+        self.questions = questions
+
+    def settings(self) -> Any:
+        return [str(folder) for folder in self.folders]
+
+    def rows(self) -> Iterator[Row]:
+        for number, item in enumerate(read_json(self.files[0])):
+            if item.get("ann_list") and item.get("questions"):
+                kept = {key: item.get(key) for key in ("height", "width", "questions", "answers", "text_answers")}
+                yield {"id": f"item {number}", "image": self._photo(item), **kept}
+
+    def _photo(self, item: Row) -> str | None:
+        train2014, train2017, val2017 = self.folders
+        if item.get("file_name"):
+            return picture_path(train2014, item, "file_name")
+        if not item.get("coco_url"):
+            return None
+        return str((train2017 if "train2017" in item["coco_url"] else val2017) / PurePath(item["coco_url"]).name)
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        asked, answers, texts = row["questions"], row["answers"], row["text_answers"] or [None] * len(row["questions"])
+        if not len(asked) == len(answers) == len(texts):
+            raise SailError(f"{len(asked)} questions but {len(answers)} answers and {len(texts)} text answers")
+        turns: list[Turn] = []
+        masks: list[Segmentation] = []
+        for number in choose.some(range(len(asked)), self.questions):
+            objects, text = answers[number], texts[number]
+            answer = _told(text, objects) if text else _made_up(objects, choose)
+            targets = tuple(range(len(masks), len(masks) + len(objects)))
+            turns.append(Turn(asked[number].strip() + wording.MASK_PLEASE, answer, "refer", targets))
+            size = (row["height"], row["width"])
+            masks += [Segmentation(as_parts(one["segmentation"]), size) for one in objects]
+        photo = picture_of(row, "file_name` or `coco_url")
+        return Sample(photo, tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+
+
+def as_parts(segmentation: Any) -> tuple[Any, ...]:
+    """What makes up one object's mask: its polygons, one RLE, or a list of RLEs."""
+    if isinstance(segmentation, list) and any(isinstance(part, dict) for part in segmentation):
+        return tuple(part if isinstance(part, dict) else [part] for part in segmentation)
+    return (segmentation,)
+
+
+def joined(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _told(text: str, objects: Sequence[Row]) -> str:
+    if (slots := text.count(SLOT)) != len(objects):
+        raise SailError(f"the answer {text[:40]!r} has {slots} {SLOT}, but its objects are {len(objects)}; mend either")
+    return text.replace(SLOT, SEG)
+
+
+def _made_up(objects: Sequence[Row], choose: Choice) -> str:
+    if not objects:
+        raise SailError("a question has neither a text answer nor objects")
+    names = []
+    for one in objects:
+        rephrased = one.get("rephrased_name")
+        names.append(rephrased if rephrased and choose.chance(REPHRASED) else one["category_name"])
+    if choose.chance(0.5):
+        pattern = choose.one(TOGETHER)
+        return pattern.format(names=joined([name.lower() for name in names]), masks=joined([SEG] * len(names)))
+    return joined([choose.one(ONE_BY_ONE).format(name) for name in names]) + "."

@@ -1,0 +1,134 @@
+"""Osprey-724K: conversations about regions of COCO photos, in five files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.prompting import ABSENT, Prompting, Region, denial, described, with_names
+from sail_lightning.data.records import Row, picture_name
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.llava import conversation
+from sail_lightning.errors import SailError
+
+Kind = Literal["conversation", "part_level", "positive_negative", "short_form", "detail_description"]
+FILES: dict[Kind, str] = {
+    "conversation": "osprey_conversation.json",
+    "part_level": "osprey_part_level.json",
+    "positive_negative": "osprey_lvis_positive_negative.json",
+    "short_form": "osprey_short_form.json",
+    "detail_description": "osprey_detail_description.json",
+}
+IMAGES = (layout.COCO_TRAIN2014, layout.COCO_VAL2014, layout.COCO_TRAIN2017, layout.COCO_VAL2017)
+_KEYS = ("file_name", "height", "width", "annotation", "conversations", "description")
+
+
+class Osprey(IndexedSource):
+    """One file of Osprey-724K. Its regions, `<region1>` and so on in the texts, become prompts.
+
+    A conversation keeps all its regions; those with more than `num_prompts` are left out. `short_form` asks for a word
+    or phrase. `detail_description` has one description per region, of which one to `objects` are asked for.
+
+    A photo is looked up once, when the file is indexed; a file that is not there is told when the record is read
+    (official defects E34, E35: looked for in other folders than COCO's own, and another record silently taken).
+
+    Args:
+        kind: which of the five files.
+        annotations: folder of the files.
+        images: folders of the photos, in the order in which they are looked through; null is COCO's four.
+        objects: most per conversation of `detail_description`.
+        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
+        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
+        absent: probability, per object, of a question about a prompt that is not there, once at most.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "conversation",
+        annotations: str = layout.OSPREY,
+        images: list[str] | None = None,
+        objects: int = 5,
+        num_prompts: int = 15,
+        shapes: dict[str, float] | None = None,
+        absent: float = 0.05,
+    ) -> None:
+        super().__init__([Path(annotations) / FILES[kind]])
+        self.kind, self.images = kind, [data_path(folder) for folder in images or IMAGES]
+        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+
+    def settings(self) -> Any:
+        return [self.kind, [str(folder) for folder in self.images], self.prompting.num_prompts]
+
+    def picture(self, row: Row) -> str | None:
+        return row.get("image") or row.get("file_name")
+
+    def rows(self) -> Iterator[Row]:
+        listed = {folder: frozenset(os.listdir(folder) if folder.is_dir() else ()) for folder in self.images}
+        for number, item in enumerate(read_json(self.files[0])):
+            record = item if isinstance(item, dict) else {}
+            name, regions = str(record.get("file_name", "record")), record.get("annotation")
+            many = isinstance(regions, list) and len(regions) > self.prompting.num_prompts
+            if many and self.kind != "detail_description":
+                continue
+            row = {key: record[key] for key in _KEYS if key in record}
+            row["id"] = f"{picture_name(name)}/{number}"
+            if found := next((folder for folder in self.images if name in listed[folder]), None):
+                row["image"] = str(found / name)
+            yield row
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        image = row.get("image") or self._found(row["file_name"])
+        size = (int(row["height"]), int(row["width"]))
+        masks = [Segmentation((one["segmentation"],), size) for one in row["annotation"]]
+        if self.kind != "detail_description":
+            return self._conversation(row, image, masks, choose)
+        texts = [_without_regions(text) for text in row["description"]]
+        if len(texts) != len(masks):
+            raise SailError(f"{len(texts)} descriptions of {len(masks)} regions; give one for each")
+        told = [(mask, text) for mask, text in zip(masks, texts, strict=True) if text]
+        return self.prompting.interview(
+            self.prompting.some(told, choose),
+            described(choose),
+            choose,
+            image=image,
+            source=str(self.files[0]),
+            id=row["id"],
+        )
+
+    def _conversation(self, row: Row, image: str, masks: list[Segmentation], choose: Choice) -> Sample:
+        regions, unused = self.prompting.regions([(mask, "") for mask in masks], choose)
+        turns = [self._turn(question, answer, regions) for question, answer in conversation(row["conversations"])]
+        meta: dict[str, Any] = {}
+        if absentee := self.prompting.absentee(len(regions), unused, choose):
+            turns.append(denial(described(choose), absentee[1]))
+            meta[ABSENT] = [absentee[1]]
+        prompts = tuple(region.prompt for region in regions)
+        return Sample(image, tuple(turns), prompts=prompts, source=str(self.files[0]), id=row["id"], meta=meta)
+
+    def _turn(self, question: str, answer: str, regions: list[Region]) -> Turn:
+        ending = wording.SHORT_ANSWER if self.kind == "short_form" else ""
+        return Turn(with_names(question, regions) + ending, with_names(answer, regions))
+
+    def _found(self, name: str) -> str:
+        """A photo that was not there when the file was indexed.
+
+        Raises:
+            SailError: it still is not.
+        """
+        for folder in self.images:
+            if (folder / name).is_file():
+                return str(folder / name)
+        raise SailError(f"no picture {name} in {', '.join(map(str, self.images))}; copy it there, or set images")
+
+
+def _without_regions(description: str) -> str:
+    """A description without those of its parts between colons that name regions, such as `<region1>:`."""
+    kept = (part for part in description.split(":") if not ("<" in part and ">" in part))
+    return ":".join(kept).strip()

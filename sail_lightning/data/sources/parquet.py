@@ -1,0 +1,88 @@
+"""Parquet files of our own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.jsonl import from_json
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.errors import SailError
+
+COLUMNS = ("id", "image", "size", "turns", "masks", "prompts", "meta")
+
+
+class ParquetSource(IndexedSource):
+    """A Parquet file whose columns are the keys that `sail_lightning.data.jsonl` describes; other columns are not read.
+
+    A column may hold nested values or their JSON text. In nested values null is as good as absent, so that masks,
+    which have different keys, fit into one type. Needs pyarrow: `pip install 'sail-lightning[parquet]'`.
+
+    Args:
+        path: of the file.
+        images: the folder that file names of pictures and PNG masks start from; null is the folder of the file.
+    """
+
+    def __init__(self, path: str, images: str | None = None) -> None:
+        super().__init__([path])
+        self.root = self.files[0].parent if images is None else data_path(images)
+
+    def rows(self) -> Iterator[Row]:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError:
+            raise SailError(f"reading {self.files[0]} needs pyarrow: pip install 'sail-lightning[parquet]'") from None
+        try:
+            with parquet.ParquetFile(self.files[0]) as file:
+                columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+                number = 0
+                for batch in file.iter_batches(columns=columns):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield {"row": number, "record": {key: _read(value) for key, value in record.items()}}
+        except (ArrowException, OSError) as error:
+            raise SailError(f"{self.files[0]} is no readable Parquet file ({error}); write it again") from None
+
+    def picture(self, row: Row) -> str | None:
+        image = row["record"].get("image")
+        if isinstance(image, list) and image:
+            image = image[0]
+        return image if isinstance(image, str) else None
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        return from_json(row["record"], self.root, str(self.files[0]))
+
+    def _name(self, row: Row, index: int) -> str:
+        return f"row {row['row']}"
+
+
+def _read(value: Any) -> Any:
+    """What a column holds; it, or each item of a list, may be JSON text. Texts within nested values are left alone."""
+    if isinstance(value, str):
+        return _from_text(value)
+    if isinstance(value, list):
+        return [_from_text(item) if isinstance(item, str) else _dense(item) for item in value]
+    return _dense(value)
+
+
+def _from_text(text: str) -> Any:
+    """An object or list of JSON; a text that is none stays, as a file name does."""
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _dense(value: Any) -> Any:
+    """A nested value without its nulls."""
+    if isinstance(value, dict):
+        return {key: _dense(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_dense(item) for item in value]
+    return value

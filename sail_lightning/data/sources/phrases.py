@@ -1,0 +1,111 @@
+"""What sources of your own masks share: phrases that mean masks of a picture, asked about, and a share held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Turn
+from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION
+from sail_lightning.errors import SailUsageError
+
+Part = Literal["all", "train", "val"]
+T = TypeVar("T")
+
+
+def clean(phrase: str) -> str:
+    """A phrase as it stands in a question: on one line, no full stop."""
+    return " ".join(phrase.split()).removesuffix(".").strip()
+
+
+def objects_of(phrases: Iterable[tuple[str, T]]) -> list[tuple[list[str], list[T]]]:
+    """What can be asked about, from pairs of a phrase and one mask that it means.
+
+    Masks with a phrase in common are one object under that phrase, their union; phrases that mean the same masks are
+    alternatives. The order is that of the first phrases.
+    """
+    masks: dict[str, list[T]] = {}
+    for phrase, mask in phrases:
+        own = masks.setdefault(phrase, [])
+        if mask not in own:
+            own.append(mask)
+    objects: list[tuple[list[str], list[T]]] = []
+    for phrase, meant in masks.items():
+        known = next((names for names, other in objects if other == meant), None)
+        if known is None:
+            objects.append(([phrase], meant))
+        else:
+            known.append(phrase)
+    return objects
+
+
+def separated(row: Row) -> Iterator[Row]:
+    """One row for each phrase of each object; those of one picture follow each other."""
+    number = 0
+    for item in row["objects"]:
+        for phrase in item["phrases"]:
+            yield {**row, "id": f"{row['id']}/{number}", "objects": [{**item, "phrases": [phrase]}]}
+            number += 1
+
+
+class Wording:
+    """How phrases are asked about.
+
+    Args:
+        questions: with `{}` for the phrase; None is those of the training recipe, for `separate` the benchmarks'.
+        answers: with one `[SEG]`; None is those of the training recipe.
+        objects: most per conversation.
+        separate: one question per record.
+
+    Raises:
+        SailUsageError: a question without `{}`, an answer without `[SEG]`, or less than one object.
+    """
+
+    def __init__(
+        self, questions: Sequence[str] | None, answers: Sequence[str] | None, objects: int, separate: bool
+    ) -> None:
+        usual = (BENCHMARK_QUESTION,) if separate else wording.SEGMENT
+        self.questions = tuple(questions or usual)
+        self.answers = tuple(answers or wording.SEGMENT_ANSWERS)
+        self.objects = objects
+        if bad := [text for text in self.questions if text.count("{}") != 1]:
+            raise SailUsageError(f"a question needs one {{}} where the phrase goes, which {bad[0]!r} lacks")
+        if bad := [text for text in self.answers if text.count("[SEG]") != 1]:
+            raise SailUsageError(f"an answer needs one [SEG] where the mask goes, which {bad[0]!r} lacks")
+        if objects < 1:
+            raise SailUsageError(f"objects must be 1 or more, not {objects}")
+
+    def turns(self, objects: Sequence[Row], choose: Choice) -> tuple[tuple[Turn, ...], list[Row]]:
+        """A conversation about some objects, each with its `phrases`, and the object of each turn."""
+        chosen = choose.some(objects, self.objects)
+        turns = []
+        for place, item in enumerate(chosen):
+            phrase = choose.one(item["phrases"])
+            question = choose.one(self.questions).replace("{}", phrase)
+            turns.append(Turn(question, choose.one(self.answers), "refer", (place,)))
+        return tuple(turns), chosen
+
+
+def kept(names: Iterable[T], part: Part, share: float, name: Callable[[T], str] = str) -> list[T]:
+    """Those pictures that belong to a part, in their order. Which are held out depends on their names alone.
+
+    Of two or more pictures at least one is held out, and one is not, if `share` lies between 0 and 1.
+
+    Raises:
+        SailUsageError: a share that is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise SailUsageError(f"val_share must be from 0 to 1, not {share}")
+    every = list(names)
+    if part == "all":
+        return every
+    ranked = sorted(every, key=lambda one: hashlib.blake2b(name(one).encode()).digest())
+    count = round(share * len(every))
+    if 0 < share < 1:
+        count = min(max(count, 1), len(every) - 1)
+    held = {name(one) for one in ranked[: max(count, 0)]}
+    return [one for one in every if (name(one) in held) == (part == "val")]

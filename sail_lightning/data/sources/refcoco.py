@@ -1,0 +1,133 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: phrases that each mean one object of a COCO photo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sail_lightning.data import plain_pickle, wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.errors import SailError
+
+BENCHMARK_QUESTION = "Please segment {} in this image."
+"""One of the training questions; benchmarks ask it of every phrase."""
+
+
+class RefCOCO(IndexedSource):
+    """RefCOCO, RefCOCO+ or RefCOCOg in the files of the `refer` tool: `instances.json`, `refs(SPLIT_BY).p` or `.json`.
+
+    In training a record is a photo: some of its objects, each with one of its phrases, drawn anew each time (official
+    code: drawn once for the whole run, and the same object several times in one conversation, E39).
+
+    Args:
+        name: of the set.
+        split: of its refs: `train`, `val`, `testA`, `testB` or `test`.
+        split_by: whose split; null is `umd` for RefCOCOg and `unc` for the others.
+        annotations: folder of the two files; null is `ref_seg/NAME`.
+        images: folder of the photos.
+        objects: most per conversation.
+        separate: one question per record, every phrase once, as benchmarks ask.
+    """
+
+    def __init__(
+        self,
+        name: Literal["refcoco", "refcoco+", "refcocog"] = "refcoco",
+        split: str = "train",
+        split_by: Literal["unc", "umd", "google"] | None = None,
+        annotations: str | None = None,
+        images: str = layout.COCO_TRAIN2014,
+        objects: int = 5,
+        separate: bool = False,
+    ) -> None:
+        by = split_by or ("umd" if name == "refcocog" else "unc")
+        folder = Path(annotations or f"{layout.REFERRING}/{name}")
+        super().__init__([refs_file(folder, f"refs({by})"), folder / "instances.json"])
+        self.split, self.images, self.objects, self.separate = split, data_path(images), objects, separate
+
+    def settings(self) -> Any:
+        return [self.split, str(self.images), self.separate]
+
+    def rows(self) -> Iterator[Row]:
+        refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
+        by_photo: dict[int, dict[int, Row]] = {}
+        for ref in refs:
+            objects = by_photo.setdefault(ref["image_id"], {})
+            known = objects.setdefault(ref["ann_id"], {"ann_id": ref["ann_id"], "phrases": []})  # E39: refs are joined
+            known["segmentation"] = annotations.get(ref["ann_id"], {}).get("segmentation")
+            known["phrases"] += [sentence["sent"] for sentence in ref["sentences"]]
+        for photo_id, objects in by_photo.items():
+            photo = photos.get(photo_id, {"file_name": f"of id {photo_id}, which instances.json lacks"})
+            row = photo_row(photo, photo_id, self.images)
+            listed = list(objects.values())
+            yield from separated(row, listed) if self.separate else [{**row, "objects": listed}]
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        size = (row["height"], row["width"])
+        turns, masks = [], []
+        for place, item in enumerate(choose.some(row["objects"], self.objects)):
+            phrase = as_phrase(choose.one(item["phrases"]))
+            if item["segmentation"] is None:
+                raise SailError(f"the ref of {phrase!r} names annotation {item['ann_id']}, which instances.json lacks")
+            question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
+            answer = choose.one(wording.SEGMENT_ANSWERS)
+            turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
+            masks.append(Segmentation((item["segmentation"],), size))
+        return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+
+
+def refs_file(folder: Path, stem: str) -> Path:
+    """The refs in whichever form lies there: JSON, or else the published pickle."""
+    as_json = folder / f"{stem}.json"
+    return as_json if data_path(as_json).exists() else folder / f"{stem}.p"
+
+
+def read_refs(path: Path, split: str) -> list[dict[str, Any]]:
+    """The refs of a split. RefCOCO's `testA` and `testB` are told by their last letter, as its tool does.
+
+    Raises:
+        SailError: no such file, or no such split in it.
+    """
+    refs = plain_pickle.load(path) if path.suffix == ".p" else read_json(path)
+    found = [ref for ref in refs if ref["split"] == split]
+    if not found:
+        raise SailError(f"{path} has no split {split}; it has {', '.join(sorted({ref['split'] for ref in refs}))}")
+    return found
+
+
+def read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Photos and annotations of a COCO file, by id."""
+    content = read_json(path)
+    return {item["id"]: item for item in content["images"]}, {item["id"]: item for item in content["annotations"]}
+
+
+def photo_row(photo: dict[str, Any], photo_id: int, images: Path) -> Row:
+    """What a row says of its photo."""
+    return {"id": str(photo_id), "image": str(images / photo["file_name"])} | {
+        side: photo[side] for side in ("height", "width") if side in photo
+    }
+
+
+def separated(row: Row, objects: Iterable[Row]) -> Iterator[Row]:
+    """One row for each phrase of each object; those of one photo follow each other, so it is read once."""
+    for item in objects:
+        for number, phrase in enumerate(item["phrases"]):
+            one = {**item, "phrases": [phrase]}
+            yield {**row, "id": f"{row['id']}/{item['ann_id']}/{number}", "objects": [one]}
+
+
+def as_phrase(text: str) -> str:
+    """A phrase as it stands in a question, in training and in benchmarks alike (E19): lower case, no full stop.
+
+    Raises:
+        SailError: nothing is left.
+    """
+    phrase = " ".join(text.lower().split()).removesuffix(".").strip()
+    if not phrase:
+        raise SailError("a phrase is empty; remove its sentence")
+    return phrase

@@ -1,0 +1,105 @@
+"""RefCOCO's phrases the other way round: say what a region is. Training, and the benchmark on RefCOCOg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.prompting import Prompting
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Mask, Sample, Turn
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, photo_row
+from sail_lightning.errors import SailError
+from sail_lightning.templates import prompt_token
+
+
+class RegionCaptions(RefCOCO):
+    """The referred objects of a photo, each to be named by a phrase that means it; one to `objects` at a time.
+
+    Args:
+        name: of the set.
+        split: of its refs: `train`, `val`, `testA`, `testB` or `test`.
+        split_by: whose split; null is `umd` for RefCOCOg and `unc` for the others.
+        annotations: folder of the two files; null is `ref_seg/NAME`.
+        images: folder of the photos.
+        objects: most per conversation.
+        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
+        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
+        absent: probability, per object, of a question about a prompt that is not there, once at most.
+    """
+
+    def __init__(
+        self,
+        name: Literal["refcoco", "refcoco+", "refcocog"] = "refcocog",
+        split: str = "train",
+        split_by: Literal["unc", "umd", "google"] | None = None,
+        annotations: str | None = None,
+        images: str = layout.COCO_TRAIN2014,
+        objects: int = 5,
+        num_prompts: int = 15,
+        shapes: dict[str, float] | None = None,
+        absent: float = 0.05,
+    ) -> None:
+        super().__init__(name, split, split_by, annotations, images, objects)
+        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        size = (int(row["height"]), int(row["width"]))
+        objects = []
+        for item in self.prompting.some(row["objects"], choose):
+            phrase = as_phrase(choose.one(item["phrases"]))
+            if item["segmentation"] is None:
+                raise SailError(f"the ref of {phrase!r} names annotation {item['ann_id']}, which instances.json lacks")
+            objects.append((Segmentation((item["segmentation"],), size), phrase))
+        return self.prompting.interview(
+            objects, _short, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        )
+
+
+def _short(name: str, phrase: str) -> Turn:
+    return Turn(wording.DESCRIBE_SHORT.format(name), f"{name}: {phrase}", "describe")
+
+
+class RegionCaptionBenchmark(IndexedSource):
+    """RefCOCOg region captions as the benchmark asks for them: one region per record, as `<Prompt0>`.
+
+    The file is laid out as COCO's, with the caption at the picture. Annotations find their picture by `image_id`
+    (official code: took the annotation whose own id is the picture's).
+
+    Args:
+        annotations: the JSON file.
+        images: folder of the photos.
+    """
+
+    def __init__(self, annotations: str = layout.REGION_CAPTIONS, images: str = layout.COCO_TRAIN2014) -> None:
+        super().__init__([annotations])
+        self.images = data_path(images)
+
+    def settings(self) -> Any:
+        return str(self.images)
+
+    def rows(self) -> Iterator[Row]:
+        content = read_json(self.files[0])
+        regions: dict[Any, list[Row]] = {}
+        for annotation in content["annotations"]:
+            regions.setdefault(annotation.get("image_id"), []).append(annotation)
+        for photo in content["images"]:
+            photo = {"file_name": "whose name the file does not give", **photo}
+            row = photo_row(photo, photo.get("id", 0), self.images)
+            for number, region in enumerate(regions.get(photo.get("id"), [{}])):
+                caption = photo.get("caption", region.get("caption"))
+                id = f"{row['id']}/{number}" if number else row["id"]
+                yield {**row, "id": id, "caption": caption, "segmentation": region.get("segmentation")}
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        if row["segmentation"] is None or row["caption"] is None:
+            lacking = "mask" if row["segmentation"] is None else "caption"
+            raise SailError(f"no {lacking}; give the picture's annotation one, or remove the picture")
+        mask = Segmentation((row["segmentation"],), (int(row["height"]), int(row["width"])))
+        turn = Turn(wording.DESCRIBE[0].format(prompt_token(0)), row["caption"], "describe")
+        return Sample(row["image"], (turn,), prompts=(Mask(mask, 0),), source=str(self.files[0]), id=row["id"])

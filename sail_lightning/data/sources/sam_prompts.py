@@ -1,0 +1,101 @@
+"""Detailed descriptions of objects in SAM's pictures, asked for by visual prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sail_lightning.data import wording
+from sail_lightning.data.choosing import Choice
+from sail_lightning.data.prompting import Prompting, described
+from sail_lightning.data.records import Row
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.errors import SailError
+
+_HIGHLIGHT = re.compile(
+    r"\b(?:highlighted|highlight|by a yellow edge|by a yellow contour|yellow contour|yellow edge|yellow outline)\b",
+    re.IGNORECASE,
+)
+_SPACE_BEFORE_MARK = re.compile(r" +(?=[.,;:!?])")
+
+
+class SamPrompts(IndexedSource):
+    """A JSON list of pictures with described objects. A record is some objects of a picture, `objects` at most.
+
+    A picture with more is several records, so that a pass asks about each object once; one with none is no record.
+
+    Args:
+        annotations: the JSON file.
+        images: folder of the pictures.
+        objects: most per conversation.
+        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
+        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
+        absent: probability, per object, of a question about a prompt that is not there, once at most.
+    """
+
+    def __init__(
+        self,
+        annotations: str = layout.SAM_PROMPTS,
+        images: str = layout.SAM_IMAGES,
+        objects: int = 5,
+        num_prompts: int = 15,
+        shapes: dict[str, float] | None = None,
+        absent: float = 0.05,
+    ) -> None:
+        super().__init__([annotations])
+        self.images = data_path(images)
+        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+
+    def settings(self) -> Any:
+        return [str(self.images), self.prompting.objects]
+
+    def rows(self) -> Iterator[Row]:
+        for number, item in enumerate(read_json(self.files[0])):
+            record = item if isinstance(item, dict) else {}
+            name = str(record.get("image_name", f"record {number}"))
+            row: Row = {"id": f"{name}/{number}", "image": str(self.images / name)}
+            objects = record.get("object_annotations")
+            if not isinstance(objects, list):
+                yield row
+                continue
+            for part, some in enumerate(self._parts(objects, number)):
+                yield {**row, "id": f"{row['id']}.{part}", "object_annotations": some}
+
+    def sample(self, row: Row, choose: Choice) -> Sample:
+        objects = []
+        for item in choose.some(row["object_annotations"]):
+            encoded = item["segmentation"]
+            objects.append((Segmentation((encoded,), rle_size(encoded)), without_highlight(item["caption"])))
+        turn = described(choose, wording.DESCRIBE_IN_FULL)
+        return self.prompting.interview(
+            objects, turn, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        )
+
+    def _parts(self, objects: list[Any], number: int) -> list[list[Any]]:
+        """The objects of picture `number`, mixed, the same in each run, and cut into conversations."""
+        mixed = [objects[place] for place in np.random.default_rng(number).permutation(len(objects))]
+        most = self.prompting.objects
+        return [mixed[start : start + most] for start in range(0, len(mixed), most)]
+
+
+def without_highlight(caption: str) -> str:
+    """A caption without the words for the mark that its writer saw drawn around the object."""
+    return _SPACE_BEFORE_MARK.sub("", " ".join(_HIGHLIGHT.sub(" ", caption).split()))
+
+
+def rle_size(encoded: Any) -> tuple[int, int]:
+    """The (height, width) that an RLE says itself: for files that do not give the picture's.
+
+    Raises:
+        SailError: it is no RLE.
+    """
+    if not isinstance(encoded, dict) or len(encoded.get("size", ())) != 2:
+        raise SailError(f"a mask must be an RLE with its size, not {str(encoded)[:40]}")
+    height, width = encoded["size"]
+    return int(height), int(width)

@@ -1,0 +1,199 @@
+"""The index on disk: built once, mapped, whole or absent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_lightning.data import plain_pickle, records
+from sail_lightning.data.choosing import Choice, Drawn, Everything
+from sail_lightning.data.records import RecordIndex, picture_hash, picture_name
+from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.segmentations import PanopticSegments, Segmentation, decode
+from sail_lightning.data.sources.indexed import IndexedSource, read_json
+from sail_lightning.errors import SailError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=8))
+def test_rows_come_back_as_they_were(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    index = records.build(tmp_path_factory.mktemp("rows") / "index", rows, lambda row: None)
+    assert [index[number] for number in range(len(index))] == rows
+    copy = pickle.loads(pickle.dumps(index))
+    assert [copy[number] for number in range(len(copy))] == rows
+    assert not index.pictures.any()
+
+
+class Lines(IndexedSource):
+    """A record per line of a text file."""
+
+    parsed = 0
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        type(self).parsed += 1
+        for line in self.files[0].read_text().splitlines():
+            yield {"id": line, "image": f"{line}.jpg"}
+
+    def sample(self, row: dict[str, Any], choose: Choice) -> Sample:
+        return Sample(row["image"], (Turn("?", row["answer"] if row["id"] == "bad" else "!"),), id=row["id"])
+
+
+def test_files_are_parsed_once_until_they_change(tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("a\nb\n")
+    Lines.parsed = 0
+    assert Lines([file]).length == Lines([file]).length == 2 and Lines.parsed == 1
+    file.write_text("a\nb\nc\n")
+    assert Lines([file]).length == 3 and Lines.parsed == 2
+
+
+def test_making_a_source_reads_nothing(tmp_path: Path) -> None:
+    source = Lines([tmp_path / "absent.txt"])
+    with pytest.raises(SailError, match=r"no annotation file .*absent.txt"):
+        source.length  # noqa: B018
+
+
+def test_a_fault_while_parsing_leaves_no_half_of_an_index(tmp_path: Path, index_cache: Path) -> None:
+    class Fails(Lines):
+        def rows(self) -> Iterator[dict[str, Any]]:
+            yield {"id": "a"}
+            raise KeyError("photos")
+
+    file = tmp_path / "lines.txt"
+    file.write_text("a")
+    before = set((index_cache / "index").glob("*")) if (index_cache / "index").exists() else set()
+    with pytest.raises(SailError, match=r"lines.txt is not laid out as Fails reads it: the key 'photos' is missing"):
+        Fails([file]).length  # noqa: B018
+    assert set((index_cache / "index").glob("*")) == before and not list((index_cache / "index").glob(".*"))
+
+
+def test_a_broken_record_is_named_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("good\nbad")
+    source = Lines([file])
+    assert source[0].id == "good"
+    with pytest.raises(SailError, match=r"lines.txt bad: the key 'answer' is missing; mend the record"):
+        source[1]
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "no", "/nowhere")
+
+    file = tmp_path / "lines.txt"
+    file.write_text("a")
+    monkeypatch.setattr(records, "build", refuse)
+    with pytest.raises(SailError, match="cannot be written to /nowhere; set SAIL_CACHE"):
+        Lines([file]).length  # noqa: B018
+
+
+def test_e37_reading_records_does_not_grow_a_worker(tmp_path: Path) -> None:
+    rows = ({"id": str(number), "image": f"{number}.jpg", "text": "x" * 300} for number in range(20_000))
+    index = records.build(tmp_path / "index", rows, lambda row: row["image"])
+
+    def private() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        pytest.skip("this system does not tell a process's private memory")
+    for number in range(100):
+        index[number]
+    before = private()
+    for number in range(20_000):
+        assert index[number]["id"] == str(number)
+    assert private() - before < 4_000  # KiB, of 6 MB that were read
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/COCO_train2014_000000000123.jpg", "000000000123"),
+        ("b/000000000123.png", "000000000123"),
+        ("COCO_mine.jpg", "COCO_mine"),
+        ("sa_1.jpg", "sa_1"),
+    ],
+)
+def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None:
+    assert picture_name(path) == name and 0 < picture_hash(path) == picture_hash(name) < 2**64
+    assert picture_hash(None) == 0
+
+
+def test_choices_are_drawn_without_replacement_or_all_taken() -> None:
+    drawn = Drawn(np.random.default_rng(0))
+    assert sorted(drawn.some(range(9))) == list(range(9)) and len(set(drawn.some(range(9), 4))) == 4
+    assert {drawn.number(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.one("ab") for _ in range(30)} == {"a", "b"}
+    whole = Everything()
+    assert whole.some(range(9), 4) == list(range(9)) and whole.one("ab") == "a" and not whole.chance(1.0)
+
+
+def test_plain_pickles_of_either_python_are_read(tmp_path: Path) -> None:
+    content = [{"sent": "façade", "ids": [1, (2, 3)], "x": 1.5, "no": None}]
+    for protocol in range(5):
+        (tmp_path / "p").write_bytes(pickle.dumps(content, protocol))
+        assert plain_pickle.load(tmp_path / "p") == content
+    (tmp_path / "p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'a red car'\np3\nsa.")  # as Python 2 wrote it
+    assert plain_pickle.load(tmp_path / "p") == [{"sent": "a red car"}]
+    (tmp_path / "p").write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(SailError, match="is no pickle of plain lists"):
+        plain_pickle.load(tmp_path / "p")
+
+
+def test_a_damaged_json_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1, 2")
+    with pytest.raises(SailError, match=r"a.json is not valid JSON .*; copy it again"):
+        read_json(tmp_path / "a.json")
+
+
+SQUARE = [1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 1.0, 5.0]
+
+
+def test_e3_masks_that_overlap_are_united() -> None:
+    two = Segmentation(([SQUARE, [3.0, 1.0, 7.0, 1.0, 7.0, 7.0, 3.0, 7.0]],), (8, 8))()
+    assert two.dtype == bool and two.sum() == 16 + 24 - 8
+    assert Segmentation((), (8, 8))().sum() == 0 and Segmentation(([],), (8, 8))().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        ([[1, 1, 2, 2]], "a polygon needs three or more points"),
+        ([[1, 1, 2, 2, float("nan"), 3]], "a polygon needs three or more points"),
+        ({"size": [8, 9], "counts": "a"}, r"an RLE of size \[8, 9\], but the picture has \[8, 8\]"),
+        ({"size": [8, 8], "counts": [60]}, "whose counts add up to 60, not to 8 x 8 pixels"),
+        ({"size": [8, 8], "counts": "?!"}, "are no compressed RLE"),
+        ({"size": [8, 8], "counts": "0"}, "whose counts add up to 0, not to 8 x 8 pixels"),  # cut off
+        ({"size": [8, 8]}, "an RLE cannot be decoded"),
+        ("none", "a mask must be polygons or an RLE"),
+    ],
+)
+def test_a_mask_that_cannot_be_decoded_is_one_sentence(encoded: Any, message: str) -> None:
+    with pytest.raises(SailError, match=message):
+        decode(encoded, (8, 8))
+
+
+def test_panoptic_segments_are_read_by_their_colour(tmp_path: Path) -> None:
+    from dataset_writers.scenes import rgb_of
+
+    ids = np.array([[0, 255], [256, 65536 + 300]])
+    rgb_of(ids).save(tmp_path / "p.png")
+    assert PanopticSegments(str(tmp_path / "p.png"), (256, 65836))().tolist() == [[False, False], [True, True]]
+    with pytest.raises(SailError, match="no panoptic file"):
+        PanopticSegments(str(tmp_path / "q.png"), (1,))()
+
+
+def test_an_index_holds_no_rows_in_memory() -> None:
+    assert set(RecordIndex(Path("x")).__getstate__()) == {"folder"}
