@@ -4,6 +4,7 @@ if __name__ != "sail_lightning.callbacks":
     # From the repository's root, `import callbacks` would make a second copy whose classes are not the package's.
     raise ImportError("import sail_lightning.callbacks, not callbacks: the folder belongs to the package")
 
+from sail_lightning.callbacks.answers import AnswerWriter
 from sail_lightning.callbacks.ema import EMA
 from sail_lightning.callbacks.grad_norm import GradNorm
 from sail_lightning.callbacks.learning_curve import draw_learning_curve
@@ -14,6 +15,7 @@ from sail_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "EMA",
+    "AnswerWriter",
     "GradNorm",
     "NonFiniteGuard",
     "OverlayLogger",

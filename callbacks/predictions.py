@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import lightning as L
-import numpy as np
 
 from sail_lightning.data.datamodule import PICTURES
 from sail_lightning.data.sample import Box, Point, Prompt, Scribble
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.prediction import Prediction, encode_rle
+from sail_lightning.vision import load_mask
 
 FILE, OVERLAYS = "predictions.jsonl", "overlays"
 
@@ -157,5 +157,6 @@ def _prompt(prompt: Prompt, place: int) -> dict[str, Any]:
     elif isinstance(prompt, Scribble):
         record["scribble"] = [list(point) for point in prompt.points]
     else:
-        record["mask"] = encode_rle(prompt.mask) if isinstance(prompt.mask, np.ndarray) else str(prompt.mask)
+        file = isinstance(prompt.mask, str | Path)
+        record["mask"] = str(prompt.mask) if file else encode_rle(load_mask(prompt.mask))
     return record

@@ -12,8 +12,9 @@ it. mIoU looks at matched pairs only, as the published protocol does: surplus an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,18 +55,65 @@ def greedy_pairs(scores: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]:
     return pairs
 
 
+Similarity = Callable[[str, str], float]
+"""Of a predicted and a true phrase, to [0, 1]."""
+FIELDS = ("iou_units", "images", "recalled", "phrases")
+"""The sums of which both figures are quotients."""
+
+
+def check_truth(masks: Masks, phrases: Sequence[str]) -> None:
+    """Raises SailError where a true caption has not one phrase, of at least one word, per mask."""
+    named = sum(bool(phrase.strip()) for phrase in phrases)
+    if not named == len(phrases) == len(masks):
+        counts = f"{named} phrases but {len(masks)} masks"
+        raise SailError(f"a grounded caption's truth has {counts}; write one <p> phrase </p> [SEG] per mask")
+
+
+def matched_iou(ious: Sequence[Sequence[Fraction]]) -> Fraction:
+    """The mean IoU of one picture's pairs, 0 where none overlap."""
+    matched = [ious[row][column] for row, column in greedy_pairs(ious)]
+    return sum(matched, Fraction(0)) / len(matched) if matched else Fraction(0)
+
+
+def recalled(
+    ious: Sequence[Sequence[Fraction]],
+    phrases: Sequence[str],
+    true_phrases: Sequence[str],
+    similarity: Similarity = token_f1,
+    min_iou: float = 0.5,
+    min_similarity: float = 0.5,
+) -> int:
+    """How many true phrases of one picture are found: pairs are struck out that miss either bar, then matched."""
+
+    def admitted(iou: Fraction, phrase: str, target: str) -> Fraction:
+        passes = iou >= min_iou and similarity(phrase, target) >= min_similarity
+        return iou if passes else Fraction(0)
+
+    table = [
+        [admitted(iou, phrase, target) for iou, target in zip(line, true_phrases, strict=True)]
+        for line, phrase in zip(ious, phrases, strict=False)
+    ]
+    return len(greedy_pairs(table))
+
+
+def figures(total: Mapping[str, Any]) -> dict[str, Any]:
+    """`gcg_miou` and `gcg_recall` of sums, NaN without images or without true phrases; numbers or arrays."""
+    return {
+        "gcg_miou": mean(total["iou_units"], total["images"]),
+        "gcg_recall": ratio(total["recalled"], total["phrases"]),
+    }
+
+
 class GroundedCaption(Sums):
     """Mask mIoU and phrase recall of grounded captions; definitions in the module's docstring.
 
-    `similarity` compares a predicted with a true phrase, to [0, 1]. The default is token F1, which needs no network;
-    the published figures use the cosine of BERT embeddings.
+    `similarity` compares a predicted with a true phrase. The default is token F1, which needs no network; the published
+    figures use the cosine of BERT embeddings (`metrics.similarity`).
     """
 
-    fields = ("iou_units", "images", "recalled", "phrases")
+    fields = FIELDS
 
-    def __init__(
-        self, similarity: Callable[[str, str], float] = token_f1, min_iou: float = 0.5, min_similarity: float = 0.5
-    ) -> None:
+    def __init__(self, similarity: Similarity = token_f1, min_iou: float = 0.5, min_similarity: float = 0.5) -> None:
         super().__init__()
         self.similarity = similarity
         self.min_iou = min_iou
@@ -82,32 +130,16 @@ class GroundedCaption(Sums):
             SailError: the truth has not one phrase, of at least one word, per mask.
             TypeError, ValueError: masks that are not bool, or not (n, H, W) of one size.
         """
-        named = sum(bool(phrase.strip()) for phrase in target_phrases)
-        if not named == len(target_phrases) == len(target_masks):
-            counts = f"{named} phrases but {len(target_masks)} masks"
-            raise SailError(f"a grounded caption's truth has {counts}; write one <p> phrase </p> [SEG] per mask")
+        check_truth(target_masks, target_phrases)
         ious = pairwise_iou(pred_masks, target_masks)
-        matched = [ious[row][column] for row, column in greedy_pairs(ious)]
-        admitted = [
-            [self._admit(iou, phrase, target) for iou, target in zip(line, target_phrases, strict=True)]
-            for line, phrase in zip(ious, pred_phrases, strict=False)
-        ]
+        bars = (self.min_iou, self.min_similarity)
         self.add(
-            iou_units=to_units(sum(matched, Fraction(0)) / len(matched)) if matched else 0,
+            iou_units=to_units(matched_iou(ious)),
             images=1,
-            recalled=len(greedy_pairs(admitted)),
+            recalled=recalled(ious, pred_phrases, target_phrases, self.similarity, *bars),
             phrases=len(target_phrases),
         )
 
-    def _admit(self, iou: Fraction, phrase: str, target: str) -> Fraction:
-        """The IoU of a pair that passes both bars, else 0."""
-        passes = iou >= self.min_iou and self.similarity(phrase, target) >= self.min_similarity
-        return iou if passes else Fraction(0)
-
     def compute(self) -> dict[str, Tensor]:
         """`gcg_miou` and `gcg_recall` in [0, 1], NaN without images or without true phrases."""
-        total = self.totals()
-        return {
-            "gcg_miou": scalar(mean(total["iou_units"], total["images"])),
-            "gcg_recall": scalar(ratio(total["recalled"], total["phrases"])),
-        }
+        return {key: scalar(value) for key, value in figures(self.totals()).items()}

@@ -8,8 +8,9 @@ bfloat16, and MPS has no float64.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,13 +24,18 @@ def to_units(score: float | Fraction) -> int:
     return round(Fraction(score) * UNIT)
 
 
-def ratio(part: int, whole: int, empty: float = float("nan")) -> float:
-    """part / whole, or `empty` where whole is zero."""
+def ratio(part: Any, whole: Any, empty: Any = float("nan")) -> Any:
+    """part / whole, or `empty` where whole is zero.
+
+    Of whole numbers a float, correctly rounded; of arrays an array, float64: the same figure of many samples at once.
+    """
+    if isinstance(whole, np.ndarray):
+        return np.where(whole == 0, empty, part / np.where(whole == 0, 1, whole))
     return part / whole if whole else empty
 
 
-def mean(units: int, count: int) -> float:
-    """The mean of `count` scores that add up to `units`; NaN where there are none."""
+def mean(units: Any, count: Any) -> Any:
+    """The mean of `count` scores that add up to `units`; NaN where there are none. Numbers or arrays, as `ratio`."""
     return ratio(units, count * UNIT)
 
 

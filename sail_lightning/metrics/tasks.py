@@ -11,14 +11,12 @@ from torch import nn
 
 from sail_lightning.data.sample import Task, Turn
 from sail_lightning.metrics.grounded import GroundedCaption
-from sail_lightning.metrics.masks import Masks, as_masks
-from sail_lightning.metrics.segmentation import PRECISIONS, ReferringSegmentation
+from sail_lightning.metrics.masks import Masks
+from sail_lightning.metrics.meteor_lite import MeteorLite
+from sail_lightning.metrics.segmentation import PRECISIONS, ReferringSegmentation, VisualTextReferring
 from sail_lightning.metrics.sums import Sums
-from sail_lightning.metrics.text import ExactMatch, MultipleChoiceAccuracy, TokenF1, normalise
+from sail_lightning.metrics.text import ExactMatch, MultipleChoiceAccuracy, TokenF1, says_no_target
 from sail_lightning.templates import phrases_of
-
-NO_TARGET = "no target"
-"""What the text of an answer contains, after `normalise`, where it says that nothing is meant."""
 
 
 class TaskMetrics(nn.Module):
@@ -28,7 +26,7 @@ class TaskMetrics(nn.Module):
     |---|---|
     | `refer` | `ciou giou n_acc t_acc pr@0.5 ... pr@0.9` |
     | `vres` | `vres_ciou vres_giou` |
-    | `describe` | `exact_match token_f1` |
+    | `describe` | `exact_match token_f1 meteor_lite` |
     | `choice` | `mcq_accuracy` |
     | `caption` | `gcg_miou gcg_recall caption_f1` |
     | `chat` | none |
@@ -39,9 +37,10 @@ class TaskMetrics(nn.Module):
     def __init__(self, no_target_from: Literal["mask", "text"] = "mask") -> None:
         super().__init__()
         self.refer = ReferringSegmentation(no_target_from=no_target_from)
-        self.vres = ReferringSegmentation()
+        self.vres = VisualTextReferring()
         self.exact = ExactMatch()
         self.description = TokenF1()
+        self.meteor = MeteorLite()
         self.choice = MultipleChoiceAccuracy()
         self.grounded = GroundedCaption()
         self.caption = TokenF1()
@@ -62,12 +61,13 @@ class TaskMetrics(nn.Module):
             SailError: the true answer does not fit its task.
         """
         if task == "refer":
-            self.refer.update(masks, targets, no_target_text=NO_TARGET in normalise(text))
+            self.refer.update(masks, targets, no_target_text=says_no_target(text))
         elif task == "vres":
-            self._update_vres(masks, targets)
+            self.vres.update(masks, targets)
         elif task == "describe":
             self.exact.update(text, turn.answer)
             self.description.update(text, turn.answer)
+            self.meteor.update(text, turn.answer)
         elif task == "choice":
             self.choice.update(text, turn.answer, turn.choices)
         elif task == "caption":
@@ -76,17 +76,6 @@ class TaskMetrics(nn.Module):
         elif task not in get_args(Task):
             raise ValueError(f"no task {task!r}; tasks are {', '.join(get_args(Task))}")
 
-    def _update_vres(self, masks: Masks, targets: Masks) -> None:
-        """Pairs the i-th predicted with the i-th true mask and scores every true one; a missing one is empty.
-
-        Predictions beyond the last true mask are not scored; a turn without true masks is one no-target expression.
-        """
-        truth = as_masks(targets, "target")
-        for index in range(len(truth)):
-            self.vres.update(masks[index : index + 1], truth[index : index + 1])
-        if not len(truth):
-            self.vres.update(masks, truth)
-
     def _figures(self) -> list[tuple[Sums, dict[str, str]]]:
         """Every metric with its keys as reported, in the one order in which every rank visits them."""
         return [
@@ -94,6 +83,7 @@ class TaskMetrics(nn.Module):
             (self.vres, {"ciou": "vres_ciou", "giou": "vres_giou"}),
             (self.exact, {"exact_match": "exact_match"}),
             (self.description, {"token_f1": "token_f1"}),
+            (self.meteor, {"meteor_lite": "meteor_lite"}),
             (self.choice, {"mcq_accuracy": "mcq_accuracy"}),
             (self.grounded, {"gcg_miou": "gcg_miou", "gcg_recall": "gcg_recall"}),
             (self.caption, {"token_f1": "caption_f1"}),

@@ -37,6 +37,15 @@ def normalise(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+NO_TARGET = "no target"
+"""What the text of an answer contains, after `normalise`, where it says that nothing is meant."""
+
+
+def says_no_target(text: str) -> bool:
+    """Whether an answer's words say that nothing is meant."""
+    return NO_TARGET in normalise(text)
+
+
 def token_f1(prediction: str, reference: str) -> float:
     """Harmonic mean of token precision and recall after `normalise`, in [0, 1]; tokens count as often as they occur.
 
@@ -112,24 +121,29 @@ def parse_choice(text: str, choices: Sequence[str] = ()) -> str | None:
     return answer[0] if _CAPITAL.match(answer) and answer[0] in letters else None
 
 
+def chooses_right(prediction: str, reference: str, choices: Sequence[str] = ()) -> bool:
+    """Whether an answer chooses the right option; `reference` names it in any form that `parse_choice` reads.
+
+    Raises:
+        SailError: the reference names no option, or a choice list is longer than the alphabet.
+    """
+    if len(choices) > len(ascii_uppercase):
+        raise SailError(f"a multiple-choice question has {len(choices)} options; letters name at most 26")
+    right = parse_choice(reference, choices)
+    if right is None:
+        options = f" among {list(choices)}" if choices else ""
+        raise SailError(f"the reference answer {reference!r} names no option{options}; begin it with its letter")
+    return parse_choice(prediction, choices) == right
+
+
 class MultipleChoiceAccuracy(Sums):
     """Share of multiple-choice questions whose chosen option, by `parse_choice`, is the right one."""
 
     fields = ("hits", "count")
 
     def update(self, prediction: str, reference: str, choices: Sequence[str] = ()) -> None:
-        """Adds one question; `reference` is the right option in any form that `parse_choice` reads.
-
-        Raises:
-            SailError: the reference names no option, or a choice list is longer than the alphabet.
-        """
-        if len(choices) > len(ascii_uppercase):
-            raise SailError(f"a multiple-choice question has {len(choices)} options; letters name at most 26")
-        right = parse_choice(reference, choices)
-        if right is None:
-            options = f" among {list(choices)}" if choices else ""
-            raise SailError(f"the reference answer {reference!r} names no option{options}; begin it with its letter")
-        self.add(hits=int(parse_choice(prediction, choices) == right), count=1)
+        """Adds one question; arguments and errors as `chooses_right`."""
+        self.add(hits=int(chooses_right(prediction, reference, choices)), count=1)
 
     def compute(self) -> dict[str, Tensor]:
         """`mcq_accuracy` in [0, 1], NaN without questions."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sail_lightning.data.sample import Turn
-from sail_lightning.metrics import TaskMetrics
+from sail_lightning.metrics import Cider, MaskAveragePrecision, TaskMetrics
 
 SECONDS = 60
 
@@ -28,6 +28,18 @@ def answer(metrics: TaskMetrics, index: int) -> None:
     turn = Turn("", truth, task=task, choices=("red", "blue"))  # type: ignore[arg-type]
     text = ("B.", "red", "<p> red </p> [SEG]")[index % 3]
     metrics.update(task, text=text, masks=masks, phrases=("red", "blue"), turn=turn, targets=targets)
+
+
+def gathered(ranks: range) -> dict[str, float]:
+    """The figures that need all samples at once, of a fixed stream; each rank takes the indices that `ranks` names."""
+    cider, precision = Cider(), MaskAveragePrecision()
+    captions = ("a red car", "two dogs on the grass", "the man", "a red dog", "a car")
+    for index in ranks:
+        rng = np.random.default_rng(index)
+        cider.update(captions[index % 5], [captions[(index + 3) % 5], "a dog"])
+        target = rng.random((2, 5, 5)) < 0.5
+        precision.update(f"picture {index}", target ^ (rng.random((2, 5, 5)) < 0.2), target)
+    return {key: float(value) for metric in (cider, precision) for key, value in metric.compute().items()}
 
 
 def work(rank: int, store: str, pipe: Connection) -> None:
@@ -44,7 +56,9 @@ def work(rank: int, store: str, pipe: Connection) -> None:
     metrics.reset()
     if rank == 1:
         answer(metrics, 7)
-    pipe.send((first, second, metrics.compute()))
+    shared = gathered(range(rank, 7, 2))
+    one_sided = gathered(range(5) if rank == 0 else range(0))  # rank 1 has nothing, yet must take part
+    pipe.send((first, second, metrics.compute(), shared, one_sided))
     dist.destroy_process_group()
 
 
@@ -77,5 +91,7 @@ def test_two_ranks_report_the_figures_of_one_to_the_last_bit(tmp_path: Path) -> 
         for process in processes:
             process.kill()
     assert results[0] == results[1]
-    assert results[0] == (alone(*range(16)), alone(*range(17)), alone(7))
+    assert results[0][:3] == (alone(*range(16)), alone(*range(17)), alone(7))
+    assert results[0][3:] == (gathered(range(7)), gathered(range(5)))
+    assert all(0 < figure < 10 for figure in results[0][3].values())
     assert {"ciou", "n_acc", "vres_giou", "exact_match", "mcq_accuracy", "gcg_miou"} <= set(results[0][0])

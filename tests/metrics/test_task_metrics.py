@@ -59,11 +59,13 @@ def test_visual_text_referring_without_targets_is_one_no_target_expression(masks
     assert metrics.compute()["vres_giou"] == giou
 
 
-def test_descriptions_report_exact_match_and_token_f1() -> None:
+def test_descriptions_report_exact_match_token_f1_and_meteor_lite() -> None:
     metrics = TaskMetrics()
     answered(metrics, "describe", "A red circle.", "a red circle")
     answered(metrics, "describe", "red", "a red circle")
-    assert metrics.compute() == {"exact_match": 0.5, "token_f1": 0.75}
+    one_of_three = (1 / 3) / (0.9 + 0.1 / 3) / 2
+    expected = {"exact_match": 0.5, "token_f1": 0.75, "meteor_lite": (1 + one_of_three) / 2}
+    assert metrics.compute() == pytest.approx(expected, abs=1e-11)
 
 
 def test_multiple_choice_reads_the_options_of_the_turn() -> None:
@@ -102,7 +104,7 @@ def test_tasks_that_did_not_occur_raise_no_warning() -> None:
     answered(metrics, "describe", "red", "red")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert metrics.compute() == {"exact_match": 1.0, "token_f1": 1.0}
+        assert metrics.compute() == {"exact_match": 1.0, "token_f1": 1.0, "meteor_lite": 1.0}
 
 
 def test_it_adds_nothing_to_a_checkpoint() -> None:

@@ -1,0 +1,114 @@
+"""The answers of a test on disk while it runs: nothing that was answered is lost when the test is killed.
+
+Each rank appends its answers, batch by batch, to a file of its own. A test that begins in a folder where another was
+killed joins what lies there, leaves out the half-written line at an end, and goes on with the questions that are left.
+Official code: results went to disk at the end only, and a restart dealt out other lists (E26).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from sail_lightning.errors import SailUsageError
+
+FILE, HEAD = "per_sample.jsonl", "test.json"
+NUMBER = "number"
+"""Key of a line: the record's number in its source, by which a test knows what is answered."""
+
+Line = dict[str, Any]
+
+
+class AnswerLog:
+    """The lines of one test.
+
+    Args:
+        folder: where they lie.
+        rank: of the process that writes.
+        world_size: number of processes.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
+        self.folder, self.path = folder, folder / FILE
+        self.own = self.path if world_size == 1 else folder / f"{self.path.stem}-rank{rank}.jsonl"
+        self._file: TextIO | None = None
+
+    def begin(self, head: Mapping[str, Any]) -> None:
+        """Joins what a killed test left; one process calls it, before any calls `open`.
+
+        Args:
+            head: what makes this test, as JSON; answers to another test are not gone on with.
+
+        Raises:
+            SailUsageError: the folder holds answers of another test, or of none that is known.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._parts():
+            self._check(json.loads(json.dumps(head)))
+            self.join()
+        (self.folder / HEAD).write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+
+    def open(self) -> list[Line]:
+        """The lines that are there already; from now on `add` appends to this process's own file."""
+        lines = whole_lines(self.path) if self.path.exists() else []
+        self._file = self.own.open("a", encoding="utf-8")
+        return lines
+
+    def add(self, lines: Iterable[Line]) -> None:
+        """Appends lines and hands them to the system, so that they outlive this process."""
+        assert self._file is not None
+        self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the writing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def join(self) -> list[Line]:
+        """Puts the lines of all processes into one file, in the order of their numbers; returns them."""
+        parts = self._parts()
+        found: dict[int, Line] = {}
+        for part in parts:
+            for line in whole_lines(part):
+                found.setdefault(line[NUMBER], line)
+        lines = [found[number] for number in sorted(found)]
+        write_lines(self.path, lines)
+        for part in parts:
+            if part != self.path:
+                part.unlink()
+        return lines
+
+    def _parts(self) -> list[Path]:
+        ranks = sorted(self.folder.glob(f"{self.path.stem}-rank*.jsonl"))
+        return [self.path, *ranks] if self.path.exists() else ranks
+
+    def _check(self, head: Line) -> None:
+        try:
+            before = json.loads((self.folder / HEAD).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            raise SailUsageError(
+                f"{self.folder} holds answers, but no readable {HEAD} that says of which test; choose another folder"
+            ) from None
+        if differing := [key for key in head if before.get(key) != head[key]]:
+            raise SailUsageError(
+                f"{self.folder} holds answers of another test ({', '.join(differing)} differ); choose another folder, "
+                f"or remove its {FILE}"
+            )
+
+
+def whole_lines(path: Path) -> list[Line]:
+    """The lines of a file that were written to their end; each has a number."""
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Writes a file of JSON lines, whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,163 @@
+"""Reports as files: report.md for people, report.json for programs, per_sample.jsonl with every answer's score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sail_lightning.scoring.answer_log import FILE, Line, write_lines
+from sail_lightning.scoring.gallery import Picture, draw_gallery
+from sail_lightning.scoring.published import Published, published
+from sail_lightning.scoring.score import Report
+
+MARKDOWN, JSON = "report.md", "report.json"
+COUNTED = "questions"
+"""Key of `meta`: how many questions the benchmark has; a report of fewer answers says so."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What lies in the folder of a report."""
+
+    markdown: Path
+    json: Path
+    per_sample: Path
+    gallery: list[Path] = field(default_factory=list)
+
+
+def write_report(
+    folder: Path,
+    reports: Mapping[str, Report],
+    meta: Mapping[str, Any],
+    picture: Picture | None = None,
+    cases: int = 0,
+) -> Written:
+    """Writes the files of a report.
+
+    report.json holds `benchmarks: {name: {kind, metrics, intervals, counts}}`, the settings of the scoring, and `meta`;
+    and the `metrics` of the one benchmark where there is just one.
+
+    Args:
+        folder: made if missing.
+        reports: by benchmark.
+        meta: what the figures were measured with, as JSON.
+        picture: finds the picture of an answer, for the gallery.
+        cases: how many answers of each kind the gallery draws; 0 draws none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / FILE, scored_lines(reports.values()))
+    gallery = draw_gallery(folder, reports, picture or (lambda answer: None), cases) if cases else []
+    (folder / JSON).write_text(json.dumps(to_json(reports, meta), indent=2) + "\n", encoding="utf-8")
+    (folder / MARKDOWN).write_text(to_markdown(reports, meta, gallery), encoding="utf-8")
+    return Written(folder / MARKDOWN, folder / JSON, folder / FILE, gallery)
+
+
+def file_sums(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of each file, by path."""
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def scored_lines(reports: Iterable[Report]) -> list[Line]:
+    """Every answer with its `score`, in the order of the records' numbers where they have them."""
+    lines = [
+        {**answer.to_json(), "score": score}
+        for report in reports
+        for answer, score in zip(report.answers, report.per_sample, strict=True)
+    ]
+    return sorted(lines, key=lambda line: line.get("number", 0))
+
+
+def to_json(reports: Mapping[str, Report], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of report.json."""
+    content: dict[str, Any] = {}
+    if len(reports) == 1:
+        content["metrics"] = next(iter(reports.values())).metrics
+    content["benchmarks"] = {
+        name: {
+            "kind": report.kind,
+            "metrics": report.metrics,
+            "intervals": {key: list(bounds) for key, bounds in report.intervals.items()},
+            "counts": report.counts,
+        }
+        for name, report in reports.items()
+    }
+    return content | _settings(reports) | dict(meta)
+
+
+def to_markdown(reports: Mapping[str, Report], meta: Mapping[str, Any], gallery: Sequence[Path] = ()) -> str:
+    """The content of report.md."""
+    settings = _settings(reports)
+    lines = ["# Report", ""]
+    if settings.get("protocol") == "official":
+        lines += ["Protocol `official`: as the official code computes its figures, faults included.", ""]
+    answered = sum(report.counts.get("answers", 0) for report in reports.values() if report.answers)
+    if (asked := meta.get(COUNTED)) is not None and answered < asked:
+        lines += [f"**Incomplete: {answered} of {asked} questions were answered.**", ""]
+    for name, report in reports.items():
+        lines += [f"## {name}", "", *_figures(report), *_published(name, report)]
+    if gallery:
+        shown = " ".join(f"![{path.stem}]({path.parent.name}/{path.name})" for path in gallery)
+        lines += [
+            "## Gallery",
+            "",
+            "Left the truth, right the answer: best, worst, and drawn by chance.",
+            "",
+            shown,
+            "",
+        ]
+    rows = {**settings, **meta}
+    lines += ["## Measured with", "", "| | |", "| --- | --- |"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in _flat(rows).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(report: Report) -> list[str]:
+    """Figures with their intervals, and what was counted."""
+    lines = ["| metric | value | 95 % interval |", "| --- | ---: | --- |"]
+    for key, value in report.metrics.items():
+        bounds = report.intervals.get(key)
+        lines.append(f"| `{key}` | {value:.4f} | {'' if bounds is None else f'{bounds[0]:.4f} to {bounds[1]:.4f}'} |")
+    counted = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in report.counts.items())
+    return [*lines, "", f"Counted: {counted}.", ""]
+
+
+def _published(name: str, report: Report) -> list[str]:
+    """The paper's rows below the user's own."""
+    rows = published(name)
+    if not rows:
+        return []
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    found: dict[tuple[str, str, str], dict[str, Published]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.size, row.source), {})[row.metric] = row
+    own = [f"{report.metrics[key]:.4f}" if key in report.metrics else "-" for key in metrics]
+    lines = [f"| model | size | {' | '.join(f'`{key}`' for key in metrics)} | source |"]
+    lines += [f"| --- | --- | {' | '.join('---:' for _ in metrics)} | --- |"]
+    lines += [f"| **this run** | | {' | '.join(own)} | measured |"]
+    for (model, size, source), figures in found.items():
+        printed = [f"{figures[key].value:.3f}" if key in figures else "-" for key in metrics]
+        lines.append(f"| {model} | {size} | {' | '.join(printed)} | published: {source} |")
+    return ["Published figures; none was measured here:", "", *lines, ""]
+
+
+def _settings(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """Of the scoring; the same for all benchmarks."""
+    return dict(next(iter(reports.values())).settings) if reports else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key} ")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else str(value).replace("|", "\\|")

@@ -1,0 +1,534 @@
+"""Benchmarks from the command line: reports, tests that are killed and go on, scoring again, compare, SynthPerBench."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_harness import Command
+from PIL import Image
+
+import sail_lightning
+from sail_lightning.callbacks import AnswerWriter
+from sail_lightning.cli import main
+from sail_lightning.cli.packaged import config_names, config_root
+from sail_lightning.data.sources import PerBench
+from sail_lightning.module import PixelSAIL
+from sail_lightning.prediction import encode_rle
+
+QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--answers.bootstrap=20")
+# No captions: METEOR's program takes seconds to start.
+TASKS = "--data.test.tasks={refer: 0.6, choice: 0.2, vres: 0.2}"
+LABORATORY = ("test", "--ckpt_path=sail-tiny", "--data.test.samples=22", "--data.eval_batch_size=4", TASKS, *QUIET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a test that ran through."""
+    root = tmp_path_factory.mktemp("unbroken")
+    assert main([*LABORATORY, f"--runs={root}", "--answers.gallery=2"]) == 0
+    return root / "test/version_0"
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return content
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def figures(folder: Path) -> dict[str, str]:
+    head, values = (folder / "metrics.csv").read_text().splitlines()
+    return dict(zip(head.split(","), values.split(","), strict=True))
+
+
+# -- what a test leaves -----------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_on_disk_with_its_score(unbroken: Path) -> None:
+    written = lines(unbroken / "per_sample.jsonl")
+    assert [line["number"] for line in written] == list(range(22))
+    assert {line["benchmark"] for line in written} == {"refer", "choice", "vres"}
+    assert all(line["question"] and line["text"] and line["score"] for line in written)
+    refer = [line for line in written if line["task"] == "refer"]
+    assert any(line["target"] == [] for line in refer) and any(len(line["target"]) == 1 for line in refer)
+    assert all(mask["size"] == [64, 64] for line in refer for mask in (*line["pred"], *line["target"]))
+
+
+def test_a_report_says_what_its_figures_were_measured_with(unbroken: Path) -> None:
+    told = report(unbroken)
+    weights = Path(sail_lightning.__file__).parent / "zoo/sail-tiny/model.safetensors"
+    assert told["protocol"] == "standard" and told["no_target_from"] == "mask" and told["bootstrap"] == 20
+    assert told["weights"] == {"path": "sail-tiny", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert (told["dtype"], told["precision"], told["max_side"]) == ("float32", "32-true", 64)
+    assert told["attention"] == "AutoAttention (SDPAAttention)"
+    assert told["data"]["source"] == "LaboratorySource" and told["questions"] == 22
+    counts = {name: one["counts"]["answers"] for name, one in told["benchmarks"].items()}
+    assert sum(counts.values()) == 22 and counts["refer"] > counts["choice"] > 1
+    assert told["benchmarks"]["refer"]["intervals"]["ciou"][0] <= told["benchmarks"]["refer"]["metrics"]["ciou"]
+
+
+def test_figures_of_the_report_are_those_that_the_test_logged(unbroken: Path) -> None:
+    benchmarks, logged = report(unbroken)["benchmarks"], figures(unbroken)
+    for name in ("ciou", "giou", "n_acc", "t_acc"):
+        assert benchmarks["refer"]["metrics"][name] == pytest.approx(float(logged[f"test/{name}"]), abs=1e-6)
+    assert benchmarks["vres"]["metrics"]["ciou"] == pytest.approx(float(logged["test/vres_ciou"]), abs=1e-6)
+    assert benchmarks["choice"]["metrics"]["mcq_accuracy"] == pytest.approx(
+        float(logged["test/mcq_accuracy"]), abs=1e-6
+    )
+
+
+def test_the_gallery_shows_pictures_that_are_in_no_file(unbroken: Path) -> None:
+    drawn = sorted(path.name for path in (unbroken / "gallery").iterdir())
+    assert drawn == [
+        f"{name}-{kind}.png" for name in ("choice", "refer", "vres") for kind in ("best", "random", "worst")
+    ]
+    pixels = np.asarray(Image.open(unbroken / "gallery/refer-best.png"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+# -- killed, and gone on with -----------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next test ends during the batch after so many, when half a line of it is written."""
+    write = AnswerWriter.on_test_batch_end
+
+    def stop(self: AnswerWriter, *args: Any, **more: Any) -> None:
+        write(self, *args, **more)
+        if args[4] == batches:
+            assert self.folder is not None
+            path = self.folder / "per_sample.jsonl"
+            path.write_bytes(path.read_bytes()[:-40])
+            raise Killed
+
+    monkeypatch.setattr(AnswerWriter, "on_test_batch_end", stop)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the size of each batch that the model sees from now on."""
+    sizes: list[int] = []
+    step = PixelSAIL.test_step
+
+    def count(self: PixelSAIL, batch: Any, number: int) -> Any:
+        sizes.append(len(batch))
+        return step(self, batch, number)
+
+    monkeypatch.setattr(PixelSAIL, "test_step", count)
+    return sizes
+
+
+def same_as(folder: Path, other: Path, logged: Path) -> None:
+    assert (folder / "per_sample.jsonl").read_bytes() == (other / "per_sample.jsonl").read_bytes()
+    assert report(folder)["benchmarks"] == report(other)["benchmarks"]
+    assert figures(logged) == figures(other)
+
+
+def test_a_killed_test_goes_on_where_it_stopped_and_ends_with_the_same_numbers(
+    sail: Command, unbroken: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            main([*LABORATORY, f"--runs={workdir}/first"])
+    folder = workdir / "first/test/version_0"
+    assert not (folder / "report.json").exists()
+    sizes = asked(monkeypatch)
+    assert sail(*LABORATORY, f"--answers.out={folder}", f"--runs={workdir}/again").code == 0
+    assert sizes == [1, 4, 4, 2]  # 11 of the 22 had been answered, and none of them is asked again
+    same_as(folder, unbroken, workdir / "again/test/version_0")
+
+
+def test_a_test_that_was_finished_asks_one_question_again_and_changes_nothing(
+    sail: Command, unbroken: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = workdir / "done"
+    assert sail(*LABORATORY, f"--answers.out={done}").code == 0
+    sizes = asked(monkeypatch)
+    shown = sail(*LABORATORY, f"--answers.out={done}", f"--runs={workdir}/again")
+    assert shown.code == 0 and f"report: {done}/report.md" in shown.out
+    assert sizes == [1]
+    same_as(done, unbroken, workdir / "again/test/version_0")
+
+
+def test_answers_of_other_weights_or_data_are_not_gone_on_with(sail: Command, unbroken: Path) -> None:
+    before = (unbroken / "per_sample.jsonl").read_bytes()
+    shorter = [arg for arg in LABORATORY if "samples" not in arg]
+    for args, words in (
+        ([*LABORATORY, "--model.max_side=32"], "max_side differ"),
+        ([*shorter, "--data.test.samples=21"], "data differ"),
+    ):
+        assert sail(*args, f"--answers.out={unbroken}").is_one_sentence(2, "answers of another test", words)
+    assert (unbroken / "per_sample.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_test_that_the_system_killed_goes_on(sail: Command, unbroken: Path, workdir: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from sail_lightning.cli import main\n"
+        "from sail_lightning.module import PixelSAIL\n"
+        "step = PixelSAIL.test_step\n"
+        "def test_step(self, batch, number):\n"
+        "    if number == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, batch, number)\n"
+        "PixelSAIL.test_step = test_step\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", script, *LABORATORY, "--answers.out=out"]
+    assert subprocess.run(command, capture_output=True, cwd=workdir).returncode == -signal.SIGKILL
+    assert [line["number"] for line in lines(workdir / "out/per_sample.jsonl")] == list(range(12))
+    assert sail(*LABORATORY, "--answers.out=out", "--name=again").code == 0
+    same_as(workdir / "out", unbroken, workdir / "runs/again/version_0")
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_same_file_as_one(unbroken: Path, workdir: Path) -> None:
+    ranks = ("--trainer.devices=2", "--trainer.strategy=ddp", "--answers.out=out")
+    command = [sys.executable, "-m", "sail_lightning", *LABORATORY, *ranks]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=workdir, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    same_as(workdir / "out", unbroken, workdir / "runs/test/version_0")
+
+
+# -- scoring again ----------------------------------------------------------------------------------------------------
+
+
+def rle(rows: str) -> dict[str, Any]:
+    return encode_rle(np.array([[cell == "1" for cell in row] for row in rows.split("/")]))
+
+
+def record(id: str, pred: list[str], target: list[str], **more: Any) -> dict[str, Any]:
+    masks = {"pred": [rle(rows) for rows in pred], "target": [rle(rows) for rows in target]}
+    told = {"id": id, "benchmark": "grefcoco_val", "question": "", "text": "It is [SEG].", **masks}
+    return told | {"ignore": None, "size": [2, 2], **more}
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    return path
+
+
+@pytest.fixture
+def own_file(workdir: Path) -> Path:
+    """Anybody's file: two masks for one, a text that says "no target" beside a mask, and nothing where nothing is."""
+    return write(
+        workdir / "own.jsonl",
+        record("1", ["10/00", "00/01"], ["10/01"]),
+        record("2", ["10/00"], [], text="No target [SEG]."),
+        record("3", [], []),
+    )
+
+
+def test_anybodys_file_is_scored_without_a_model(sail: Command, own_file: Path, workdir: Path) -> None:
+    shown = sail("test", "--from", own_file, "--out", "scored")
+    assert shown.code == 0 and "scored/report.json" in shown.out and "| `ciou` |" in shown.out
+    told = report(workdir / "scored")
+    assert told["metrics"]["ciou"] == pytest.approx(2 / 3) and told["metrics"]["giou"] == pytest.approx(2 / 3)
+    assert told["metrics"]["n_acc"] == 0.5 and told["metrics"]["t_acc"] == 1.0
+    assert [line["score"]["iou"] for line in lines(workdir / "scored/per_sample.jsonl")] == [1.0, 0.0, 1.0]
+    assert len(told["from"]["own.jsonl" if "own.jsonl" in told["from"] else str(own_file)]) == 64
+
+
+def test_the_text_may_say_that_nothing_is_meant(sail: Command, own_file: Path, workdir: Path) -> None:
+    assert sail("test", "--from", own_file, "--out", "text", "--no-target", "text").code == 0
+    told = report(workdir / "text")
+    assert told["no_target_from"] == "text"
+    assert told["metrics"]["n_acc"] == 0.5 and told["metrics"]["giou"] == pytest.approx(2 / 3)
+    second, third = (line["score"] for line in lines(workdir / "text/per_sample.jsonl")[1:])
+    assert (second["no_target_mask"], second["no_target_text"]) == (False, True)
+    assert (third["no_target_mask"], third["no_target_text"]) == (True, False)
+
+
+def test_the_official_protocol_looks_at_the_first_mask_only(sail: Command, own_file: Path, workdir: Path) -> None:
+    assert sail("test", f"--from={own_file}", "--out=official", "--protocol=official").code == 0
+    told = report(workdir / "official")
+    assert told["protocol"] == "official" and told["combine"] == "first"
+    assert told["metrics"]["ciou"] == pytest.approx(1 / 3)
+    assert "faults included" in (workdir / "official/report.md").read_text()
+
+
+def test_a_test_is_scored_to_its_own_figures_again(sail: Command, unbroken: Path, workdir: Path) -> None:
+    args = ("--out", "again", "--bootstrap", "20")
+    assert sail("test", "--from", unbroken / "per_sample.jsonl", *args).code == 0
+    assert report(workdir / "again")["benchmarks"] == report(unbroken)["benchmarks"]
+    assert (workdir / "again/per_sample.jsonl").read_bytes() == (unbroken / "per_sample.jsonl").read_bytes()
+
+
+def test_several_files_make_one_report(sail: Command, own_file: Path, workdir: Path) -> None:
+    other = write(workdir / "other.jsonl", record("1", ["10/00"], ["10/01"], benchmark="refcoco_val"))
+    assert sail("test", "--from", own_file, other, "--out", "both").code == 0
+    assert report(workdir / "both")["benchmarks"].keys() == {"grefcoco_val", "refcoco_val"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"id": "1"', ["own.jsonl line 2 is not JSON"]),
+        ('{"id": "1"}', ["own.jsonl line 2", "benchmark"]),
+        ('{"id": "1", "benchmark": "refcoco_val", "pred": []}', ["own.jsonl line 2", "target"]),
+        ('{"id": "1", "benchmark": "refcoco_val", "pred": 3, "target": []}', ["own.jsonl line 2", "pred must be"]),
+    ],
+    ids=["json", "benchmark", "target", "pred"],
+)
+def test_a_bad_line_is_one_sentence(content: str, words: list[str], sail: Command, own_file: Path) -> None:
+    first = own_file.read_text().splitlines()[0]
+    own_file.write_text(f"{first}\n{content}\n")
+    assert sail("test", "--from", own_file, "--out", "scored").is_one_sentence(1, *words)
+    assert not Path("scored/report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["--out"]),
+        (["--out=x", "--protocol=oficial"], ["--protocol", "oficial", "official"]),
+        (["--out=x", "--protocol=official", "--no-target=text"], ["official protocol"]),
+        (["--out=x", "--bootstrap=-1"], ["--bootstrap", "0 or more"]),
+        (["--out=x", "--ckpt_path=sail-tiny"], ["--ckpt_path"]),
+        (["--out=own.jsonl"], ["own.jsonl is a file"]),
+    ],
+    ids=["no-out", "protocol", "text-officially", "bootstrap", "foreign", "file"],
+)
+def test_wrong_options_are_one_sentence(args: list[str], words: list[str], sail: Command, own_file: Path) -> None:
+    assert sail("test", "--from", own_file, *args).is_one_sentence(2, *words)
+
+
+def test_a_missing_file_is_one_sentence(sail: Command) -> None:
+    assert sail("test", "--from", "gone.jsonl", "--out", "x").is_one_sentence(1, "gone.jsonl")
+
+
+def test_scoring_again_imports_neither_lightning_nor_a_model(own_file: Path, workdir: Path) -> None:
+    code = (
+        "import sys; from sail_lightning.cli import main; "
+        "code = main(['test', '--from', 'own.jsonl', '--out', 'scored', '--bootstrap', '0']); "
+        "loaded = {'lightning.pytorch', 'pytorch_lightning', 'sail_lightning.module', 'sail_lightning.model'}; "
+        "print(code, sorted(loaded & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workdir, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+# -- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_shown_side_by_side(sail: Command, unbroken: Path, workdir: Path) -> None:
+    worse = [{**line, "pred": []} for line in lines(unbroken / "per_sample.jsonl")]
+    other = write(workdir / "worse.jsonl", *worse)
+    shown = sail("compare", unbroken, other, "--out", "compared", "--changed", "3")
+    assert shown.code == 0 and f"A is `{unbroken}`, B is `{other}`" in shown.out
+    told = json.loads((workdir / "compared/comparison.json").read_text())["benchmarks"]["vres"]
+    figure = told["figures"]["giou"]
+    assert figure["second"] == 0 and figure["difference"] == -figure["first"] < 0
+    assert figure["low"] <= figure["difference"] <= figure["high"]
+    assert told["paired"]["worse"] == told["questions"] and len(told["changes"]) == 3
+    assert (workdir / "compared/comparison.md").read_text() in shown.out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["gone", "own.jsonl"], 1, ["no file or folder gone"]),
+        (["empty", "own.jsonl"], 1, ["empty holds no per_sample.jsonl"]),
+        (["own.jsonl", "other.jsonl"], 1, ["share no question"]),
+        (["own.jsonl"], 2, ["B"]),
+        (["own.jsonl", "own.jsonl", "--changed=-1"], 2, ["--changed", "0 or more"]),
+    ],
+    ids=["missing", "empty-folder", "nothing-shared", "one-run", "changed"],
+)
+def test_compare_refuses(args: list[str], code: int, words: list[str], sail: Command, own_file: Path) -> None:
+    Path("empty").mkdir()
+    write(Path("other.jsonl"), record("1", [], [], benchmark="refcoco_val"))
+    assert sail("compare", *args).is_one_sentence(code, *words)
+
+
+# -- SynthPerBench ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def perbench(sail: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SynthPerBench of six questions each, below `$SAIL_DATA`."""
+    assert sail("perbench", "--out", "data", "--count", "6").code == 0
+    monkeypatch.setenv("SAIL_DATA", str(workdir / "data"))
+    return workdir / "data/perbench"
+
+
+def test_synthperbench_is_laid_out_as_perbench(perbench: Path) -> None:
+    captions, choices, vres = (
+        json.loads((perbench / f"STBench_{name}.json").read_text()) for name in ("Detailed_Caption", "MCQ", "VRES")
+    )
+    assert [len(items) for items in (captions, choices, vres)] == [6, 6, 6]
+    assert all((perbench / "images" / item["image_name"]).is_file() for item in (*captions, *choices, *vres))
+    assert all(item.keys() == {"image_name", "object_annotations"} for item in captions)
+    assert all(part.keys() == {"segmentation", "caption"} for item in captions for part in item["object_annotations"])
+    assert all(part.keys() == {"object", "question", "answer"} for item in choices for part in item["mcqs"])
+    assert all(item.keys() == {"image_name", "question", "answer", "segmentations"} for item in vres)
+    for item in vres:
+        assert list(item["segmentations"]) == ["obj0", "obj1"]
+        assert "obj0" in item["question"] and "obj1" in item["answer"] and "obj0" not in item["answer"]
+    assert isinstance(captions[0]["object_annotations"][0]["segmentation"]["counts"], str)
+
+
+def test_synthperbench_is_read_by_the_source_of_perbench(perbench: Path) -> None:
+    caption, choice, vres = (PerBench(task, words="{region} {question}") for task in ("caption", "choice", "vres"))
+    assert all(source.length == 6 for source in (caption, choice, vres))
+    described = caption[0]
+    assert described.turns[0].question.strip() == "<Prompt0>" and described.turns[0].answer.startswith("a ")
+    for number in range(6):
+        turn = choice[number].turns[0]
+        assert turn.answer in turn.choices and 2 <= len(turn.choices) <= 4
+        asks = vres[number].turns[0]
+        assert "<Prompt0>" in asks.question and asks.answer == "it is [SEG]." and asks.targets == (0,)
+
+
+def test_synthperbench_is_the_same_each_time_and_another_for_another_seed(
+    sail: Command, perbench: Path, workdir: Path
+) -> None:
+    for name, seed in (("same", "0"), ("other", "1")):
+        assert sail("perbench", "--out", name, "--count", "6", "--seed", seed).code == 0
+    for path in perbench.glob("*.json"):
+        assert path.read_bytes() == (workdir / "same/perbench" / path.name).read_bytes()
+        assert path.read_bytes() != (workdir / "other/perbench" / path.name).read_bytes()
+
+
+def test_unseen_pairs_are_asked_about_where_they_are_asked_for(sail: Command, workdir: Path) -> None:
+    unseen = ("red triangle", "green circle", "blue cross", "yellow square")
+    for split, held_out in (("test", False), ("compositional", True)):
+        assert sail("perbench", "--out", split, "--count", "12", "--split", split).code == 0
+        items = json.loads((workdir / split / "perbench/STBench_Detailed_Caption.json").read_text())
+        told = [item["object_annotations"][0]["caption"] for item in items]
+        assert [any(pair in text for pair in unseen) for text in told] == [held_out] * 12
+
+
+def test_the_packaged_model_knows_the_words_of_synthperbench(sail: Command, perbench: Path, workdir: Path) -> None:
+    args = ("-c", "eval/perbench/mcq", "--ckpt_path=sail-tiny", "--data.test.words={question}", *QUIET)
+    shown = sail("test", *args, "--answers.benchmark=synthperbench_mcq", "--answers.out=out")
+    assert shown.code == 0, shown.err
+    told = report(workdir / "out")
+    assert told["metrics"]["mcq_accuracy"] >= 4 / 6 and told["annotations"].keys() == {
+        str(perbench / "STBench_MCQ.json")
+    }
+
+
+@pytest.mark.slow
+def test_all_of_synthperbench_gives_the_papers_overall_figure(sail: Command, perbench: Path, workdir: Path) -> None:
+    shown = sail("test", "-c", "eval/synthperbench", "--ckpt_path=sail-tiny", *QUIET, "--answers.out=out")
+    assert shown.code == 0, shown.err
+    found = {name: one["metrics"] for name, one in report(workdir / "out")["benchmarks"].items()}
+    words = found["synthperbench_caption"]
+    key, meteor = ("perbench_overall", "meteor") if "meteor" in words else ("perbench_overall_lite", "meteor_lite")
+    masks = (found["synthperbench_vres"]["ciou"] + found["synthperbench_vres"]["giou"]) / 2
+    overall = 100 * (words[meteor] + found["synthperbench_mcq"]["mcq_accuracy"] + masks) / 3
+    assert found["synthperbench"][key] == pytest.approx(overall) and overall > 50
+
+
+@pytest.mark.parametrize("args", [["--count=0"], ["--seed=-1"], ["--split=train"]])
+def test_perbench_refuses(args: list[str], sail: Command) -> None:
+    assert sail("perbench", "--out", "x", *args).is_one_sentence(2)
+
+
+# -- benchmarks as configs --------------------------------------------------------------------------------------------
+
+BENCHMARKS = [name for name in config_names() if name.startswith("eval/")]
+
+
+def test_every_benchmark_of_the_paper_has_its_config() -> None:
+    referring = [
+        f"{name}_{split}" for name in ("refcoco", "refcoco+", "grefcoco") for split in ("val", "testA", "testB")
+    ]
+    splits = [
+        f"{name}_{split}"
+        for name, parts in (("refcocog", "val test"), ("reasonseg", "val test"), ("gcg", "val test"))
+        for split in parts.split()
+    ]
+    others = ["region_caption", "perbench", "perbench/caption", "perbench/mcq", "perbench/vres", "synthperbench"]
+    assert {f"eval/{name}" for name in (*referring, *splits, *others)} <= set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_fifteen_lines_at_most(name: str) -> None:
+    assert len((config_root() / f"{name}.yaml").read_text().splitlines()) <= 15
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All sets that benchmarks read, written."""
+    from dataset_writers import glamm, perbench, reason_seg, refcoco_m, referring, region_captions
+
+    root = tmp_path_factory.mktemp("sets")
+    for writer in (glamm, perbench, reason_seg, refcoco_m, referring, region_captions):
+        writer.write(root)
+    return root
+
+
+FAST = (
+    "refcoco_val",
+    "refcoco+_testB",
+    "refcocog_test",
+    "grefcoco_testA",
+    "reasonseg_val",
+    "refcoco_m",
+    "perbench/mcq",
+)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_benchmark_runs_on_files_of_the_published_form(
+    name: str, sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_benchmark(name, sail, sets, workdir, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcg_val", "gcg_test", "region_caption", "perbench/caption"])
+def test_a_benchmark_of_words_runs_on_files_of_the_published_form(
+    name: str, sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_benchmark(name, sail, sets, workdir, monkeypatch)
+
+
+def run_benchmark(name: str, sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged model knows few of the words; the way from file to report is what is tested."""
+    monkeypatch.setenv("SAIL_DATA", str(sets))
+    few = (
+        "--trainer.limit_test_batches=2",
+        "--data.eval_batch_size=2",
+        "--model.max_new_tokens=6",
+        "--answers.gallery=1",
+    )
+    shown = sail("test", "-c", f"eval/{name}", "--ckpt_path=sail-tiny", *QUIET, *few, "--answers.out=out")
+    assert shown.code == 0, shown.err
+    told = report(workdir / "out")
+    assert list(told["benchmarks"]) == [told["benchmark"]] and told["metrics"]
+    assert told["annotations"] and all(Path(path).exists() for path in told["annotations"])
+    written = lines(workdir / "out/per_sample.jsonl")
+    assert 1 <= len(written) <= 4 and all(Path(line["image"]).is_file() for line in written)
+    assert (workdir / "out/gallery/random.png").is_file()
+    rescored = sail("test", "--from", "out/per_sample.jsonl", "--out", "again", "--bootstrap", "20", "--gallery", "0")
+    assert rescored.code == 0 and report(workdir / "again")["benchmarks"] == told["benchmarks"]
