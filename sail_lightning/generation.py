@@ -46,10 +46,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class _Prefixes:
-    """The distinct pictures of a batch, read: vision tokens and grid of each, and which one each question is about."""
+    """The distinct pictures of a batch, read: vision tokens, grid and patches of each, and which one each question is
+    about."""
 
     vision: list[Tensor]
     grids: list[tuple[int, int]]
+    patches: list[Tensor]
     owner: list[int]
 
 
@@ -105,18 +107,21 @@ def _read(model: SailModel, seating: Seating, embedded: Tensor, cache: SlotCache
     hidden = _read_packed(model, seating, torch.cat(heads), cache).split([len(head) for head in heads])
     states = [hidden[0]] * len(samples)
     owner = [0] * len(samples)
-    vision, grids = [], []
+    vision, grids, patches = [], [], []
     for place, (group, read) in enumerate(zip(seating.groups, hidden, strict=True)):
         sequence = samples[group.members[0]].sequence
         grid = sequence.grids[0] if sequence.grids else (0, 0)
         patch_rows = torch.from_numpy(sequence.patch_rows[: grid[0] * grid[1]]).to(read.device)
         vision.append(read.index_select(0, patch_rows))
         grids.append(grid)
+        patches.append(torch.from_numpy(samples[group.members[0]].patches[: grid[0] * grid[1]]))
         for index in group.members:
             owner[index], states[index] = place, read
     if tails:
         states = _read_tails(model, seating, tails, cache, states)
-    return _Prefixes(vision, grids, owner), states
+    if model.upsampler.guided:
+        patches = [own.to(embedded.device) for own in patches]
+    return _Prefixes(vision, grids, patches, owner), states
 
 
 def _lengths(seating: Seating, group: Group) -> list[int]:
@@ -272,7 +277,10 @@ def _masks(
     for i in masked:
         queries.setdefault(prefixes.owner[i], []).append(model.mask_head.queries(torch.stack(list(states[i]))))
     found = model.read_masks(
-        prefixes.vision, prefixes.grids, {owner: torch.cat(queries[owner]) for owner in sorted(queries)}
+        prefixes.vision,
+        prefixes.grids,
+        {owner: torch.cat(queries[owner]) for owner in sorted(queries)},
+        prefixes.patches,
     )
     logits = {owner: iter(found[owner].split([len(own) for own in queries[owner]])) for owner in queries}
     for index, item in enumerate(samples):

@@ -199,6 +199,10 @@ class Backbone(Plugin):
 class Upsampler(Plugin):
     """How do vision tokens become mask features? Publishes `feature_channels` and `feature_stride`."""
 
+    guided: ClassVar[bool] = False
+    """Whether it looks at the pictures too: `forward` then takes a second argument, `pictures` (B, 3, h*P, w*P) uint8,
+    RGB, as the model sees them, and the model never calls `read`."""
+
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Vision tokens (B, D, h, w) to mask features (B, feature_channels, h*k, w*k), k = patch / feature stride.
@@ -217,11 +221,12 @@ class Upsampler(Plugin):
 
 @dataclass(frozen=True)
 class Regions:
-    """The visual prompts of a packed batch, as index tensors (int64).
+    """The visual prompts of a packed batch, as index tensors (int64) and boxes.
 
     Region r, of R, carries the token `token_ids[r]` (`<PromptK>`). It covers the patches at the packed rows
     `patch_rows[i]` where `patch_region[i] == r` (K pairs; overlapping regions give several pairs a row), and is
-    mentioned by the text tokens at `mention_rows[j]` where `mention_region[j] == r`.
+    mentioned by the text tokens at `mention_rows[j]` where `mention_region[j] == r`. Its pixels lie in the box
+    `boxes[r]`, (R, 4) float32: x0, y0, x1, y1 in shares of the picture's width and height.
     """
 
     token_ids: Tensor
@@ -229,6 +234,7 @@ class Regions:
     patch_region: Tensor
     mention_rows: Tensor
     mention_region: Tensor
+    boxes: Tensor
 
     def to(self, *args: Any, **kwargs: Any) -> Regions:
         """The same on another device."""
@@ -258,8 +264,9 @@ class PromptEncoder(Plugin):
 class Teacher(Plugin):
     """Which expert is distilled, into which features?
 
-    A teacher is seen in training only: it is kept outside the module tree, without gradients, in no checkpoint. The
-    projection from the student's features to its `channels` is trained and owned by the model.
+    A teacher is seen in training only: it is kept outside the module tree, without gradients, in no checkpoint, and in
+    its own dtype whatever the student computes in. The projection from the student's features to its `channels` is
+    trained and owned by the model.
     """
 
     tap: Literal["vision", "mask"] = "vision"
@@ -268,6 +275,11 @@ class Teacher(Plugin):
     """Of its loss."""
     channels: int = 0
     """Of its features; known after `build`."""
+    every: int = 1
+    """It teaches in every so many optimiser steps, there with as many times its weight: on average the same loss."""
+    tasks: Sequence[str] | None = None
+    """It teaches pictures that are asked about by one of these tasks (`Turn.task`); None: all. Others count as pictures
+    whose loss is zero, so that what a picture weighs does not depend on what else is in the batch."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ patches, words -> one sequence -> transformer -> hidden states
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,7 +128,8 @@ class SailModel(nn.Module):
         hidden = self.backbone(self.embed(batch), batch.positions, batch.plan, batch.vision)
         tokens = self.vision_tokens(hidden, batch)
         everything = range(len(batch.grids))
-        mask = self.mask_features(tokens, batch.grids, everything, hidden) if "mask" in taps else ()
+        patches = self.raw_patches(batch)
+        mask = self.mask_features(tokens, batch.grids, everything, hidden, patches) if "mask" in taps else ()
         supervised = hidden.index_select(0, batch.target_rows)
         logits = language = None
         if language_loss is None:
@@ -148,15 +150,37 @@ class SailModel(nn.Module):
         lengths = [rows * columns for rows, columns in batch.grids]
         return hidden.index_select(0, batch.patch_rows).split(lengths) if lengths else ()
 
+    def raw_patches(self, batch: PackedBatch) -> tuple[Tensor, ...]:
+        """The patches (rows*columns, 3*P*P) uint8 of each picture, for an upsampler that looks at them; else none."""
+        if not self.upsampler.guided or not batch.grids:
+            return ()
+        return batch.patches.split([rows * columns for rows, columns in batch.grids])
+
+    def upsample(self, group: FeatureGroup, patches: Sequence[Tensor]) -> Tensor:
+        """Features (B, C, h*k, w*k) of a group of pictures; `patches` are those of all pictures of the batch."""
+        if not self.upsampler.guided:
+            return self.upsampler(group.maps)
+        side = self.dims.patch_size
+        rows, columns = group.maps.shape[2:]
+        shown = [patches[image] for image in group.images]
+        like = group.maps.new_zeros(0, rows * columns, 3 * side * side, dtype=torch.uint8)
+        return self.upsampler(group.maps, put_together(torch.stack(shown) if shown else like, (rows, columns)))
+
     def mask_features(
-        self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]], images: Collection[int], like: Tensor
+        self,
+        tokens: Sequence[Tensor],
+        grids: Sequence[tuple[int, int]],
+        images: Collection[int],
+        like: Tensor,
+        patches: Sequence[Tensor] = (),
     ) -> tuple[FeatureGroup, ...]:
         """Mask features (B, mask_channels, h, w) of the pictures named in `images`.
 
         Of no picture: zero rows that keep every weight in the graph, with the type and device of `like` (..., D).
+        `patches` of every picture are read by a guided upsampler only.
         """
         groups = group_maps(tokens, grids, images) or (_no_maps(like),)
-        return tuple(FeatureGroup(group.images, self.mask_head.keys(self.upsampler(group.maps))) for group in groups)
+        return tuple(FeatureGroup(group.images, self.mask_head.keys(self.upsample(group, patches))) for group in groups)
 
     def mask_logits(self, hidden: Tensor, batch: PackedBatch, mask: Sequence[FeatureGroup] = ()) -> tuple[Tensor, ...]:
         """Mask logits (n, h, w) of each picture that owns a `[SEG]`, from hidden states (T, D).
@@ -172,24 +196,42 @@ class SailModel(nn.Module):
             split = zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True)
             return tuple(torch.einsum("nc,chw->nhw", own, keys[image]) for image, own in split)
         if not batch.seg_image:
-            features = self.upsampler(_no_maps(hidden).maps).sum(0, keepdim=True)
+            features = self.upsample(_no_maps(hidden), ()).sum(0, keepdim=True)
             return (self.mask_head.logits(queries[None], features)[0],)
         own = dict(zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True))
-        found = self.read_masks(self.vision_tokens(hidden, batch), batch.grids, own)
+        found = self.read_masks(self.vision_tokens(hidden, batch), batch.grids, own, self.raw_patches(batch))
         return tuple(found[image] for image in batch.seg_image)
 
     def read_masks(
-        self, tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]], queries: Mapping[int, Tensor]
+        self,
+        tokens: Sequence[Tensor],
+        grids: Sequence[tuple[int, int]],
+        queries: Mapping[int, Tensor],
+        patches: Sequence[Tensor] = (),
     ) -> dict[int, Tensor]:
-        """Mask logits (n, h, w) of the pictures that `queries` (n, channels) are given for, and of no other."""
+        """Mask logits (n, h, w) of the pictures that `queries` (n, channels) are given for, and of no other.
+
+        `patches` of every picture are read by a guided upsampler only.
+        """
         found: dict[int, Tensor] = {}
         for group in group_maps(tokens, grids, queries.keys()):
             own = [queries[image] for image in group.images]
             padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
-            logits = self.upsampler.read(group.maps, functools.partial(self.mask_head.logits, padded))
+            reader = functools.partial(self.mask_head.logits, padded)
+            if self.upsampler.guided:
+                logits = reader(self.upsample(group, patches))
+            else:
+                logits = self.upsampler.read(group.maps, reader)
             for image, masks, rows in zip(group.images, logits, own, strict=True):
                 found[image] = masks[: len(rows)]
         return found
+
+
+def put_together(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches (B, rows*columns, 3*P*P) of pictures of one grid, to these pictures (B, 3, rows*P, columns*P)."""
+    side = math.isqrt(patches.shape[-1] // 3)
+    cells = patches.unflatten(2, (3, side, side)).unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
+    return cells.flatten(4, 5).flatten(2, 3)
 
 
 def _no_maps(like: Tensor) -> FeatureGroup:

@@ -25,7 +25,7 @@ from sail_lightning.adapters import LoRA
 from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.card import Data, Figures
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
-from sail_lightning.data.transform import EncodedSample, Encoder, as_tuple
+from sail_lightning.data.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
@@ -38,6 +38,8 @@ from sail_lightning.registry import SOURCES
 from sail_lightning.tokens import Tokens
 from sail_lightning.vision import MAX_SIDE, load_image, load_mask
 
+OWN_LOSSES = {"loss", "language", "mask", "dice"}
+"""Names that losses are logged by, those of teachers beside them."""
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 Question = Sample | tuple[ImageRef | None, str] | tuple[ImageRef | None, str, Sequence[Prompt]]
 """What `predict_batch` answers: a sample (its last turn), or a picture, a text and, if any, prompts."""
@@ -116,6 +118,10 @@ class PixelSAIL(L.LightningModule):
         self.weights, self.adapter = weights, adapter
         # A plain dict: teachers are in no checkpoint and no wrapper. Only their projections are trained and saved.
         self._teachers = {name: teacher for name, teacher in (teachers or {}).items() if teacher is not None}
+        if taken := sorted(self._teachers.keys() & OWN_LOSSES):
+            raise SailUsageError(
+                f"no teacher may be called {taken[0]}, as a loss of the model's own is; choose another name"
+            )
         self.distill = nn.ModuleDict()
         self.metrics = TaskMetrics()
         self._built = False
@@ -171,22 +177,32 @@ class PixelSAIL(L.LightningModule):
             scale = 1
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
-        shown = {f"train/{name}": value.detach() for name, value in parts.items()}
+        # A teacher that rests has no loss to show, and one that does not shows that of `every: 1`.
+        often = {name: teacher.every for name, teacher in self._teachers.items()}
+        shown = {
+            f"train/{name}": value.detach() / often.get(name, 1)
+            for name, value in parts.items()
+            if not self._rests(name)
+        }
         self.log_dict({"train/loss": loss.detach(), **shown}, batch_size=len(batch.samples))
         return loss
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Weighted loss sums by name, and the field of `Counts` that divides each."""
-        taps = {teacher.tap for teacher in self._teachers.values()}
+        taps = {teacher.tap for name, teacher in self._teachers.items() if not self._rests(name)}
         output = self.model(batch, taps, self.language_loss)
         masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
         sums = {"language": self.language_weight * output.language, "mask": masks.bce, "dice": masks.dice}
         counts = {"language": "tokens", "mask": "masks", "dice": "masks"}
         for name, teacher in self._teachers.items():
             groups = output.vision if teacher.tap == "vision" else output.mask
-            sums[name] = teacher.weight * self._distil(name, teacher, groups, batch)
+            sums[name] = teacher.weight * teacher.every * self._distil(name, teacher, groups, batch)
             counts[name] = "images"
         return sums, counts
+
+    def _rests(self, name: str) -> bool:
+        """Whether a teacher is left out of this optimiser step, and of all its batches."""
+        return name in self._teachers and self.global_step % self._teachers[name].every != 0
 
     def _distil(self, name: str, teacher: Teacher, groups: Sequence[FeatureGroup], batch: PackedBatch) -> Tensor:
         """Sum over pictures; teachers see the picture as the student does, put together again from its patches."""
@@ -194,17 +210,21 @@ class PixelSAIL(L.LightningModule):
         total = sum(
             (parameter.sum() * 0.0 for parameter in projection.parameters()), batch.patches.new_zeros(()).float()
         )
+        if self._rests(name):
+            return total
+        patch, taught = self.model.dims.patch_size, _taught(teacher, batch)
         pixels = batch.patches.split([rows * columns for rows, columns in batch.grids]) if batch.grids else ()
         for group in groups:
-            if not group.images:
+            places = [place for place, image in enumerate(group.images) if image in taught]
+            if not places:
                 continue
             rows, columns = batch.grids[group.images[0]]
-            patch = self.model.dims.patch_size
-            cells = torch.stack([pixels[image] for image in group.images])
-            cells = cells.view(len(group.images), rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
-            with torch.no_grad():
-                target = teacher(cells.reshape(len(group.images), 3, rows * patch, columns * patch))
-            student = projection(group.maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            cells = torch.stack([pixels[group.images[place]] for place in places])
+            cells = cells.view(len(places), rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+            maps = group.maps if len(places) == len(group.images) else group.maps[places]
+            with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+                target = teacher(cells.reshape(len(places), 3, rows * patch, columns * patch))
+            student = projection(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             total = total + self.distillation_loss(student, target).sum()
         return total
 
@@ -312,7 +332,7 @@ class PixelSAIL(L.LightningModule):
         predictions = []
         for item, answer in zip(batch, answers, strict=True):
             sample = item.sample
-            image = next(iter(as_tuple(sample.image)), None)
+            image = next(iter(sample.images), None)
             predictions.append(
                 Prediction(
                     text=self.tokens.decode(answer.ids),
@@ -438,6 +458,13 @@ class PixelSAIL(L.LightningModule):
         self.adapter = adapter
         self.hparams["adapter"] = adapter and adapter.spec()  # a checkpoint is loaded by them
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Teachers may be switched off, for instance where their files are gone; their projections then have no place.
+        own = tuple(f"distill.{name}." for name in self._teachers)
+        state = checkpoint.get("state_dict", {})
+        for key in [key for key in state if key.startswith("distill.") and not key.startswith(own)]:
+            del state[key]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
         lasting = self.config | {"tokenizer": checkpoints.lasting_source(self.tokens), "weights": None}
@@ -445,6 +472,14 @@ class PixelSAIL(L.LightningModule):
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
+
+
+def _taught(teacher: Teacher, batch: PackedBatch) -> set[int]:
+    """Which pictures of a batch a teacher has something to say about."""
+    if teacher.tasks is None:
+        return set(range(len(batch.grids)))
+    owners = (sample for sample in batch.samples for _ in sample.images)
+    return {number for number, owner in enumerate(owners) if any(turn.task in teacher.tasks for turn in owner.turns)}
 
 
 def as_sample(question: Question) -> Sample:

@@ -131,6 +131,7 @@ def _prefix_key(item: EncodedSample) -> bytes:
     digest.update(np.asarray(item.sequence.grids, np.int64).tobytes())
     for region in item.regions:
         digest.update(np.asarray([region.token_id, len(region.patch_rows)]).tobytes() + region.patch_rows.tobytes())
+        digest.update(np.asarray(region.box).tobytes())
     return digest.digest()
 
 

@@ -21,6 +21,9 @@ import sail_lightning
 from sail_lightning import callbacks, checkpoint, losses, registry
 from sail_lightning.cli import COMMANDS, VERBS, main, pages
 from sail_lightning.cli.packaged import config_names
+from sail_lightning.data import sources
+from sail_lightning.data.sample import Sample
+from sail_lightning.data.sources import layout
 from sail_lightning.interfaces import Dims
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +93,7 @@ def inline_code(page: Path) -> list[str]:
 def shortened(words: list[str]) -> tuple[str, ...]:
     """A command as the tests run it."""
     verb, *rest = words
-    if verb not in OVERRIDES or "--print_config" in rest:
+    if verb not in OVERRIDES or {"--print_config", "--from"} & set(rest):
         return tuple(words)
     kept = [word for word in rest if not word.startswith("--trainer.max_steps=")]
     steps = () if verb != "fit" else (f"--trainer.max_steps={2 if '--ckpt_path' in rest else 1}",)
@@ -128,7 +131,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / written[1]).write_text(written[2], encoding="utf-8")
 
     plugins = {base: dict(socket.module_dict) for base, socket in registry.SOCKETS.items()}
-    sources, modules = dict(registry.SOURCES), {"my_upsampler", Path(written[1]).stem}
+    loaded, modules = dict(registry.SOURCES), {"my_upsampler", Path(written[1]).stem}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("SAIL_PLUGINS", raising=False)
@@ -143,7 +146,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         registry.SOCKETS[base].module_dict.clear()
         registry.SOCKETS[base].module_dict.update(kept)
     registry.SOURCES.clear()
-    registry.SOURCES.update(sources)
+    registry.SOURCES.update(loaded)
 
 
 @pytest.mark.parametrize("step", steps(), ids=lambda step: step.place)
@@ -206,17 +209,19 @@ def test_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
     made_by_runs = ("runs/", "checkpoints/", "overlays/", "dist/")
+    of_data_sets = tuple(f"{Path(place).parts[0]}/" for name, place in vars(layout).items() if name.isupper())
     configs = {*config_names(), *(f"{name}.yaml" for name in config_names())}
     places = (ROOT, ROOT / "sail_lightning", ROOT / "configs")
     named = [code for code in inline_code(page) if re.fullmatch(r"[\w.-]+/[\w./-]*|\w+\.py", code)]
     absent = [name for name in named if name not in configs and not any((place / name).exists() for place in places)]
     own = re.findall(r"Save this as `(\S+)`", prose(page))
-    assert [name for name in absent if not name.startswith(made_by_runs) and name not in own] == []
+    assert [name for name in absent if not name.startswith((*made_by_runs, *of_data_sets)) and name not in own] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_classes_in_the_text_exist(page: Path) -> None:
     known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), *dir(losses), Dims.__name__}
+    known |= {*sources.__all__, Sample.__name__}
     for base in registry.SOCKETS:
         known |= {base.__name__, *registry.plugins_of(base)}
     named = {
@@ -227,7 +232,7 @@ def test_classes_in_the_text_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.]*)", code)}
+    named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.-]*)", code)}
     for command in (*((name,) for name in COMMANDS), ("data", "show"), ("configs", "copy")):
         assert main([*command, "--help"]) == 0
     helped = capsys.readouterr().out + pages.TOP + "".join(pages.VERB[verb] for verb in VERBS)

@@ -48,6 +48,8 @@ class SailDecoder(Backbone):
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
         compile_layers: compile each layer for training and packed reading; generation stays as it is.
+        bidirectional: whether the tokens of a picture see each other wholly; else they look back only, as words do.
+        grid_positions: whether a patch stands at its row and column (M-RoPE); else patches are counted one by one.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -65,10 +67,17 @@ class SailDecoder(Backbone):
         activation_checkpointing: bool = False,
         class_token: bool = False,
         compile_layers: bool = False,
+        bidirectional: bool = True,
+        grid_positions: bool = True,
     ) -> None:
         super().__init__()
-        if class_token:
-            self.picture = replace(self.picture, after=("<|vis_cls|>",))  # type: ignore[misc]
+        after = ("<|vis_cls|>",) if class_token else self.picture.after
+        self.picture = replace(  # type: ignore[misc]
+            self.picture,
+            after=after,
+            bidirectional=self.picture.bidirectional and bidirectional,
+            grid_positions=self.picture.grid_positions and grid_positions,
+        )
         if (pretrained is None) == (config is None):
             raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its words)")
         self.pretrained = pretrained

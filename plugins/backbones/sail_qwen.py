@@ -75,6 +75,8 @@ class SailQwen(SailDecoder):
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
         compile_layers: compile each layer for training and packed reading; generation stays as it is.
+        bidirectional: whether the tokens of a picture see each other wholly; else they look back only, as words do.
+        grid_positions: whether a patch stands at its row and column (M-RoPE); else patches are counted one by one.
     """
 
     families = ("qwen2", "qwen3")
@@ -98,6 +100,8 @@ class SailQwen(SailDecoder):
         activation_checkpointing: bool = False,
         class_token: bool = False,
         compile_layers: bool = False,
+        bidirectional: bool = True,
+        grid_positions: bool = True,
     ) -> None:
         given = {
             "hidden_size": hidden_size,
@@ -137,5 +141,7 @@ class SailQwen(SailDecoder):
             activation_checkpointing,
             class_token,
             compile_layers,
+            bidirectional,
+            grid_positions,
         )
         self.embedding_range = embedding

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.plugins import timm_models
+from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
 from sail_lightning.registry import register
 
 logger = logging.getLogger(__name__)
 
 
 @register
-class TimmTeacher(Teacher):
+class TimmTeacher(FrozenTeacher):
     """The features of one layer of a timm model, with the model's own input size and normalisation.
 
     Nothing is downloaded: weights come from a file, or are random (a control: what does distillation of structure
@@ -32,32 +30,33 @@ class TimmTeacher(Teacher):
             image is kept, so features still lie at the same relative places.
         layer: which of the model's feature maps; -1 is the last, deepest one.
         seed: of the random initialisation.
+        dtype: that it computes in.
+        every: it teaches in every so many optimiser steps, with as many times the weight.
+        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
         model: str,
         weights: str | None = None,
-        tap: Literal["vision", "mask"] = "vision",
+        tap: Tap = "vision",
         weight: float = 1.0,
         resize: int | None = None,
         layer: int = -1,
         seed: int = 0,
+        dtype: DType = "float32",
+        every: int = 1,
+        tasks: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tap, weight, dtype, every, tasks)
         self.name = model
         self.weights = weights
-        self.tap = tap
-        self.weight = weight
         self.resize = resize
         self.layer = layer
         self.seed = seed
 
-    def build(self, dims: Dims) -> Dims:
-        """Makes the model, frozen, and learns its `channels`.
+    def load(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Makes the model.
 
         Raises:
             SailUsageError: timm has no such model, or it has no such layer.
@@ -69,22 +68,11 @@ class TimmTeacher(Teacher):
         if self.weights is None:
             logger.warning("TimmTeacher %s has no weights file: it is random, with seed %d", self.name, self.seed)
         self.size = (self.resize, self.resize) if self.resize else timm_models.own_size(self.network)
-        mean, std = timm_models.statistics(self.network)
-        self.register_buffer("mean", 255 * torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.channels = timm_models.channels(self.network)
-        self.requires_grad_(False)
-        self.eval()
-        return dims
+        return timm_models.statistics(self.network)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""
-        pixels = images.float()
-        if pixels.shape[-2:] != self.size:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
-        return timm_models.feature_map(self.network, (pixels - self.mean) / self.std)
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size
 
-    def train(self, mode: bool = True) -> TimmTeacher:
-        """A teacher stays in evaluation mode, whatever its surroundings do."""
-        return super().train(False)
+    def look(self, pixels: Tensor) -> Tensor:
+        return timm_models.feature_map(self.network, pixels)

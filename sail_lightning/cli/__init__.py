@@ -12,7 +12,10 @@ from sail_lightning.errors import SailError, SailUsageError
 
 VERBS = ("fit", "validate", "test", "predict")
 """Commands that go to LightningCLI."""
-COMMANDS = ("plugins", "configs", "data", "convert", "bench", "quickstart")
+COMMANDS = (
+    *("plugins", "configs", "data", "convert", "bench", "quickstart"),
+    *("compare", "perbench", "features", "ablate"),
+)
 """Commands of our own: `run(args) -> exit code` in the module of the same name."""
 
 
@@ -58,6 +61,10 @@ def _dispatch(command: str, args: list[str]) -> int:
         if any(arg in ("--help", "-h") for arg in args):
             print(pages.VERB[command])
             return 0
+        from sail_lightning.cli import rescoring
+
+        if command == "test" and rescoring.asks_for(args[1:]):
+            return rescoring.run(args[1:])
         from sail_lightning.cli.lightning_cli import run
 
         return run(args).exit_code

@@ -22,7 +22,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sail_lightning import checkpoint as checkpoints
 from sail_lightning import registry
-from sail_lightning.callbacks import GradNorm, NonFiniteGuard, OverlayLogger, PredictionWriter, Throughput
+from sail_lightning.callbacks import (
+    AnswerWriter,
+    GradNorm,
+    NonFiniteGuard,
+    OverlayLogger,
+    PredictionWriter,
+    Throughput,
+)
 from sail_lightning.cli import compose
 from sail_lightning.cli.compose import Config, Option
 from sail_lightning.cli.errors import check_config, explain
@@ -32,6 +39,7 @@ from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
+from sail_lightning.scoring.report import MARKDOWN
 
 DEFAULT_DATA = "data/laboratory"
 """What `validate` and `test` measure on where no data is given."""
@@ -54,6 +62,7 @@ SECTIONS: dict[str, type] = {
     "trainer": L.Trainer,
     "checkpoint": RunCheckpoint,
     "predictions": PredictionWriter,
+    "answers": AnswerWriter,
     "overlays": OverlayLogger,
     "throughput": Throughput,
     "non_finite": NonFiniteGuard,
@@ -71,6 +80,7 @@ NOISE = (
     ".*could not find the monitored key.*",
     ".*The `srun` command is available.*",
     ".*Please add the following callbacks.*Timer.*",
+    ".*when logging on epoch level in distributed setting.*",  # our metrics are summed over ranks themselves
 )
 """Warnings about what is meant so."""
 
@@ -188,6 +198,9 @@ class SailCLI(LightningCLI):
 
     def after_test(self) -> None:
         self._tell_folder()
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, AnswerWriter))  # type: ignore[attr-defined]
+        if writer.folder is not None and self.trainer.is_global_zero:
+            print(f"report: {writer.folder / MARKDOWN}")
 
     def _tell_folder(self) -> None:
         if self.trainer.is_global_zero:

@@ -11,11 +11,17 @@ Pixel-SAIL: one transformer that reads pixels and words and answers in text and 
   fit -c CONFIG              train
   validate, test             measure a model on held-out data
   predict                    answer a question about pictures: text, masks, overlays
+  compare A B                two tests side by side, with significance
+  ablate STUDY               variants of a model, trained and compared over seeds
+  features -c CONFIG         a teacher's features of all pictures, computed once
+  perbench --out DIR         PerBench's files, of synthetic held-out scenes
   plugins [SOCKET|NAME]      what can be plugged in; a plugin's arguments and source
   convert SRC DST            official and Lightning checkpoints to model folders, and back
   bench                      speed and memory against a baseline in the official style
   configs list|show|copy     the configs that ship with the package
-  data show -c CONFIG        samples of a data set as one picture
+  data check -c CONFIG       every fault of a data set: its file, its record and the mend
+  data stats|show -c CONFIG  what a data set holds: histograms, samples as one picture
+  data convert -c CONFIG     any data set to JSONL or shards
 
 examples:
   sail-lightning fit -c quickstart --trainer.max_steps=200
@@ -65,15 +71,24 @@ example:
   sail-lightning validate --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt""",
     "test": f"""\
 usage: sail-lightning test --ckpt_path X [options]
+       sail-lightning test --from FILE... --out DIR
 
-Measures a model on `data.test`; without a data config, on the synthetic laboratory. Figures: metrics.csv.
+Measures a model on `data.test`, for instance a benchmark of -c eval/NAME; without a data config, on the synthetic
+laboratory. The run folder gets report.md, report.json, gallery/ and per_sample.jsonl (every answer and its score).
 
 {_CHECKPOINT}
 {_OPTIONS}
+  --answers.out DIR      write there; a test that was killed goes on where it stopped if DIR is its folder
+  --answers.protocol=official     the official code's figures, faults included
+  --answers.no_target=text        the text, not an empty mask, says that nothing is meant
+  --answers.benchmark=NAME        of your own data; --answers.bootstrap=N, --answers.gallery=N: the effort, 0 for none
+  --from FILE            no model: score such answers again, also of several files (--protocol, --no-target, --combine,
+                         --bootstrap, --gallery), and write the report to --out DIR
 
 examples:
-  sail-lightning test --ckpt_path sail-tiny
-  sail-lightning test --ckpt_path sail-tiny --data.test.split=compositional""",
+  sail-lightning test -c eval/refcoco_val --ckpt_path MODEL
+  sail-lightning test --ckpt_path sail-tiny --data.test.split=compositional
+  sail-lightning test --from runs/test/version_0/per_sample.jsonl --out rescored --protocol official""",
     "predict": f"""\
 usage: sail-lightning predict --ckpt_path X --data.images PICTURES --data.text QUESTION [options]
 

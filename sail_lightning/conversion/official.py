@@ -240,6 +240,11 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
     tied = getattr(backbone, "lm_head", None) is not None and (
         backbone.lm_head.weight is backbone.model.embed_tokens.weight  # type: ignore[union-attr]
     )
+    layout, official = backbone.picture, type(backbone).picture
+    if (layout.bidirectional, layout.grid_positions) != (official.bidirectional, official.grid_positions):
+        raise SailUsageError(
+            "the official code reads pictures wholly and by rows and columns, which this model does not"
+        )
     upsampler = getattr(network.upsampler, "official_names", None)
     if upsampler is None:
         raise SailUsageError(f"the official code has no {type(network.upsampler).__name__}; only DeconvUpsampler")

@@ -1,7 +1,8 @@
 """What every plugin owes its socket. All registered plugins are checked, those of `$SAIL_PLUGINS` included.
 
 A new plugin is covered as soon as it is registered; one that cannot be made without arguments is given some in
-`ARGUMENTS`. The classes named `Users...` come from a file that a user wrote, loaded as `--plugins` does.
+`ARGUMENTS`, or in `teacher_folders`. The classes named `Users...` come from a file that a user wrote, loaded as
+`--plugins` does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import teacher_folders
 import torch
 from decoding_harness import read_in_turns
 from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
@@ -171,7 +173,7 @@ def plugin(request: pytest.FixtureRequest) -> type[Plugin]:
 
 def made(plugin: type[Plugin]) -> Any:
     """A plugin as configured, not built."""
-    return plugin(**ARGUMENTS.get(plugin.__name__, {}))
+    return plugin(**(ARGUMENTS.get(plugin.__name__) or teacher_folders.arguments(plugin.__name__)))
 
 
 def device(plugin: type[Plugin]) -> torch.device:
@@ -295,7 +297,8 @@ def check_upsampler(upsampler: Upsampler, before: Dims, dims: Dims) -> None:
     assert rest == 0
     assert (dims.hidden_size, dims.patch_size) == (before.hidden_size, before.patch_size)
     for count in (2, 0):
-        features = upsampler(torch.randn(count, 32, 3, 5))
+        shown = [torch.randint(0, 256, (count, 3, 48, 80), dtype=torch.uint8)] if upsampler.guided else []
+        features = upsampler(torch.randn(count, 32, 3, 5), *shown)
         assert features.shape == (count, dims.feature_channels, 3 * scale, 5 * scale)
 
 
@@ -303,9 +306,10 @@ def check_prompt_encoder(encoder: PromptEncoder, before: Dims, dims: Dims) -> No
     assert dims == before
     assert encoder.num_prompts > 0
     embeddings, none = torch.randn(9, 32), torch.empty(0, dtype=torch.int64)
-    untouched = encoder(embeddings, Regions(none, none, none, none, none), torch.empty(0, 32))
+    untouched = encoder(embeddings, Regions(none, none, none, none, none, torch.empty(0, 4)), torch.empty(0, 32))
     assert torch.equal(untouched, embeddings)
-    regions = Regions(*(torch.tensor(rows) for rows in ([40, 41], [1, 2, 2], [0, 0, 1], [7], [1])))
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.25], [0.25, 0.5, 1.0, 1.0]])
+    regions = Regions(*(torch.tensor(rows) for rows in ([40, 41], [1, 2, 2], [0, 0, 1], [7], [1])), boxes)
     assert encoder(embeddings, regions, torch.randn(2, 32)).shape == (9, 32)
 
 
@@ -313,7 +317,7 @@ def check_teacher(teacher: Teacher, before: Dims, dims: Dims) -> None:
     assert dims == before
     assert teacher.tap in ("vision", "mask")
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    features = teacher(torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8))
+    features = teacher(teacher_folders.PICTURES)
     assert features.ndim == 4
     assert features.shape[:2] == (2, teacher.channels)
     assert not features.requires_grad

@@ -29,7 +29,8 @@ def regions(covers: list[list[int]], mentions: list[list[int]]) -> Regions:
         table = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
-    return Regions(torch.arange(len(covers)), *pairs(covers), *pairs(mentions))
+    boxes = torch.rand(len(covers), 2, 2).sort(1).values.flatten(1)  # x0, y0, x1, y1
+    return Regions(torch.arange(len(covers)), *pairs(covers), *pairs(mentions), boxes)
 
 
 def inputs(count: int) -> tuple[Tensor, Tensor]:

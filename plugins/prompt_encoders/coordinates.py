@@ -1,0 +1,63 @@
+"""Early fusion that also says where a region is, finer than patches can. Beyond the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sail_lightning.interfaces import Dims, Regions
+from sail_lightning.plugins.prompt_encoders.injection import PromptInjection
+from sail_lightning.registry import register
+
+
+@register
+class CoordinatePrompts(PromptInjection):
+    """`PromptInjection`, and an embedding of the region's box, added to its patches and to the words that name it.
+
+    Injection tells the patches under a region which prompt it is, but not how it lies within them: a point and a small
+    box on one patch are the same to it. And the word `<PromptK>` of the text knows nothing of the place. The box's four
+    coordinates, as sines and cosines of rising frequency (Fourier features, Tancik et al. 2020), go through one linear
+    layer that starts at zero, so training starts where `PromptInjection` does. Coordinates beside features of a region
+    follow Ferret (You et al. 2023).
+
+    Args:
+        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
+        projection: whether the token's embedding is projected.
+        overlap: whether a patch under several regions gets the `sum` of theirs, or the `last` one.
+        coverage: which patches a region covers; see `PromptInjection`.
+        frequencies: per coordinate; the highest turns 2^(frequencies - 2) times over the picture.
+    """
+
+    def __init__(
+        self,
+        num_prompts: int = 15,
+        projection: bool = True,
+        overlap: Literal["sum", "last"] = "sum",
+        coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",
+        frequencies: int = 6,
+    ) -> None:
+        super().__init__(num_prompts, projection, overlap, coverage)
+        self.frequencies = frequencies
+
+    def build(self, dims: Dims) -> Dims:
+        dims = super().build(dims)
+        self.place = nn.Linear(8 * self.frequencies, dims.hidden_size, bias=False)
+        nn.init.zeros_(self.place.weight)
+        return dims
+
+    def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
+        """Embeddings (T, D) and region tokens (R, D) to embeddings (T, D)."""
+        embeddings = super().forward(embeddings, regions, region_tokens)
+        places = self.place(fourier(regions.boxes, self.frequencies).to(self.place.weight.dtype)).to(embeddings.dtype)
+        embeddings = embeddings.index_add(0, regions.patch_rows, places.index_select(0, regions.patch_region))
+        return embeddings.index_add(0, regions.mention_rows, places.index_select(0, regions.mention_region))
+
+
+def fourier(coordinates: Tensor, frequencies: int) -> Tensor:
+    """Coordinates (R, 4) from 0 to 1 to their sines and cosines (R, 8*frequencies) float32, from half a turn on."""
+    turns = math.pi * 2.0 ** torch.arange(frequencies, dtype=torch.float32, device=coordinates.device)
+    angles = (coordinates.float()[:, :, None] * turns).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], 1)

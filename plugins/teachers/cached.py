@@ -1,0 +1,84 @@
+"""A teacher whose features were computed before training, and lie on disk."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sail_lightning.errors import SailError
+from sail_lightning.features.store import FeatureStore, picture_key
+from sail_lightning.interfaces import Dims, Teacher
+from sail_lightning.plugins.teachers.frozen import Tap, check_schedule
+from sail_lightning.registry import register
+
+
+@register
+class CachedTeacher(Teacher):
+    """Features that `sail-lightning features` wrote, by picture: the same lesson, without the expert.
+
+    A picture is known by its pixels as the student sees them, so the cache fits the patch size and the longest side
+    that it was made with, wherever the picture comes from.
+
+    Args:
+        folder: that the command wrote.
+        tap: the student features it teaches, `vision` tokens or upsampled `mask` features; None: those that the cached
+            teacher teaches.
+        weight: of its loss.
+        every: it teaches in every so many optimiser steps, with as many times the weight.
+        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tap: Tap | None = None,
+        weight: float = 1.0,
+        every: int = 1,
+        tasks: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.tap = tap or "vision"
+        self._own_tap = tap
+        self.weight, self.every, self.tasks = weight, every, tasks
+
+    def build(self, dims: Dims) -> Dims:
+        """Opens the cache, and learns its `channels`.
+
+        Raises:
+            SailError: no such cache, or a damaged one.
+            SailUsageError: no such task, or `every` below 1.
+        """
+        check_schedule(self)
+        self.store = FeatureStore(Path(self.folder).expanduser())
+        settings = self.store.settings
+        self.channels = settings.channels
+        self.tap = self._own_tap or settings.tap
+        return dims
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w) in float32.
+
+        Raises:
+            SailError: a picture that is not in the cache.
+        """
+        pixels = images.cpu().numpy()
+        stored = list(_readers().map(lambda one: self.store.read(picture_key(one)), pixels))
+        if None in stored:
+            height, width = images.shape[-2:]
+            raise SailError(
+                f"CachedTeacher: a picture of {width} x {height} pixels is not among the {len(self.store)} in "
+                f"{self.folder}, {self.store.settings.seen}; run sail-lightning features again, with this config"
+            )
+        return torch.stack([entry.decoded(images.device) for entry in stored if entry is not None])
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """Hashing and reading leave Python's lock to others: pictures of a batch are looked up side by side."""
+    return ThreadPoolExecutor(8, thread_name_prefix="features")

@@ -1,0 +1,107 @@
+"""Models of the transformers library from local folders, for teachers: strict, quiet, and without the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sail_lightning.conversion.strict import some
+from sail_lightning.errors import SailError
+from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+
+
+def settings(who: str, folder: str, kinds: Collection[str]) -> dict[str, Any]:
+    """The config.json of a model's folder.
+
+    Args:
+        who: asks, for messages.
+        folder: of the model.
+        kinds: values of `model_type` that will do.
+
+    Raises:
+        SailError: no such folder, no or a damaged config.json, or a model of another kind.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        raise SailError(f"{who}: {folder} has no config.json; give the local folder of a Hugging Face model")
+    config = _json(who, path)
+    if (kind := config.get("model_type")) not in kinds:
+        raise SailError(f"{who}: {folder} holds a model of type {kind}, not {' or '.join(sorted(kinds))}")
+    return config
+
+
+def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
+    """A model with the weights of a folder, float32.
+
+    Args:
+        who: asks, for messages.
+        folder: of the model, with config.json and safetensors files.
+        model: its class.
+        foreign: names of tensors that may be there though the model has no place for them, as a pattern.
+
+    Raises:
+        SailError: the weights are missing or damaged, or names or shapes do not agree.
+    """
+    where = Path(folder).expanduser()
+    with _quiet():
+        try:
+            network, found = model.from_pretrained(
+                str(where),
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # told below, by name
+                output_loading_info=True,
+            )
+        except Exception as error:  # the library raises nothing narrower, for files that it did not write
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SailError(f"{who}: {folder} cannot be loaded ({reason})") from error
+    unexpected = [name for name in found["unexpected_keys"] if not re.match(foreign, name)]
+    mismatched = [entry[0] for entry in found["mismatched_keys"]]
+    for fault, names in (("lacks", found["missing_keys"]), ("has foreign", unexpected), ("has misshapen", mismatched)):
+        if names:
+            raise SailError(f"{who}: {folder} {fault} weights ({some(sorted(names))}); copy it again")
+    return network
+
+
+def statistics(who: str, folder: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of pixels in [0, 1] by the folder's preprocessor_config.json, else ImageNet's.
+
+    Raises:
+        SailError: the file is damaged.
+    """
+    path = Path(folder).expanduser() / "preprocessor_config.json"
+    config = _json(who, path) if path.is_file() else {}
+    return config.get("image_mean", IMAGE_MEAN), config.get("image_std", IMAGE_STD)
+
+
+def _json(who: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise SailError(f"{who}: {path} is damaged; copy it again")
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bar and reports: what is wrong is told in one sentence."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

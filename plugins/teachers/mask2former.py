@@ -1,0 +1,80 @@
+"""Mask2Former's pixel decoder as a teacher of mask features: the paper's first expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sail_lightning.plugins.teachers import hugging_face
+from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.registry import register
+
+LONGEST = 1333 / 800
+"""The longer side is at most so many times the wanted shorter side (the model's own image processor)."""
+DIVISOR = 32
+"""Sides are rounded up to a multiple of it (likewise)."""
+
+
+@register
+class Mask2FormerTeacher(FrozenTeacher):
+    """The last features of Mask2Former's pixel decoder, of stride 4 and 256 channels (paper, section 3.2).
+
+    The official recipe takes Swin-L of COCO panoptic segmentation, and a weight of 0.5 beside `SAM2Teacher` or of 1.0
+    alone. Only the backbone and the pixel decoder are kept.
+
+    Args:
+        folder: a local Hugging Face folder, such as a copy of `facebook/mask2former-swin-large-coco-panoptic`.
+        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
+        weight: of its loss.
+        resize: shorter side in pixels that pictures are resized to; the longer one is at most 1.67 times as long.
+        dtype: that it computes in.
+        every: it teaches in every so many optimiser steps, with as many times the weight.
+        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tap: Tap = "mask",
+        weight: float = 1.0,
+        resize: int = 800,
+        dtype: DType = "float32",
+        every: int = 1,
+        tasks: list[str] | None = None,
+    ) -> None:
+        super().__init__(tap, weight, dtype, every, tasks)
+        self.folder, self.resize = folder, resize
+
+    def load(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Makes the backbone and the pixel decoder.
+
+        Raises:
+            SailError: no Mask2Former folder, or weights that are missing, foreign or misshapen.
+        """
+        from transformers import Mask2FormerModel
+
+        who = type(self).__name__
+        hugging_face.settings(who, self.folder, ("mask2former",))
+        # The segmentation model around it has a head for classes, and its loss.
+        whole = hugging_face.load(who, self.folder, Mask2FormerModel, r"(class_predictor|criterion)\.")
+        self.network = whole.pixel_level_module
+        self.channels = int(whole.config.mask_feature_size)
+        return hugging_face.statistics(who, self.folder)
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """As its own image processor: the shorter side first, then both rounded up."""
+        shorter, longer = min(size), max(size)
+        wanted, most = self.resize, self.resize * LONGEST
+        exact = float(wanted)
+        if longer / shorter * wanted > round(most):
+            exact = round(most) * shorter / longer
+            wanted = round(exact)
+        other = longer if shorter == wanted else int(exact * longer / shorter)
+        sides = (wanted, other) if size[0] <= size[1] else (other, wanted)
+        return math.ceil(sides[0] / DIVISOR) * DIVISOR, math.ceil(sides[1] / DIVISOR) * DIVISOR
+
+    def look(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(pixels).decoder_last_hidden_state
+        return features

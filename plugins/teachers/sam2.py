@@ -1,0 +1,66 @@
+"""SAM 2's image encoder as a teacher of vision tokens: the paper's second expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sail_lightning.plugins.teachers import hugging_face
+from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.registry import register
+
+
+@register
+class SAM2Teacher(FrozenTeacher):
+    """SAM 2's image embedding, of stride 16 and 256 channels: what its mask decoder reads (paper, section 3.2).
+
+    The official recipe takes SAM 2.1 Hiera-L, and a weight of 0.5 beside `Mask2FormerTeacher` or of 1.0 alone. Only the
+    vision encoder and the vector that stands for "no memory" are kept.
+
+    Args:
+        folder: a local Hugging Face folder, such as a copy of `facebook/sam2.1-hiera-large`.
+        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
+        weight: of its loss.
+        dtype: that it computes in.
+        every: it teaches in every so many optimiser steps, with as many times the weight.
+        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tap: Tap = "vision",
+        weight: float = 1.0,
+        dtype: DType = "float32",
+        every: int = 1,
+        tasks: list[str] | None = None,
+    ) -> None:
+        super().__init__(tap, weight, dtype, every, tasks)
+        self.folder = folder
+
+    def load(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Makes the vision encoder.
+
+        Raises:
+            SailError: no SAM 2 folder, or weights that are missing, foreign or misshapen.
+        """
+        from transformers import Sam2Model
+
+        who = type(self).__name__
+        hugging_face.settings(who, self.folder, ("sam2", "sam2_video"))
+        self.network = whole = hugging_face.load(who, self.folder, Sam2Model)
+        del whole.prompt_encoder, whole.mask_decoder, whole.shared_image_embedding
+        # Pictures are squares of the size that its grid of embeddings was made for: 1024 pixels (official).
+        height, width = whole.config.vision_config.backbone_config.image_size
+        self.size = (int(height), int(width))
+        self.channels = int(whole.config.vision_config.fpn_hidden_size)
+        return hugging_face.statistics(who, self.folder)
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size
+
+    def look(self, pixels: Tensor) -> Tensor:
+        # As `Sam2Model.get_image_embeddings`, without the finer maps, which it puts through the mask decoder.
+        features: Tensor = self.network.vision_encoder(pixels).fpn_hidden_states[-1]
+        return features + self.network.no_memory_embedding.view(1, -1, 1, 1)

@@ -1,0 +1,1 @@
+"""Tables of variants: each idea switched on and off, over several seeds, at equal compute, with paired tests."""

@@ -1,0 +1,124 @@
+"""Each variant beside the baseline, figure by figure, paired over seeds and over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sail_lightning.ablation.runs import Result
+from sail_lightning.ablation.statistics import Floats, Paired, Spread, over_samples, over_seeds, spread
+from sail_lightning.ablation.study import Figure
+from sail_lightning.scoring import read_answers, score
+
+ROUNDS = 1000
+"""Draws of the bootstrap over samples."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one variant: its spread, and the differences from the baseline on the seeds that both have.
+
+    None where there is nothing to compare: the baseline itself, no seed in common, one seed only (`over_seeds`), or
+    questions that the baseline was not asked (`over_samples`).
+    """
+
+    values: dict[int, float]
+    spread: Spread
+    difference: float | None = None
+    over_seeds: Paired | None = None
+    over_samples: Paired | None = None
+
+
+def compare(
+    results: Sequence[Result], figures: Sequence[Figure], baseline: str, folders: Mapping[tuple[str, int], Path]
+) -> dict[str, dict[Figure, Cell]]:
+    """All figures of all variants, in the order in which the variants come first.
+
+    Args:
+        results: of runs that ended.
+        figures: columns of the table; a variant without one lacks its cell.
+        baseline: name of the variant that the others are compared with.
+        folders: of the runs, by variant and seed; their files of answers are scored again.
+    """
+    by_variant: dict[str, dict[int, Result]] = {}
+    for result in results:
+        by_variant.setdefault(result.variant, {})[result.seed] = result
+    scores = _Scores(folders, {(figure.evaluation, figure.benchmark) for figure in figures})
+    table: dict[str, dict[Figure, Cell]] = {}
+    for variant, runs in by_variant.items():
+        table[variant] = {}
+        for figure in figures:
+            values = {seed: value for seed, result in runs.items() if (value := result.value(figure)) is not None}
+            if not values:
+                continue
+            base = {}
+            if variant != baseline:
+                found = {seed: one.value(figure) for seed, one in by_variant.get(baseline, {}).items()}
+                base = {seed: value for seed, value in found.items() if value is not None and seed in values}
+            table[variant][figure] = _cell(values, base, runs, by_variant.get(baseline, {}), figure, scores)
+    return table
+
+
+def _cell(
+    values: dict[int, float],
+    base: dict[int, float],
+    runs: Mapping[int, Result],
+    base_runs: Mapping[int, Result],
+    figure: Figure,
+    scores: _Scores,
+) -> Cell:
+    if not base:
+        return Cell(values, spread(list(values.values())))
+    seeds = sorted(base)
+    first, second = ([side[seed] for seed in seeds] for side in (base, values))
+    difference = float(np.mean(second) - np.mean(first))
+    draws = scores.difference([base_runs[seed] for seed in seeds], [runs[seed] for seed in seeds], figure)
+    return Cell(
+        values,
+        spread(list(values.values())),
+        difference,
+        over_seeds(first, second),
+        None if draws is None else over_samples(difference, draws),
+    )
+
+
+class _Scores:
+    """Bootstrap draws of runs' figures; each file of answers is scored once, for the benchmarks (evaluation, name) that
+    are `wanted`."""
+
+    def __init__(self, folders: Mapping[tuple[str, int], Path], wanted: Collection[tuple[str, str]]) -> None:
+        self.folders, self.wanted = folders, wanted
+        self._kept: dict[Path, tuple[dict[str, frozenset[str]], dict[str, dict[str, Floats]]]] = {}
+
+    def difference(self, first: Sequence[Result], second: Sequence[Result], figure: Figure) -> Floats | None:
+        """The mean difference over pairs of runs (rounds,), on the same questions drawn again in both.
+
+        None where they were not asked the same questions, or the figure has no draws.
+        """
+        sides = [[self._draws(run, figure) for run in runs] for runs in (first, second)]
+        asked = {questions for side in sides for questions, _ in side}
+        if len(asked) != 1 or any(draws is None for side in sides for _, draws in side):
+            return None
+        means = [np.mean(np.stack([draws for _, draws in side if draws is not None]), axis=0) for side in sides]
+        difference: Floats = means[1] - means[0]
+        return difference
+
+    def _draws(self, run: Result, figure: Figure) -> tuple[frozenset[str], Floats | None]:
+        """The questions that the figure is about, and its draws."""
+        path = self.folders[run.variant, run.seed] / run.answers[figure.evaluation]
+        if not path.is_file():
+            return frozenset(), None
+        if path not in self._kept:
+            evaluation = figure.evaluation
+            answers = [answer for answer in read_answers(path) if (evaluation, answer.benchmark) in self.wanted]
+            asked: dict[str, set[str]] = {}
+            for answer in answers:
+                asked.setdefault(answer.benchmark, set()).add(answer.truth)
+            reports = score(answers, bootstrap=ROUNDS)
+            questions = {name: frozenset(truths) for name, truths in asked.items()}
+            self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
+        questions, draws = self._kept[path]
+        return questions.get(figure.benchmark, frozenset()), draws.get(figure.benchmark, {}).get(figure.metric)

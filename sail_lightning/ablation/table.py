@@ -1,0 +1,161 @@
+"""The table of a study: Markdown for people, CSV for spreadsheets, JSON with every run for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sail_lightning.ablation.comparison import Cell
+from sail_lightning.ablation.cost import Cost
+from sail_lightning.ablation.runs import Result
+from sail_lightning.ablation.statistics import Paired
+from sail_lightning.ablation.study import Figure, Study
+
+COSTS = tuple(field.name for field in fields(Cost))
+Table = Mapping[str, Mapping[Figure, Cell]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a study found: results of its runs, the table, and what failed (last errors by variant and seed)."""
+
+    study: Study
+    results: Sequence[Result]
+    table: Table
+    failures: Mapping[tuple[str, int], str]
+
+    def cost(self, variant: str) -> dict[str, float | None]:
+        """The mean cost of a variant's runs."""
+        found = {}
+        for name in COSTS:
+            values = [getattr(result.cost, name) for result in self.results if result.variant == variant]
+            known = [value for value in values if value is not None]
+            found[name] = statistics.fmean(known) if known else None
+        return found
+
+    def seeds(self, variant: str) -> list[int]:
+        """Seeds of a variant's runs that ended."""
+        return [result.seed for result in self.results if result.variant == variant]
+
+
+def to_markdown(found: Findings) -> str:
+    """The content of table.md."""
+    study = found.study
+    lines = [f"# Ablation: {study.name}", "", _budget(study), ""]
+    names = [_short(figure, study) for figure in study.figures]
+    heads = ["seeds", *names, "train s", "tokens/s", "parameters", "peak GiB"]
+    lines += [f"| variant | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    for variant, cells in found.table.items():
+        cost = found.cost(variant)
+        shown = [
+            str(len(found.seeds(variant))),
+            *(_mean(cells.get(figure)) for figure in study.figures),
+            _number(cost["seconds"], ",.0f"),
+            _number(cost["tokens_per_s"], ",.0f"),
+            _number(cost["parameters"], ",.0f"),
+            _number(cost["peak_memory_gib"], ".2f"),
+        ]
+        mark = " (baseline)" if variant == study.baseline else ""
+        lines.append(f"| {variant}{mark} | {' | '.join(shown)} |")
+    if any(cell.difference is not None for cells in found.table.values() for cell in cells.values()):
+        lines += ["", f"## Differences from {study.baseline}", "", *_differences(found)]
+    if found.failures:
+        lines += ["", "## Failed", ""]
+        lines += [f"- {variant}, seed {seed}: {error}" for (variant, seed), error in found.failures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _budget(study: Study) -> str:
+    parts = [f"{study.steps:,} steps"] if study.steps else []
+    parts += [f"at most {study.minutes:g} minutes"] if study.minutes else []
+    seeds = ", ".join(map(str, study.seeds))
+    return f"{' and '.join(parts).capitalize()} each; seeds {seeds}. Mean ± standard deviation over seeds."
+
+
+def _differences(found: Findings) -> list[str]:
+    heads = "| variant | figure | difference | over seeds: 95 % | p | over samples: 95 % | p |"
+    lines = [
+        "Paired: seed by seed (t test), and question by question (bootstrap of the mean over seeds). "
+        "p below 0.05 has a star; with many rows, some have one by chance.",
+        "",
+        heads,
+        "| --- | --- | ---: | --- | ---: | --- | ---: |",
+    ]
+    for variant, cells in found.table.items():
+        for figure, cell in cells.items():
+            if cell.difference is None:
+                continue
+            shown = [_short(figure, found.study), f"{cell.difference:+.4f}"]
+            shown += [*_paired(cell.over_seeds), *_paired(cell.over_samples)]
+            lines.append(f"| {variant} | {' | '.join(shown)} |")
+    return lines
+
+
+def _paired(one: Paired | None) -> tuple[str, str]:
+    if one is None:
+        return "", ""
+    return f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p:.4f}{' *' if one.p < 0.05 else ''}"
+
+
+def _mean(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    spread = cell.spread
+    return f"{spread.mean:.4f}" + ("" if spread.std is None else f" ± {spread.std:.4f}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _short(figure: Figure, study: Study) -> str:
+    """Without the evaluation's name, where there is one only."""
+    return str(figure) if len(study.evaluate) > 1 else f"{figure.benchmark}/{figure.metric}"
+
+
+def to_csv(found: Findings) -> str:
+    """The content of table.csv: a row for each variant; what is not there is empty."""
+    parts = ("difference", "seeds_low", "seeds_high", "seeds_p", "samples_low", "samples_high", "samples_p")
+    columns = ["variant", "seeds"]
+    for figure in found.study.figures:
+        columns += [f"{figure} {part}" for part in ("mean", "std", *parts)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*columns, *COSTS])
+    for variant, cells in found.table.items():
+        row: list[Any] = [variant, len(found.seeds(variant))]
+        for figure in found.study.figures:
+            cell = cells.get(figure)
+            if cell is None:
+                row += [None] * (2 + len(parts))
+                continue
+            row += [cell.spread.mean, cell.spread.std, cell.difference]
+            for one in (cell.over_seeds, cell.over_samples):
+                row += [None] * 3 if one is None else [one.low, one.high, one.p]
+        cost = found.cost(variant)
+        writer.writerow([*row, *(cost[name] for name in COSTS)])
+    return file.getvalue()
+
+
+def to_json(found: Findings) -> dict[str, Any]:
+    """The content of results.json."""
+    study = asdict(found.study)
+    return {
+        "study": study | {"figures": [str(figure) for figure in found.study.figures]},
+        "runs": [asdict(result) for result in found.results],
+        "table": {
+            variant: {
+                "seeds": found.seeds(variant),
+                "cost": found.cost(variant),
+                "figures": {str(figure): asdict(cell) for figure, cell in cells.items()},
+            }
+            for variant, cells in found.table.items()
+        },
+        "failures": [
+            {"variant": variant, "seed": seed, "error": error} for (variant, seed), error in found.failures.items()
+        ],
+    }

@@ -1,0 +1,239 @@
+"""`sail-lightning ablate`: a table of variants, each trained with several seeds at equal compute."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sail_lightning.cli.arguments import Parser, comma_list
+from sail_lightning.cli.packaged import find_config, read_config
+from sail_lightning.errors import SailError, SailUsageError
+
+if TYPE_CHECKING:
+    from sail_lightning.ablation.runs import Result, Run
+    from sail_lightning.ablation.study import Study
+
+EXAMPLES = """\
+A study is a YAML file: a base, variants that are small patches on it, seeds, a budget, and what is measured
+(docs/ablations.md). Every variant is checked before the first one runs. The same command goes on where it was stopped.
+Writes table.md, table.csv, results.json and curves.png.
+
+examples:
+  sail-lightning ablate study/reduced
+  sail-lightning ablate study/paper --jobs 2 --out runs/paper
+  sail-lightning ablate my_study.yaml --seeds 0,1 --steps 200 --only plain,upsampling"""
+
+
+def run(args: list[str]) -> int:
+    """Runs a study and writes its table; returns the exit code."""
+    parser = Parser(
+        prog="sail-lightning ablate",
+        description="Trains and tests a table of variants, with several seeds each, and compares them.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("study", nargs="?", metavar="STUDY", help="a file, or a packaged study by name")
+    parser.add_argument("-c", dest="config", metavar="STUDY", help="the same, as other commands take it")
+    parser.add_argument("--out", metavar="DIR", help="folder of runs and table (runs/ablate/STUDY)")
+    parser.add_argument("--seeds", metavar="LIST", help="instead of the study's, such as 0,1,2")
+    parser.add_argument("--steps", type=int, metavar="N", help="instead of the study's")
+    parser.add_argument("--minutes", type=float, metavar="M", help="instead of the study's")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time, a CPU thread each (1)")
+    parser.add_argument("--only", metavar="LIST", help="run these variants only")
+    parser.add_argument(
+        "--print_config", nargs="?", const="", metavar="VARIANT", help="show the baseline's (or a variant's) config"
+    )
+    given = parser.parse_args(args)
+    if (given.study is None) == (given.config is None):
+        raise SailUsageError("name one study: a file, or a packaged one such as study/reduced")
+    if given.jobs < 1:
+        raise SailUsageError(f"--jobs must be 1 or more, not {given.jobs}")
+
+    from sail_lightning.ablation.study import parse_study
+
+    path = find_config(given.study or given.config)
+    study = _changed(parse_study(read_config(path), path.stem), given.seeds, given.steps, given.minutes)
+    chosen = _chosen(study, comma_list([given.only]) if given.only else [])
+    folder = Path(given.out or Path("runs", "ablate", study.name))
+    if given.print_config is not None:
+        wanted = given.print_config or study.baseline
+        print(yaml.safe_dump(_resolved(study, _chosen(study, [wanted])[0], study.seeds[0]), sort_keys=False), end="")
+        return 0
+    return _run(study, chosen, folder, given.jobs)
+
+
+def _changed(study: Study, seeds: str | None, steps: int | None, minutes: float | None) -> Study:
+    """The study with what the command line says instead."""
+    if seeds is not None:
+        words = comma_list([seeds])
+        if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+            raise SailUsageError(f"--seeds must be different whole numbers such as 0,1,2, not {seeds!r}")
+        study = replace(study, seeds=tuple(map(int, words)))
+    for name, value in (("steps", steps), ("minutes", minutes)):
+        if value is not None and value <= 0:
+            raise SailUsageError(f"--{name} must be above 0, not {value}")
+    return replace(study, steps=steps or study.steps, minutes=minutes or study.minutes)
+
+
+def _chosen(study: Study, names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in study.variants:
+            raise SailUsageError(f"{study.name} has no variant {name}; there are {', '.join(study.variants)}")
+    return [name for name in study.variants if name in names] if names else list(study.variants)
+
+
+def _run(study: Study, chosen: Sequence[str], folder: Path, jobs: int) -> int:
+    from sail_lightning.ablation.runner import run_all
+    from sail_lightning.ablation.runs import finished
+
+    runs = _planned(study, folder, 1 if jobs > 1 else 0)
+    asked = [one for one in runs if one.variant in chosen]
+    print(f"{len(asked)} runs: {len(chosen)} variants, {len(study.seeds)} seeds; into {folder}", flush=True)
+    with _terminated_as_interrupted():
+        outcome = run_all(asked, jobs, study.figures[0], lambda line: print(line, flush=True))
+    # Of variants that were left out, what earlier times found is in the table too.
+    others = [result for one in runs if one.variant not in chosen and (result := finished(one)) is not None]
+    places = {(one.variant, one.seed): place for place, one in enumerate(runs)}
+    results = sorted([*outcome.results, *others], key=lambda result: places[result.variant, result.seed])
+    if not results:
+        raise SailError(f"all {len(asked)} runs failed; the last: {list(outcome.failures.values())[-1]}")
+    written = _write(study, results, outcome.failures, folder)
+    print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
+    _check_figures(study, results)
+    if outcome.failures:
+        (variant, seed), error = next(iter(outcome.failures.items()))
+        count = f"{len(outcome.failures)} of {len(asked)} runs failed, first {variant} with seed {seed}"
+        raise SailError(f"{count}: {error}; the same command tries them again")
+    return 0
+
+
+def _check_figures(study: Study, results: Sequence[Result]) -> None:
+    """Raises SailUsageError where a figure is one that no test gave."""
+    for figure in study.figures:
+        if all(result.value(figure) is None for result in results):
+            given = results[0].metrics[figure.evaluation]
+            known = [f"{benchmark}/{name}" for benchmark, metrics in given.items() for name in metrics]
+            raise SailUsageError(f"{study.name}: no test gave the figure {figure}; there are {', '.join(known)}")
+
+
+def _write(study: Study, results: Sequence[Result], failures: dict[tuple[str, int], str], folder: Path) -> list[Path]:
+    """Compares the results and writes the table; returns the files."""
+    from sail_lightning.ablation.comparison import compare
+    from sail_lightning.ablation.curves import draw_curves
+    from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
+
+    folders = {(one.variant, one.seed): _folder(folder, one.variant, one.seed) for one in results}
+    found = Findings(study, results, compare(results, study.figures, study.baseline, folders), failures)
+    written = [folder / name for name in ("table.md", "table.csv", "results.json")]
+    contents = (to_markdown(found), to_csv(found), json.dumps(to_json(found), indent=2) + "\n")
+    for path, content in zip(written, contents, strict=True):
+        path.write_text(content, encoding="utf-8")
+    tables: dict[str, list[Path]] = {}
+    for one in results:
+        tables.setdefault(one.variant, []).append(folders[one.variant, one.seed] / one.curves)
+    drawn = draw_curves(tables, study.curves, folder / "curves.png")
+    return written if drawn is None else [*written, drawn]
+
+
+def _folder(folder: Path, variant: str, seed: int) -> Path:
+    return folder / variant / f"seed_{seed}"
+
+
+def _planned(study: Study, folder: Path, threads: int) -> list[Run]:
+    """All runs, seed by seed, so that a study that is stopped early has compared every variant on some.
+
+    Raises:
+        SailUsageError: a variant or an evaluation that does not parse; names it.
+    """
+    from sail_lightning.ablation.runs import Run
+
+    runs = [
+        Run(
+            variant,
+            seed,
+            _folder(folder, variant, seed),
+            _resolved(study, variant, seed),
+            study.evaluate,
+            threads,
+        )
+        for seed in study.seeds
+        for variant in study.variants
+    ]
+    for name in study.evaluate:
+        _resolved(study, study.baseline, study.seeds[0], name)
+    return runs
+
+
+def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = None) -> dict[str, Any]:
+    """The whole config of a training, as `fit --print_config` shows it; `evaluation` puts its patch on top, to check.
+
+    Raises:
+        SailUsageError: it does not parse.
+    """
+    from sail_lightning.cli.lightning_cli import run as run_verb
+
+    patches = [study.base, study.variants[variant], study.evaluate.get(evaluation or "", {})]
+    options = [f"--{key}={seed}" for key in ("seed_everything", "data.seed", *study.seeded)]
+    if study.steps is not None:
+        options += [f"--trainer.max_steps={study.steps}"]
+        options += [f"--trainer.val_check_interval={max(1, study.steps // study.checks)}"]
+    options += [f"--trainer.max_time={_clock(study.minutes)}", "--trainer.enable_progress_bar=false"]
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as scratch:
+        layers = [f"-c={name}" for name in study.configs]
+        for place, patch in enumerate(patches):
+            path = Path(scratch, f"{place}.yaml")
+            path.write_text(yaml.safe_dump(patch), encoding="utf-8")
+            layers.append(f"-c={path}")
+        try:
+            with contextlib.redirect_stdout(printed):
+                run_verb(["fit", *layers, *options, "--print_config"])
+        except SystemExit:  # what is asked to print its config goes no further
+            pass
+        except SailError as error:
+            part = f"evaluate.{evaluation}" if evaluation else f"variant {variant}"
+            raise SailUsageError(f"{study.name}, {part}: {error}") from None
+    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    for key in ("name", "runs"):
+        config.pop(key, None)
+    _limit_schedule(config, study.minutes)
+    return config
+
+
+def _clock(minutes: float | None) -> str:
+    """DD:HH:MM:SS, as the Trainer takes it."""
+    if minutes is None:
+        return "null"
+    whole, seconds = divmod(round(minutes * 60), 60)
+    hours, rest = divmod(whole, 60)
+    return f"{hours // 24:02}:{hours % 24:02}:{rest:02}:{seconds:02}"
+
+
+def _limit_schedule(config: dict[str, Any], minutes: float | None) -> None:
+    """A schedule that knows a time limit gets that of the study: its rate is down when the training ends."""
+    schedule = config["model"].get("schedule") or {}
+    if "minutes" in (schedule.get("init_args") or {}):
+        schedule["init_args"]["minutes"] = minutes
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, a request to terminate ends the processes of the study too, as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

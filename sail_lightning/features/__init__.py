@@ -1,0 +1,1 @@
+"""Teachers' features on disk: how they are stored, written once, and read in training."""

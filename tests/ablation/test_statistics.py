@@ -1,0 +1,104 @@
+"""The statistics of a study, against the formulas in float64 and against integrals of the density."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_lightning.ablation.statistics import over_samples, over_seeds, spread, t_quantile, t_tails
+
+
+def density(t: np.ndarray, freedom: int) -> np.ndarray:
+    """Student's density."""
+    front = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    return front * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
+
+
+@given(t=st.floats(-30, 30))
+def test_tails_of_one_and_two_degrees_of_freedom_have_a_closed_form(t: float) -> None:
+    assert t_tails(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(abs(t)), abs=1e-12)
+    assert t_tails(t, 2) == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t), abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30])
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.7, 1.9, 4.5])
+def test_tails_are_the_integral_of_the_density(t: float, freedom: int) -> None:
+    grid = np.linspace(0, t, 20_001)
+    inner = float(np.trapezoid(density(grid, freedom), grid))
+    assert t_tails(t, freedom) == pytest.approx(1 - 2 * inner, abs=1e-8)
+
+
+@given(level=st.floats(0.51, 0.9999), freedom=st.integers(1, 60))
+def test_a_quantile_cuts_off_its_share(level: float, freedom: int) -> None:
+    assert t_tails(t_quantile(level, freedom), freedom) == pytest.approx(2 * (1 - level), rel=1e-9)
+
+
+def test_quantiles_are_those_of_printed_tables() -> None:
+    known = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042}
+    assert {freedom: round(t_quantile(0.975, freedom), 3) for freedom in known} == known
+
+
+def test_spread_divides_by_one_less_than_the_number_of_seeds() -> None:
+    found = spread([0.1, 0.2, 0.6])
+    assert found.mean == pytest.approx(0.3)
+    assert found.std == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
+    assert spread([0.4]).std is None
+
+
+def test_paired_t_test_is_the_formula() -> None:
+    first, second = [0.50, 0.53, 0.47], [0.56, 0.55, 0.55]
+    differences = [0.06, 0.02, 0.08]
+    mean = sum(differences) / 3
+    error = math.sqrt(sum((one - mean) ** 2 for one in differences) / 2) / math.sqrt(3)
+    reach = 0.95 / math.sqrt(2 * 0.975 * 0.025) * error  # the quantile of two degrees of freedom
+    found = over_seeds(first, second)
+    assert found is not None
+    assert (found.difference, found.low, found.high) == pytest.approx((mean, mean - reach, mean + reach))
+    t = mean / error
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
+def test_paired_t_test_turns_its_sign_with_the_sides(pairs: list[tuple[float, float]]) -> None:
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    one, other = over_seeds(first, second), over_seeds(second, first)
+    assert one is not None and other is not None
+    assert one.difference == pytest.approx(-other.difference)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+    assert one.p == pytest.approx(other.p)
+    assert 0 <= one.p <= 1 and one.low <= one.difference <= one.high
+
+
+def test_interval_leaves_zero_out_just_where_p_is_below_five_percent() -> None:
+    rng = np.random.default_rng(0)
+    agreed = set()
+    for _ in range(200):
+        found = over_seeds([0.0] * 4, rng.normal(0.5, 0.5, 4).tolist())
+        assert found is not None
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+        agreed.add(found.p < 0.05)
+    assert agreed == {True, False}
+
+
+def test_one_seed_has_no_test_over_seeds() -> None:
+    assert over_seeds([0.4], [0.5]) is None
+
+
+@pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.25, 0.0)])
+def test_differences_without_spread_are_certain(shift: float, p: float) -> None:
+    found = over_seeds([0.25, 0.5, 0.75], [0.25 + shift, 0.5 + shift, 0.75 + shift])
+    assert found is not None
+    assert (found.difference, found.low, found.high, found.p) == (shift, shift, shift, p)
+
+
+def test_bootstrap_p_is_twice_the_share_beyond_zero() -> None:
+    draws = np.array([-0.1, *np.linspace(0.01, 0.5, 98), np.nan])
+    found = over_samples(0.2, draws)
+    assert found is not None
+    assert found.p == pytest.approx(2 * (1 + 1) / (1 + 99))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws[:-1], [0.025, 0.975])))
+    assert over_samples(0.0, np.array([np.nan])) is None

@@ -1,0 +1,158 @@
+"""The table, from result files that were written by hand: every number can be checked with a pencil."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import result_files
+from result_files import folders, study, write
+
+from sail_lightning.ablation.comparison import compare
+from sail_lightning.ablation.cost import Cost
+from sail_lightning.ablation.curves import draw_curves, together
+from sail_lightning.ablation.runs import Result
+from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
+
+PLAIN = ([2, 4, 6, 8], [3, 5, 5, 7])  # means 0.5 and 0.5
+BETTER = ([4, 6, 8, 9], [4, 7, 6, 8])  # means 0.675 and 0.625
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[Result]:
+    costs = (Cost(100.0, 1000, 9000.0, 60.0, 0.5), Cost(120.0, 1000, None, None, 0.7))
+    plain = [write(tmp_path, "plain", seed, found) for seed, found in enumerate(PLAIN)]
+    better = [write(tmp_path, "better", seed, found, costs[seed]) for seed, found in enumerate(BETTER)]
+    return [plain[0], better[0], plain[1], better[1]]
+
+
+def findings(root: Path, results: list[Result], failures: dict[tuple[str, int], str] | None = None) -> Findings:
+    chosen = study()
+    return Findings(
+        chosen, results, compare(results, chosen.figures, chosen.baseline, folders(root, results)), failures or {}
+    )
+
+
+def test_mean_and_spread_over_seeds(tmp_path: Path, results: list[Result]) -> None:
+    ciou, giou = study().figures
+    table = findings(tmp_path, results).table
+    assert list(table) == ["plain", "better"]
+    for figure in (ciou, giou):  # all masks are alike in size, so both are the mean IoU
+        assert table["plain"][figure].spread.mean == pytest.approx(0.5)
+        assert table["plain"][figure].spread.std == pytest.approx(0.0)
+        assert table["better"][figure].spread.mean == pytest.approx(0.65)
+        assert table["better"][figure].spread.std == pytest.approx(0.05 / math.sqrt(2))
+
+
+def test_paired_over_seeds(tmp_path: Path, results: list[Result]) -> None:
+    cell = findings(tmp_path, results).table["better"][study().figures[0]]
+    assert cell.difference == pytest.approx(0.15)
+    assert cell.over_seeds is not None
+    error = 0.025  # differences 0.175 and 0.125: their deviation 0.05 / sqrt(2), by sqrt(2)
+    reach = math.tan(math.pi * 0.475) * error  # one degree of freedom
+    assert (cell.over_seeds.low, cell.over_seeds.high) == pytest.approx((0.15 - reach, 0.15 + reach))
+    assert cell.over_seeds.p == pytest.approx(1 - 2 / math.pi * math.atan(0.15 / error))
+
+
+def test_paired_over_samples_draws_the_mean_over_seeds_of_each_question(tmp_path: Path, results: list[Result]) -> None:
+    cell = findings(tmp_path, results).table["better"][study().figures[1]]
+    gains = (np.subtract(BETTER, PLAIN) / 10).mean(0)  # of each question
+    assert cell.over_samples is not None
+    assert cell.over_samples.difference == pytest.approx(gains.mean())
+    assert gains.min() <= cell.over_samples.low < gains.mean() < cell.over_samples.high <= gains.max()
+    exact = np.array([np.mean(gains[list(draw)]) for draw in np.ndindex(4, 4, 4, 4)])  # all draws there are
+    assert cell.over_samples.low == pytest.approx(np.quantile(exact, 0.025), abs=0.01)
+    assert cell.over_samples.high == pytest.approx(np.quantile(exact, 0.975), abs=0.01)
+    assert cell.over_samples.p < 0.01, "every question gained"
+
+
+def test_the_baseline_has_no_difference(tmp_path: Path, results: list[Result]) -> None:
+    for cell in findings(tmp_path, results).table["plain"].values():
+        assert (cell.difference, cell.over_seeds, cell.over_samples) == (None, None, None)
+
+
+def test_other_questions_are_compared_over_seeds_only(tmp_path: Path, results: list[Result]) -> None:
+    odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]
+    cell = findings(tmp_path, [*results, *odd]).table["odd"][study().figures[0]]
+    assert cell.over_seeds is not None and cell.over_samples is None
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Result]) -> None:
+    without = [one for one in results if (one.variant, one.seed) != ("plain", 1)]
+    cell = findings(tmp_path, without).table["better"][study().figures[0]]
+    assert cell.spread.mean == pytest.approx(0.65), "all of its own seeds"
+    assert cell.difference == pytest.approx(0.675 - 0.5), "seed 0 alone"
+    assert cell.over_seeds is None and cell.over_samples is not None
+
+
+def test_markdown_holds_the_numbers(tmp_path: Path, results: list[Result]) -> None:
+    text = to_markdown(findings(tmp_path, results, {("odd", 1): "fit: it broke"}))
+    lines = text.splitlines()
+    assert lines[0] == "# Ablation: byhand"
+    assert "100 steps each; seeds 0, 1." in text
+    assert "| variant | seeds | refer/ciou | refer/giou | train s | tokens/s | parameters | peak GiB |" in lines
+    assert "| plain (baseline) | 2 | 0.5000 ± 0.0000 | 0.5000 ± 0.0000 | 60 | 9,000 | 1,000 | 0.50 |" in lines
+    assert "| better | 2 | 0.6500 ± 0.0354 | 0.6500 ± 0.0354 | 110 | 9,000 | 1,000 | 0.60 |" in lines
+    (row,) = (line for line in lines if line.startswith("| better | refer/ciou"))
+    assert row.startswith("| better | refer/ciou | +0.1500 | -0.1677 to +0.4677 | 0.1051 | ")
+    assert row.endswith(" * |"), "significant over samples, not over two seeds"
+    assert lines[-1] == "- odd, seed 1: fit: it broke"
+
+
+def test_csv_holds_a_row_for_each_variant(tmp_path: Path, results: list[Result]) -> None:
+    plain, better = csv.DictReader(io.StringIO(to_csv(findings(tmp_path, results))))
+    assert (plain["variant"], plain["seeds"], better["variant"]) == ("plain", "2", "better")
+    assert float(better["test/refer/ciou mean"]) == pytest.approx(0.65)
+    assert float(better["test/refer/ciou difference"]) == pytest.approx(0.15)
+    assert plain["test/refer/ciou difference"] == ""
+    assert float(better["test/refer/giou samples_p"]) < 0.01
+    assert (float(better["seconds"]), float(better["tokens_per_s"])) == (110.0, 9000.0)
+
+
+def test_json_holds_every_run(tmp_path: Path, results: list[Result]) -> None:
+    content = json.loads(json.dumps(to_json(findings(tmp_path, results, {("odd", 0): "no"}))))
+    assert [(run["variant"], run["seed"]) for run in content["runs"]] == [(one.variant, one.seed) for one in results]
+    assert content["table"]["better"]["figures"]["test/refer/ciou"]["values"] == pytest.approx({"0": 0.675, "1": 0.625})
+    assert content["failures"] == [{"variant": "odd", "seed": 0, "error": "no"}]
+
+
+def test_a_figure_that_a_variant_lacks_is_left_empty(tmp_path: Path) -> None:
+    chosen = study(figures=["refer/ciou", "vres/giou"])
+    results = [write(tmp_path, "plain", 0, [1, 2])]
+    table = compare(results, chosen.figures, "plain", folders(tmp_path, results))
+    found = Findings(chosen, results, table, {})
+    assert "| plain (baseline) | 1 | 0.1500 |  | 60 |" in to_markdown(found)
+    (row,) = csv.DictReader(io.StringIO(to_csv(found)))
+    assert row["test/vres/giou mean"] == ""
+
+
+def test_curves_are_joined_at_the_steps_that_all_seeds_have() -> None:
+    steps, values = together([([1.0, 2.0, 3.0], [0.1, 0.2, 0.3]), ([2.0, 3.0, 4.0], [0.4, 0.6, 0.8])])
+    assert steps.tolist() == [2.0, 3.0]
+    assert values.tolist() == [[0.2, 0.3], [0.4, 0.6]]
+
+
+def test_curves_are_drawn_where_there_are_any(tmp_path: Path) -> None:
+    tables = {}
+    for variant, gain in (("plain", 0.0), ("better", 0.2)):
+        for seed in (0, 1):
+            rows = [f"{step},{0.1 * step + gain + 0.05 * seed}," for step in range(1, 5)]
+            path = tmp_path / f"{variant}_{seed}.csv"
+            path.write_text("step,val/ciou,val/none\n" + "\n".join(rows) + "\n")
+            tables.setdefault(variant, []).append(path)
+    drawn = draw_curves({**tables, "gone": [tmp_path / "no.csv"]}, ["val/ciou", "val/none", "x"], tmp_path / "a.png")
+    assert drawn is not None and drawn.stat().st_size > 5000
+    assert draw_curves(tables, ["val/none"], tmp_path / "b.png") is None
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_masks_by_hand_have_the_iou_that_they_should() -> None:
+    from sail_lightning.scoring import Answer, score
+
+    report = score([Answer.from_json(result_files.answer(0, 3))], bootstrap=0)["refer"]
+    assert report.metrics["giou"] == pytest.approx(0.3)
