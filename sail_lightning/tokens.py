@@ -17,6 +17,9 @@ PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 """Tokenizers that ship with the package, by name."""
 
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
 class Tokens:
     """A tokenizer with the model's special tokens, in one ordered table that is stored with the weights.
 
@@ -85,6 +88,8 @@ class Tokens:
         return self._encode(self._checked(text))
 
     def _checked(self, text: str) -> str:
+        if _HALF_CHARACTER.search(text):
+            raise SailUsageError("a text holds half a character (a lone surrogate); correct or remove it")
         if found := self._layout.search(text):
             raise SailUsageError(f"a text may not contain {found[0]}: that token lays out the sequence; remove it")
         return text

@@ -122,7 +122,8 @@ def patchify(
 
 
 def load_mask(mask: MaskRef) -> BoolMask:
-    """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on) are decoded.
+    """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on, and of those with an alpha
+    channel only what is not transparent) are decoded.
 
     Raises:
         SailError: the file is missing or unreadable, or an RLE is damaged.
@@ -135,6 +136,10 @@ def load_mask(mask: MaskRef) -> BoolMask:
         return mask()
     try:
         with Image.open(mask) as opened:
+            if "A" in opened.getbands():  # what lies under transparent pixels is often white
+                colours = np.asarray(opened.convert("RGBA"))
+                seen: BoolMask = colours[..., :3].any(axis=2) & (colours[..., 3] > 0)
+                return seen
             array = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L"))
     except FileNotFoundError:
         raise SailError(f"no mask file {mask}") from None

@@ -93,14 +93,25 @@ def _parser() -> Parser:
 
 
 def _show(given: Namespace, overrides: list[str]) -> int:
+    from PIL import Image
+
     from sail_lightning.cli.data_config import read_source
     from sail_lightning.data.contact_sheet import contact_sheet  # after --help: it takes seconds
 
+    path = Path(given.out or f"contact_sheet_{given.split}.png")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise SailUsageError(f"--out {path} does not end as a picture; name it {path.stem}.png")
     source = read_source(given.config, given.split, comma_list(given.plugins), overrides)
     length = given.count if source.length is None else min(given.count, source.length)
-    path = Path(given.out or f"contact_sheet_{given.split}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(islice((source[index] for index in range(length)), length), path)
+    if not length:
+        raise SailError(f"data.{given.split} has no records to show")
+    sheet = contact_sheet(islice((source[index] for index in range(length)), length))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SailError(f"{path} cannot be written ({reason}); name another file, such as sheet.png") from None
     print(f"{path}: {length} samples of data.{given.split}")
     return 0
 
@@ -118,6 +129,8 @@ def _check(given: Namespace, overrides: list[str]) -> int:
     splits = list(dict.fromkeys([*config.splits, *chosen])) or ["train"]  # one that is missing is told
     sources = {split: config.source(split) for split in splits}
     folder = Path(given.out or f"runs/check/{Path(given.config[0]).stem}")
+    if folder.exists() and not folder.is_dir():
+        raise SailUsageError(f"--out {folder} is a file; name the folder that the report goes to")
     workers = (os.cpu_count() or 1) if given.workers is None else given.workers
     with progress("records") as tell:
         report = check(

@@ -14,12 +14,12 @@
 | `turns` | `{"question", "answer", "task"?, "choices"?, "masks"?}` each |
 | `masks` | optional: of the first picture, in the order in which the answers say `[SEG]` |
 | `prompts` | optional: `{"mask" or "box" or "point" or "scribble", "id"?}` each, named `<PromptK>` in the questions |
-| `meta` | optional: anything |
+| `meta` | optional: anything; a list under `ignore` has a mask or null for each of `masks`, pixels that do not count |
 
 A mask is a COCO RLE, `{"size", "counts"}`, compressed or not; `{"polygons": [[x, y, x, y, ...], ...]}` in pixels;
-a PNG file, of which all that is not zero is on; or `{"png": file, "value": v}`, of which the pixels of value v are (of
-a palette picture its indices). A box is [x0, y0, x1, y1], x1 and y1 exclusive; a point [x, y]; a scribble
-[[x, y], ...]; `id` is K, else the prompt's place in the list.
+a PNG file, of which all that is neither zero nor transparent is on; or `{"png": file, "value": v}`, of which the pixels
+of value v are (of a palette picture its indices). A box is [x0, y0, x1, y1], x1 and y1 exclusive; a point [x, y]; a
+scribble [[x, y], ...]; `id` is K, else the prompt's place in the list.
 
 `masks` of a turn are indices, one for each `[SEG]` of its answer, for masks that are named twice or in another order;
 all turns give them, or none. Without a `task`, what a turn asks follows from its words (`task_of`).
@@ -60,6 +60,8 @@ from sail_lightning.vision import image_size, load_mask
 Record = dict[str, Any]
 TASKS: tuple[str, ...] = get_args(Task)
 REGIONS = ("mask", "box", "point", "scribble")
+IGNORE = "ignore"
+"""Of `meta`: a mask or None beside each mask of the sample, of pixels that count nowhere (ReasonSeg, E16)."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ def from_json(record: Any, root: Path, source: str = "", images: Sequence[ImageR
     if not isinstance(meta, dict):
         raise _wrong("meta", "an object", meta)
     turns, order = _turns(record["turns"], len(masks))
+    if isinstance(meta.get(IGNORE), list):
+        ignored = _list(meta[IGNORE], f"meta.{IGNORE}", lambda value, key: None if value is None else mask(value, key))
+        meta = {**meta, IGNORE: _in_order(ignored, order, len(masks))}
     return Sample(
         image=pictures[0] if len(pictures) == 1 else pictures or None,
         turns=turns,
@@ -176,6 +181,13 @@ def _turns(value: Any, masks: int) -> tuple[tuple[Turn, ...], list[int]]:
     elif len(order) != masks:
         raise SailError(f"masks has {masks}, but the answers have {len(order)} [SEG]; give one mask per [SEG]")
     return tuple(turns), order
+
+
+def _in_order(ignored: Sequence[MaskRef | None], order: Sequence[int], masks: int) -> list[MaskRef | None]:
+    """What is to be ignored beside each mask, in the order in which the masks are written or read."""
+    if len(ignored) != masks:
+        raise SailError(f"meta.{IGNORE} has {len(ignored)}, but there are {masks} masks; give a mask or null for each")
+    return [ignored[place] for place in order]
 
 
 def _turn(value: Any, key: str) -> tuple[Turn, list[int] | None]:
@@ -354,6 +366,12 @@ def to_json(sample: Sample, images: Sequence[str]) -> Record:
         record["prompts"] = [_prompt_record(prompt, place, size) for place, prompt in enumerate(sample.prompts)]
     if sample.meta:
         record["meta"] = sample.meta
+    if isinstance(given := sample.meta.get(IGNORE), list | tuple):
+        ignored = [
+            None if mask is None else _rle(mask, size, f"the ignored region of mask {place}")
+            for place, mask in enumerate(_in_order(given, order, len(sample.masks)))
+        ]
+        record["meta"] = {**sample.meta, IGNORE: ignored}
     return record
 
 

@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from types import TracebackType
 
 from sail_lightning.data.jsonl import as_line, named, pictures_of, to_json
+from sail_lightning.data.records import picture_name
 from sail_lightning.data.sample import ImageRef, Sample
 from sail_lightning.data.shards import picture_file
 from sail_lightning.errors import SailUsageError
@@ -72,7 +73,8 @@ class JsonlWriter:
             return f"{self.images.name}/{self._copy(image, id)}"
         if not isinstance(image, str | Path):
             raise SailUsageError(f"the picture of {id} is no file; add --copy-images to write one")
-        return PurePosixPath(os.path.relpath(Path(image).absolute(), self.path.parent.absolute())).as_posix()
+        # Forward slashes, also where the system writes others: the file is read elsewhere too.
+        return PurePath(os.path.relpath(Path(image).absolute(), self.path.parent.absolute())).as_posix()
 
     def _copy(self, image: ImageRef, id: str) -> str:
         known = str(image) if isinstance(image, str | Path) else ""
@@ -82,9 +84,9 @@ class JsonlWriter:
         stem = Path(known).stem if known else re.sub(r"[^\w.-]+", "_", id) or "picture"
         known = known or hashlib.blake2b(content).hexdigest()
         if known not in self._copied:
-            name = self._free(f"{stem}{ending}")
+            name = self._free(f"{_folder(known)}{stem}{ending}")
             target = self._draft / "images" / name
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             self._copied[known] = name
         return self._copied[known]
@@ -94,3 +96,9 @@ class JsonlWriter:
         by which held-out pictures are found."""
         self._taken[name] = number = self._taken.get(name, 0) + 1
         return name if number == 1 else f"{number}/{name}"
+
+
+def _folder(path: str) -> str:
+    """The folder of a picture's own, with a slash, where it belongs to what names the picture; empty else."""
+    folder = Path(path).parent.name
+    return f"{folder}/" if "/" in picture_name(path) and folder != ".." else ""

@@ -26,7 +26,7 @@ from sail_lightning.errors import SailError
 
 Row = dict[str, Any]
 ROWS, OFFSETS, PICTURES = "rows.jsonl", "offsets.npy", "pictures.npy"
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_root() -> Path:
@@ -35,15 +35,20 @@ def cache_root() -> Path:
 
 
 def picture_name(path: str | Path) -> str:
-    """What names a picture wherever its file lies: the stem, without COCO's `COCO_train2014_`."""
-    return re.sub(r"^COCO_\w+?_(?=\d{12}$)", "", Path(path).stem)
+    """What names a picture wherever its file lies: the stem, without COCO's `COCO_train2014_`.
+
+    Where the stem has no number of six digits or more, its folder belongs to it: many folders hold a `0001.png`.
+    """
+    path = Path(path)
+    stem = re.sub(r"^COCO_\w+?_(?=\d{12}$)", "", path.stem)
+    return stem if re.search(r"\d{6}", stem) else f"{path.parent.name}/{stem}".lstrip("/")
 
 
 def picture_hash(path: str | Path | None) -> int:
     """A picture's name as a number below 2**64; 0 for none."""
     if path is None:
         return 0
-    digest = hashlib.blake2b(picture_name(path).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(picture_name(path).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 
@@ -85,18 +90,33 @@ class RecordIndex:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def build(folder: Path, rows: Iterable[Row], picture: Callable[[Row], str | None]) -> RecordIndex:
-    """Writes an index, whole or not at all: processes that build the same one do not see each other's half."""
+def build(
+    folder: Path, rows: Iterable[Row], picture: Callable[[Row], str | None], name: str = "the data set"
+) -> RecordIndex:
+    """Writes an index, whole or not at all: processes that build the same one do not see each other's half.
+
+    Args:
+        folder: where it goes.
+        rows: plain records.
+        picture: the picture's path in a row.
+        name: of what the rows come from, for messages.
+
+    Raises:
+        SailError: a row that holds what JSON cannot, such as bytes or a date.
+        OSError: the index cannot be written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        offsets, pictures = [0], []
+        offsets: list[int] = [0]
+        pictures: list[int] = []
         with (draft / ROWS).open("wb") as file:
             for row in rows:
-                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                line = _line(row, f"record {len(pictures)} of {name}")
                 file.write(line)
                 offsets.append(offsets[-1] + len(line))
-                pictures.append(picture_hash(picture(row)))
+                image = picture(row)
+                pictures.append(picture_hash(image if isinstance(image, str) else None))  # else the record tells of it
         np.save(draft / OFFSETS, np.array(offsets, np.int64))
         np.save(draft / PICTURES, np.array(pictures, np.uint64))
         if not folder.exists():
@@ -108,6 +128,26 @@ def build(folder: Path, rows: Iterable[Row], picture: Callable[[Row], str | None
         return RecordIndex(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _line(row: Row, name: str) -> bytes:
+    """A row as a line. In ASCII: half a surrogate pair, which files do hold, is no UTF-8 but comes back as it was."""
+    try:
+        return json.dumps(row, separators=(",", ":")).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise SailError(
+            f"{name} holds what JSON cannot ({error}); write texts, numbers, lists and objects of these"
+        ) from None
+
+
+def _read(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    """Rows; what goes wrong with the files that they are read from is not taken for a fault of the index."""
+    try:
+        yield from rows
+    except IsADirectoryError as error:
+        raise SailError(f"{error.filename or name} is a folder; name a file in it") from None
+    except OSError as error:
+        raise SailError(f"{error.filename or name} cannot be read ({error.strerror or error})") from None
 
 
 def opened(
@@ -127,7 +167,7 @@ def opened(
         picture: the picture's path in a row.
 
     Raises:
-        SailError: a file that is missing.
+        SailError: a file that is missing or cannot be read, or an index that cannot be written.
     """
     stamp: list[Any] = [FORMAT, kind, settings]
     for file in files:
@@ -140,7 +180,11 @@ def opened(
     folder = cache_root() / f"{kind.split('.')[-1]}-{key}"
     if folder.is_dir():
         return RecordIndex(folder)
+    name = " or ".join(map(str, files))
     try:
-        return build(folder, rows(), picture)
-    except PermissionError as error:
-        raise SailError(f"the index cannot be written to {error.filename}; set SAIL_CACHE to another folder") from None
+        return build(folder, _read(rows(), name), picture, name)
+    except OSError as error:
+        place, reason = error.filename or folder.parent, error.strerror or error
+        raise SailError(
+            f"the index cannot be written to {place} ({reason}); set SAIL_CACHE to another folder"
+        ) from None

@@ -6,6 +6,7 @@ other values than 0 and 1 were run-length coded, which flips what follows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from sail_lightning.data.run_lengths import run_lengths
 from sail_lightning.data.sample import BoolMask
 from sail_lightning.errors import SailError
 
+MOST_PIXELS = 2**28
+"""Of a picture: a larger number is a mistake, and would take all memory."""
 Encoded = list[list[float]] | dict[str, Any]
 """COCO's `segmentation`: polygons `[[x0, y0, x1, y1, ...], ...]`, or an RLE with `counts` as text or as a list."""
 
@@ -36,6 +39,9 @@ class Segmentation:
     size: tuple[int, int]
 
     def __call__(self) -> BoolMask:
+        known = len(self.size) == 2 and all(isinstance(side, int) and side > 0 for side in self.size)
+        if not known or math.prod(self.size) > MOST_PIXELS:
+            raise SailError(f"the picture's size is {self.size}, not a height and a width in pixels")
         mask = np.zeros(self.size, bool)
         for part in self.parts:
             mask |= decode(part, self.size)
@@ -61,18 +67,22 @@ def decode(encoded: Encoded, size: tuple[int, int]) -> BoolMask:
         SailError: it cannot be decoded, or is of another size than (height, width).
     """
     if isinstance(encoded, dict):
-        if tuple(encoded.get("size", ())) != size:
-            own = list(encoded.get("size", ()))
+        own = encoded.get("size")
+        if not isinstance(own, list | tuple) or tuple(own) != size:
             raise SailError(f"an RLE of size {own}, but the picture has {list(size)} (height, width)")
         return decode_rle(encoded)
     if not isinstance(encoded, list) or not all(isinstance(polygon, list) for polygon in encoded):
         raise SailError(f"a mask must be polygons or an RLE, not {str(encoded)[:40]}")
     for polygon in encoded:
-        if len(polygon) < 6 or len(polygon) % 2 or not all(np.isfinite(number) for number in polygon):
+        if len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_number, polygon)):
             raise SailError(f"a polygon needs three or more points x, y, not the {len(polygon)} numbers it has")
     if not encoded:
         return np.zeros(size, bool)
     return np.asarray(coco.decode(coco.merge(coco.frPyObjects(encoded, *size))), bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def decode_rle(rle: dict[str, Any]) -> BoolMask:
@@ -91,6 +101,8 @@ def decode_rle(rle: dict[str, Any]) -> BoolMask:
         lengths = run_lengths(counts) if isinstance(counts, str) else [int(count) for count in counts]
     except (KeyError, TypeError, ValueError) as error:
         raise SailError(f"an RLE cannot be decoded ({error}); it needs size [height, width] and counts") from None
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise SailError(f"an RLE of {height} x {width} pixels; it needs size [height, width]")
     if sum(lengths) != height * width or min(lengths, default=0) < 0:
         raise SailError(f"an RLE whose counts add up to {sum(lengths)}, not to {height} x {width} pixels")
     if not isinstance(counts, str):

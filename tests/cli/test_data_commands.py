@@ -127,6 +127,27 @@ def test_stats_draws_and_writes(sail: Command, sets: Path, workdir: Path) -> Non
     assert json.loads((workdir / "a/stats.json").read_text())["sources"][0]["tokens"]["count"] == 2
 
 
+def test_stats_without_an_ending_tells_what_it_wrote(sail: Command, sets: Path, workdir: Path) -> None:
+    shown = sail("data", "stats", "-c", "mine.yaml", "--count=1", "--out=st")
+    assert shown.code == 0 and shown.out.splitlines()[-1] == "st.png, st.json"
+    assert (workdir / "st.png").exists() and not (workdir / "st").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(sail: Command, sets: Path, workdir: Path) -> None:
+    (workdir / "file").write_text("mine")
+    show, stats = (("data", command, "-c", "mine.yaml", "--count=1") for command in ("show", "stats"))
+    assert sail(*show, "--out=a.xyz").is_one_sentence(2, "--out a.xyz does not end as a picture; name it a.png")
+    assert sail(*show, "--out=sheet").is_one_sentence(2, "name it sheet.png")
+    assert sail(*show, "--out=file/a.png").is_one_sentence(1, "file/a.png cannot be written", "name another file")
+    assert (
+        "error: file/a.png cannot be written (File exists); name another file\n" in sail(*stats, "--out=file/a.png").err
+    )
+    assert sail(*CHECK, "--out=file").is_one_sentence(2, "--out file is a file; name the folder that the report goes")
+    under = sail(*CHECK, "--out=file/a")
+    assert under.is_one_sentence(1, "the report cannot be written to the folder file/a (Not a directory); name another")
+    assert {path.name for path in workdir.iterdir()} == {"cache", "data", "file", "mine.yaml"}
+
+
 def test_stats_of_a_missing_file_is_one_sentence(sail: Command, sets: Path) -> None:
     (sets / "ref_seg/refcoco/refs(unc).p").unlink()
     assert sail("data", "stats", "-c", "mine.yaml").is_one_sentence(1, "refs(unc).p", "docs/data.md")

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 from cli_harness import Command
+from dataset_writers import reason_seg
 from dataset_writers.scenes import dump, photo
 
+from sail_lightning.data import jsonl_writer
 from sail_lightning.data.sample import Sample
-from sail_lightning.data.sources import CocoInstances, JsonlSource, LaboratorySource, ShardSource, Source
+from sail_lightning.data.sources import (
+    CocoInstances,
+    JsonlSource,
+    LaboratorySource,
+    ReasonSeg,
+    ShardSource,
+    Source,
+)
 from sail_lightning.data.transform import Encoder
 from sail_lightning.tokens import Tokens
+from sail_lightning.vision import load_mask
 
 ENCODER = Encoder(Tokens(), patch_size=8)
 LABORATORY = ("-c", "data/laboratory", "--split", "val", "--data.val.samples=6")
@@ -85,10 +95,10 @@ def test_pictures_are_copied_once_under_their_own_names(sail: Command, own: Coco
     written = lines("moved/d.jsonl")
     assert len(written) == 9
     assert list(dict.fromkeys(line["image"] for line in written)) == [
-        f"d_images/{n}" for n in ("0.jpg", "2/0.jpg", "1.png")
+        f"d_images/{n}" for n in ("a/0.jpg", "b/0.jpg", "b/1.png")
     ]
     assert len([path for path in Path("moved/d_images").rglob("*") if path.is_file()]) == 3
-    assert (Path("moved/d_images/2/0.jpg")).read_bytes() == Path("photos/b/0.jpg").read_bytes()
+    assert (Path("moved/d_images/b/0.jpg")).read_bytes() == Path("photos/b/0.jpg").read_bytes()
     read, source = JsonlSource("moved/d.jsonl"), CocoInstances("coco.json", "photos", "phrase", separate=True)
     assert all_same(read, source)
     assert np.array_equal(read.pictures(), source.pictures())
@@ -98,6 +108,35 @@ def test_shards_hold_the_same_samples(sail: Command, own: CocoInstances) -> None
     result = sail("data", "convert", "-c", "own.yaml", "--shards", "set", "--shard-size", "12KB")
     assert result.code == 0 and result.out == "set: 3 samples of data.train\n"
     assert all_same(ShardSource("set"), own)
+
+
+def test_e16_regions_to_ignore_are_written_beside_their_masks(
+    sail: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAIL_DATA", str(workdir))
+    reason_seg.write(workdir)
+    dump(workdir / "reason.yaml", {"data": {"train": {"class_path": "ReasonSeg"}}})
+    assert sail("data", "convert", "-c", "reason.yaml", "--out", "r.jsonl").code == 0
+    assert sail("data", "convert", "-c", "reason.yaml", "--shards", "r").code == 0
+    source = ReasonSeg()
+    ignored = [mask for index in range(source.length) for mask in source[index].meta["ignore"]]
+    assert None in ignored and any(mask is not None for mask in ignored)
+    for made in (JsonlSource("r.jsonl"), ShardSource("r")):
+        assert all_same(made, source)
+        found = [mask for index in range(source.length) for mask in made[index].meta["ignore"]]
+        for ours, theirs in zip(found, ignored, strict=True):
+            assert (ours is None) == (theirs is None)
+            assert ours is None or np.array_equal(load_mask(ours), load_mask(theirs))
+
+
+def test_pictures_are_named_with_forward_slashes_on_every_system(
+    own: CocoInstances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl_writer, "PurePath", PureWindowsPath)
+    monkeypatch.setattr(jsonl_writer.os.path, "relpath", lambda *_: "..\\photos\\a\\0.jpg")
+    with jsonl_writer.JsonlWriter("d.jsonl") as writer:
+        writer.add(own[0])
+    assert [line["image"] for line in lines("d.jsonl")] == ["../photos/a/0.jpg"]
 
 
 def test_the_laboratory_can_be_written(sail: Command) -> None:
@@ -159,7 +198,7 @@ def test_a_record_that_is_left_out_leaves_no_picture(sail: Command, own: CocoIns
     dump(Path("coco.json"), content)
     result = sail("data", "convert", "-c", "own.yaml", "--out", "d.jsonl", "--copy-images", "--skip-broken")
     assert result.code == 0 and "left out: coco.json 0: a polygon needs three or more points" in result.err
-    assert sorted(path.name for path in Path("d_images").iterdir()) == ["0.jpg", "1.png"]
+    assert sorted(path.name for path in Path("d_images").rglob("*.*")) == ["0.jpg", "1.png"]
 
 
 MISUSES = {

@@ -271,6 +271,11 @@ def test_masks_are_decoded_once_for_an_answer_and_not_for_a_question_or_a_record
     assert (masks.numpy() == np.stack([blob(24, 40, place) for place in range(3)])).all()
 
 
+def test_half_a_character_in_a_text_is_told() -> None:
+    with pytest.raises(SailError, match="half a character"):
+        ENCODER.encode(Sample(None, (Turn("what is \ud83d?", "x"),)))
+
+
 def test_masks_follow_the_targets_of_the_turns() -> None:
     masks = tuple(blob(24, 40, place) for place in range(2))
     turns = (Turn("first?", "[SEG]", targets=(1,)), Turn("both?", "[SEG] [SEG]", targets=(0, 1)))

@@ -444,6 +444,38 @@ def test_a_picture_of_the_same_name_is_leaked_only_if_it_is_the_same(root: Path,
     }
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "leaked"),
+    [
+        ("mine/000000000001.jpg", "other/000000000001.jpg", False),
+        ("mine/000000000001.jpg", "val2017/000000000001.jpg", False),
+        ("train2017/000000000001.jpg", "val2017/000000000001.jpg", True),
+        ("mine/COCO_train2014_000000000001.jpg", "val2017/000000000001.jpg", True),
+    ],
+)
+def test_a_number_alone_is_no_name_of_coco(train: str, val: str, leaked: bool, root: Path, tmp_path: Path) -> None:
+    for folder, name, number in (("train", train, 500), ("val", val, 501)):
+        (root / folder / name).parent.mkdir(parents=True)
+        photo(number).save(root / folder / name)
+        write_lines(root, [{**record(number), "image": name}], folder)
+    both: dict[str, Source] = {"train": Lines("train/lines.jsonl"), "val": Lines("val/lines.jsonl")}
+    found = [kind for split, _, kind, _, _ in named(check(both, tmp_path / "out")) if split == "train"]
+    assert found == ["leaked_picture"] * leaked
+
+
+def test_a_held_out_picture_under_another_name_is_found_by_its_bytes(root: Path, tmp_path: Path) -> None:
+    write_lines(root, [record(500), record(501)], "val")
+    (root / "train").mkdir()
+    shutil.copyfile(root / "val/501.jpg", root / "train/mine.jpg")
+    write_lines(root, [record(502), {**record(501), "image": "mine.jpg"}], "train")
+    both: dict[str, Source] = {"train": Lines("train/lines.jsonl"), "val": Lines("val/lines.jsonl")}
+    report = check(both, tmp_path / "out", chunk=1)
+    assert named(report) == {("train", "Lines", "leaked_picture", str(root / "train/mine.jpg"), "record-501")}
+    assert messages(report) == [
+        f"its picture is, byte by byte, also in val: record record-501 of {root / 'val/lines.jsonl'}"
+    ]
+
+
 def test_held_out_splits_count_though_they_are_not_read(root: Path, tmp_path: Path) -> None:
     both: dict[str, Source] = {"train": RefCOCO("refcoco"), "test": RefCOCO("refcoco", split="train", separate=True)}
     report = check(both, tmp_path / "out", only=["train"])
@@ -509,6 +541,21 @@ def test_a_check_that_was_killed_goes_on_and_ends_with_the_same_report(
     again = check(splits(), tmp_path / "out", ENCODER, chunk=4)
     assert again.to_dict() == whole.to_dict()
     assert min(read) == 16  # nothing that was done is looked at again
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\ud83d"], ids=["line separator", "half a surrogate pair"])
+def test_a_message_with_any_sign_is_kept_and_written(sign: str, root: Path, tmp_path: Path) -> None:
+    rows = [record(number) for number in (500, 501)]
+    rows[0]["masks"], rows[0]["turns"][0][1] = [empty(rows[0])], f"It {sign} is [SEG]."
+    rows[0]["id"] = f"first{sign}"
+    write_lines(root, rows)
+    with pytest.raises(Killed):
+        check({"train": Lines()}, tmp_path, chunk=1, tell=killed_after(1))
+    begun: list[int] = []
+    report = check({"train": Lines()}, tmp_path, chunk=1, tell=lambda done, total: begun.append(done))
+    assert begun[0] == 1 and [fault.kind for fault in report.leaves[0].faults] == ["empty_mask"]
+    assert all(path.read_text(encoding="utf-8") for path in report.write(tmp_path, "check"))
+    assert report.to_text().encode()
 
 
 def test_restart_forgets_what_was_done(root: Path, tmp_path: Path) -> None:

@@ -151,6 +151,22 @@ def test_a_line_may_have_no_picture_or_several(folder: Path) -> None:
     assert several.image == (str(folder / "photos/0.png"), str(folder / "photos/1.png"))
 
 
+def test_what_is_to_be_ignored_beside_a_mask_follows_its_mask(folder: Path) -> None:
+    masks = [thing.rle() for thing in ONE.things[:2]]
+    named = [turn(answer="[SEG].", masks=[1]), turn(answer="[SEG].", masks=[0])]
+    ignored = [None, ONE.things[2].rle()]
+    sample = written(folder, record(masks=masks, turns=named, meta={"ignore": ignored, "a": 1}))[0]
+    first, second = sample.meta["ignore"]
+    assert np.array_equal(load_mask(first), ONE.things[2].mask) and second is None and sample.meta["a"] == 1
+    assert written(folder, record(meta={"ignore": True}))[0].meta == {"ignore": True}
+
+
+def test_half_a_surrogate_pair_in_a_text_is_no_fault_of_the_file(folder: Path) -> None:
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps(record(image="photos/\ud83d.png", turns=[turn(question="\ud83d?")])))
+    assert JsonlSource(str(path))[0].turns[0].question == "\ud83d?"
+
+
 # -- what is said of wrong lines --------------------------------------------------------------------------------------
 
 WRONG = {
@@ -162,6 +178,8 @@ WRONG = {
     "image": (record(image=3), "image must be a text, not 3"),
     "size": (record(size=[48]), "size must be [height, width] in pixels, not [48]"),
     "meta": (record(meta=[]), "meta must be an object, not []"),
+    "ignored": (record(meta={"ignore": [3]}), "meta.ignore[0] must be an RLE, polygons or a PNG file, not 3"),
+    "ignored masks": (record(meta={"ignore": []}), "meta.ignore has 0, but there are 1 masks; give a mask or null"),
     "turns": (record(turns={}), "turns must be a list, not {}"),
     "no turn": (record(turns=[], masks=...), "turns is empty; give at least one question"),
     "answer": (record(turns=[{"question": "?"}]), "turns[0] has no key answer"),
@@ -332,6 +350,15 @@ def test_what_would_not_be_read_is_not_written(sample: Sample, sentence: str) ->
     assert str(fault.value).startswith(sentence)
 
 
+def test_masks_in_meta_are_written_in_the_order_of_the_masks() -> None:
+    turns = (Turn("?", "[SEG].", "refer", (1,)), Turn("?", "[SEG].", "refer", (0,)))
+    two = replace(SAMPLE, turns=turns, masks=(THING.mask, ~THING.mask), meta={"ignore": [None, lambda: THING.mask]})
+    read = from_json(json.loads(as_line(to_json(two, ["a.png"]))), Path())
+    assert np.array_equal(load_mask(read.masks[0]), ~THING.mask)
+    first, second = read.meta["ignore"]
+    assert np.array_equal(load_mask(first), THING.mask) and second is None
+
+
 def test_numbers_of_numpy_in_meta_are_numbers() -> None:
     line = as_line(to_json(replace(SAMPLE, meta={"a": np.float32(0.5), "b": np.arange(3)}), ["a.png"]))
     assert json.loads(line)["meta"] == {"a": 0.5, "b": [0, 1, 2]}
@@ -386,6 +413,19 @@ def test_a_wrong_row_of_parquet_is_named(folder: Path) -> None:
     for index, sentence in enumerate(("turns is empty", r"turns\[0\] has no key answer")):
         with pytest.raises(SailError, match=rf"data.parquet row {index + 1}: {sentence}"):
             source[index]
+
+
+def test_a_column_that_json_cannot_hold_is_one_sentence(folder: Path) -> None:
+    columns = {"id": ["a"], "image": ["photos/0.png"], "turns": ["[]"], "meta": [b"bytes"]}
+    with pytest.raises(
+        SailError, match=r"record 0 of .*data.parquet holds what JSON cannot \(.*bytes.*\); write texts"
+    ):
+        parquet(folder, columns).length  # noqa: B018
+
+
+def test_a_folder_in_place_of_a_file_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(SailError, match=r"^.*photos is a folder; name a file in it$"):
+        JsonlSource(str(folder / "photos")).length  # noqa: B018
 
 
 def test_a_file_that_is_no_parquet_is_named(folder: Path) -> None:

@@ -187,6 +187,47 @@ def test_faults_of_the_whole_folder_are_one_sentence(folder: Path) -> None:
         by_phrase(source(folder)[3])
 
 
+def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
+    photo(0).save(tmp_path / "images/01.png")
+    things = photo(0).things
+    for name, thing in (("01_cup", 0), ("01_cup_2", 1)):
+        save_mask(tmp_path / f"images/masks/{name}.png", things[thing].mask)
+    (tmp_path / "phrases.txt").write_text("01_cup\tthe cup\n01_cup_2\tthe other")
+    read = FolderSource(*(str(tmp_path / name) for name in ("images", "images/masks", "phrases.txt")), **PLAIN)
+    assert [read[index].image for index in range(read.length)] == [str(tmp_path / "images/01.png")]
+    assert by_phrase(read.whole(0)).keys() == {"the cup?", "the other?"}
+
+
+def test_one_folder_for_pictures_and_masks_is_refused(folder: Path) -> None:
+    with pytest.raises(SailUsageError, match=r"images and masks are one folder, .*; put the masks into a folder of"):
+        FolderSource(str(folder / "images"), str(folder / "masks/../images"), str(folder / "phrases.txt"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_of_a_mask_with_transparency_only_what_is_seen_is_on(mode: str, folder: Path) -> None:
+    mask = photo(0).things[0].mask
+    pixels = np.full((*mask.shape, 4), (255, 255, 255, 0), np.uint8)  # transparent white
+    pixels[mask] = (255, 0, 0, 255)
+    pixels[0, 0] = (0, 0, 0, 255)  # black is off, though it is seen
+    Image.fromarray(pixels).convert(mode).save(folder / "masks/0.png")
+    mask = mask.copy()
+    mask[0, 0] = False
+    assert all(np.array_equal(found, mask) for found in by_phrase(source(folder).whole(0)).values())
+    line = {
+        "id": "a",
+        "image": "images/0.jpg",
+        "turns": [{"question": "?", "answer": "[SEG]"}],
+        "masks": ["masks/0.png"],
+    }
+    dump(folder / "data.jsonl", line)
+    assert np.array_equal(load_mask(JsonlSource(str(folder / "data.jsonl"))[0].masks[0]), mask)
+
+
+def test_a_phrase_may_hold_any_sign_but_a_line_end(folder: Path) -> None:
+    (folder / "phrases.txt").write_text("1_left\tleft\u2028side\n1_right\tright", encoding="utf-8")
+    assert set(by_phrase(source(folder, **PLAIN).whole(0))) == {"left side?", "right?"}
+
+
 def test_wordings_of_your_own_are_checked(folder: Path) -> None:
     with pytest.raises(SailUsageError, match=r"a question needs one {} where the phrase goes, which 'where\?' lacks"):
         source(folder, questions=["where?"])
@@ -255,6 +296,20 @@ def test_photos_without_annotations_are_no_records_and_a_share_is_held_out(tmp_p
         read = coco(tmp_path, things, photos=4, part=part)
         found += [read[index].id for index in range(read.length)]
     assert ids["all"] == ["0", "2", "3"] == sorted(ids["train"] + ids["val"]) and len(ids["val"]) == 1
+
+
+def test_a_file_of_phrases_needs_no_categories(tmp_path: Path) -> None:
+    coco(tmp_path, [{"caption": "the left dog"}, {"caption": "a cat", "thing": 1}, {"image_id": 1}], photos=2)
+    content = json.loads((tmp_path / "coco.json").read_text())
+    del content["categories"]
+    dump(tmp_path / "coco.json", content)
+    paths = (str(tmp_path / "coco.json"), str(tmp_path / "images"))
+    read = CocoInstances(*paths, phrase_key="caption", **PLAIN)
+    assert by_phrase(read.whole(0)).keys() == {"the left dog?", "a cat?"}
+    with pytest.raises(SailError, match="1: annotation 2 has neither a phrase nor a category_id; give it one of them"):
+        read[1]
+    with pytest.raises(SailError, match="coco.json is not laid out as .* the key 'categories' is missing"):
+        CocoInstances(*paths).length  # noqa: B018
 
 
 def test_turns_are_referring_ones_with_their_targets(tmp_path: Path) -> None:

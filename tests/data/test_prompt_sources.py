@@ -26,6 +26,7 @@ from sail_lightning.data.sources import (
     RegionCaptionBenchmark,
     RegionCaptions,
     SamPrompts,
+    layout,
 )
 from sail_lightning.data.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
@@ -212,6 +213,18 @@ def test_e41_osprey_without_regions_is_a_conversation(data_root: Path) -> None:
     sample = Osprey(absent=1.0)[2]
     assert sample.prompts == () and ABSENT not in sample.meta
     assert sample.turns[0].answer == "Things on a grey ground, naïvely drawn."
+
+
+def test_a_photo_of_osprey_that_moved_is_looked_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAIL_DATA", str(tmp_path))
+    osprey.write(tmp_path)
+    source, name = Osprey(), osprey.file_name(720)
+    old, new = (tmp_path / folder / name for folder in (layout.COCO_TRAIN2014, layout.COCO_TRAIN2017))
+    assert source[0].image == str(old)
+    old.rename(new)
+    assert source[0].image == Osprey()[0].image == str(new)
+    new.unlink()
+    assert source[0].image == str(old)  # gone: told as a missing picture, by its path
 
 
 def test_osprey_conversations_with_more_regions_than_prompts_are_left_out(data_root: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sail_lightning.data.choosing import Choice, Drawn, Everything
 from sail_lightning.data.records import RecordIndex, picture_hash, picture_name
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.segmentations import PanopticSegments, Segmentation, decode
-from sail_lightning.data.sources.indexed import IndexedSource, read_json
+from sail_lightning.data.sources.indexed import IndexedSource, read_json, rows_of
 from sail_lightning.errors import SailError
 
 JSON = st.recursive(
@@ -96,8 +98,48 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "lines.txt"
     file.write_text("a")
     monkeypatch.setattr(records, "build", refuse)
-    with pytest.raises(SailError, match="cannot be written to /nowhere; set SAIL_CACHE"):
+    with pytest.raises(SailError, match=r"cannot be written to /nowhere \(no\); set SAIL_CACHE"):
         Lines([file]).length  # noqa: B018
+
+
+def test_a_cache_under_a_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("a")
+    monkeypatch.setenv("SAIL_CACHE", str(file / "cache"))
+    with pytest.raises(SailError, match=r"the index cannot be written to .*lines.txt.* \(Not a directory\); set"):
+        Lines([file]).length  # noqa: B018
+
+
+def test_a_file_that_cannot_be_read_is_no_fault_of_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SailError, match=r"^.*folder is a folder; name a file in it$"):
+        Lines([tmp_path / "folder"]).length  # noqa: B018
+
+    class Lost(Lines):
+        def rows(self) -> Iterator[dict[str, Any]]:
+            yield {"id": "a"}
+            raise OSError(5, "Input/output error")
+
+    (tmp_path / "lines.txt").write_text("a")
+    with pytest.raises(SailError, match=r"^.*lines.txt cannot be read \(Input/output error\)$"):
+        Lost([tmp_path / "lines.txt"]).length  # noqa: B018
+
+
+def test_halves_of_surrogate_pairs_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [{"id": "\ud83d", "text": "façade \ude00 \u2028", "image": "\udcff.jpg"}]
+    index = records.build(tmp_path / "index", rows, lambda row: row["image"])
+    assert index[0] == rows[0] and index.pictures[0] == picture_hash("\udcff.jpg") != 0
+
+
+@pytest.mark.parametrize("value", [b"bytes", datetime(2026, 1, 1), {1, 2}])
+def test_a_row_that_json_cannot_hold_names_its_file(value: object, tmp_path: Path) -> None:
+    class Odd(Lines):
+        def rows(self) -> Iterator[dict[str, Any]]:
+            yield from ({"id": "a"}, {"id": "b", "value": value})
+
+    (tmp_path / "lines.txt").write_text("a")
+    with pytest.raises(SailError, match=r"record 1 of .*lines.txt holds what JSON cannot \(.*\); write texts, numbers"):
+        Odd([tmp_path / "lines.txt"]).length  # noqa: B018
 
 
 def test_e37_reading_records_does_not_grow_a_worker(tmp_path: Path) -> None:
@@ -123,12 +165,13 @@ def test_e37_reading_records_does_not_grow_a_worker(tmp_path: Path) -> None:
     [
         ("a/COCO_train2014_000000000123.jpg", "000000000123"),
         ("b/000000000123.png", "000000000123"),
+        ("x/sa_223750.jpg", "sa_223750"),
         ("COCO_mine.jpg", "COCO_mine"),
-        ("sa_1.jpg", "sa_1"),
+        ("x/train/0001.png", "train/0001"),  # many folders hold such
     ],
 )
 def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None:
-    assert picture_name(path) == name and 0 < picture_hash(path) == picture_hash(name) < 2**64
+    assert picture_name(path) == name and 0 < picture_hash(path) == picture_hash(f"{name}.gif") < 2**64
     assert picture_hash(None) == 0
 
 
@@ -177,12 +220,36 @@ def test_e3_masks_that_overlap_are_united() -> None:
         ({"size": [8, 8], "counts": "?!"}, "are no compressed RLE"),
         ({"size": [8, 8], "counts": "0"}, "whose counts add up to 0, not to 8 x 8 pixels"),  # cut off
         ({"size": [8, 8]}, "an RLE cannot be decoded"),
+        ({"size": None, "counts": [64]}, "an RLE of size None, but the picture has"),
+        ([[1, 2, None, 3, 4, 5]], "a polygon needs three or more points"),
+        ([[1, 2, "3", 3, 4, 5]], "a polygon needs three or more points"),
         ("none", "a mask must be polygons or an RLE"),
     ],
 )
 def test_a_mask_that_cannot_be_decoded_is_one_sentence(encoded: Any, message: str) -> None:
     with pytest.raises(SailError, match=message):
         decode(encoded, (8, 8))
+
+
+@pytest.mark.parametrize("size", [(8,), ("8", 8), (8.0, 8), (-1, 8), (10**7, 100), None])
+def test_a_size_that_is_none_is_one_sentence(size: Any) -> None:
+    with pytest.raises(SailError, match="the picture's size is"):
+        Segmentation(([SQUARE],), size or ())()
+
+
+def test_one_item_that_cannot_be_parsed_is_one_record_with_a_fault(tmp_path: Path) -> None:
+    class Items(Lines):
+        def rows(self) -> Iterator[dict[str, Any]]:
+            for number, item in enumerate(json.loads(self.files[0].read_text())):
+                yield from rows_of(f"item {number}", lambda item=item: [{"id": item["id"], "image": "x.jpg"}])
+
+    file = tmp_path / "items.json"
+    file.write_text(json.dumps([{"id": "a"}, None, {}, {"id": "b"}]))
+    source = Items([file])
+    assert source.length == 4 and source[0].id == "a" and source[3].id == "b"
+    for number in (1, 2):
+        with pytest.raises(SailError, match=rf"items.json item {number}: .*; mend the record"):
+            source[number]
 
 
 def test_panoptic_segments_are_read_by_their_colour(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,39 @@ def test_grefcoco_unites_targets_leaves_crowds_out_and_has_empty_ones(data_root:
 def test_a_split_that_is_not_there_is_told_with_those_that_are(data_root: Path) -> None:
     with pytest.raises(SailError, match=r"has no split testC; it has testA, testB, train, val"):
         RefCOCO("refcoco", split="testC").length  # noqa: B018
+
+
+def test_a_crowd_is_meant_where_a_phrase_means_nothing_else(data_root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data_root / "ref_seg/grefcoco", tmp_path / "grefcoco"))
+    refs = json.loads((folder / "grefs(unc).json").read_text())
+    refs[0]["ann_id"] = [2]  # the crowd of photo 0
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    whole = GRefCOCO(annotations=str(folder)).whole(0)
+    assert whole.turns[0].answer != "No target [SEG]."
+    assert np.array_equal(load_mask(whole.masks[0]), photo(0).things[2].mask)
+
+
+@pytest.mark.parametrize("name", ["refcoco", "grefcoco"])
+def test_a_ref_or_a_photo_that_is_incomplete_is_one_broken_record(name: str, data_root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data_root / "ref_seg" / name, tmp_path / name))
+    instances = json.loads((folder / "instances.json").read_text())
+    instances["images"] = [one for one in instances["images"] if one["id"] != 1]
+    next(one for one in instances["images"] if one["id"] == 2).pop("file_name")
+    (folder / "instances.json").write_text(json.dumps(instances))
+    if name == "refcoco":
+        refs = pickle.loads((folder / "refs(unc).p").read_bytes())
+    else:
+        refs = json.loads((folder / "grefs(unc).json").read_text())
+    refs[0].pop("sentences")
+    (folder / ("refs(unc).json" if name == "refcoco" else "grefs(unc).json")).write_text(json.dumps(refs))
+    source = RefCOCO(annotations=str(folder)) if name == "refcoco" else GRefCOCO(annotations=str(folder))
+    faults = []
+    for index in range(source.length):
+        try:
+            source[index]
+        except SailError as error:
+            faults.append(str(error))
+    assert len(faults) == 3 and source.length == 4
+    assert "lacks 'sentences'" in faults[0]
+    assert "photo 1, which instances.json lacks" in faults[1]
+    assert "photo 2, which instances.json gives no file_name" in faults[2]

@@ -63,7 +63,7 @@ def test_every_seg_of_every_record_has_its_mask_at_the_size_of_the_photo(kind: A
             assert targets == list(range(len(sample.masks)))
             assert [turn.answer.count("[SEG]") for turn in sample.turns] == [len(turn.targets) for turn in sample.turns]
             assert {turn.task for turn in sample.turns} == {"refer"}
-            number = int(picture_name(str(sample.image)).split("_")[0])
+            number = int(picture_name(str(sample.image)).rpartition("/")[2].split("_")[0])
             assert {mask.shape for mask in masks_of(sample)} <= {photo(number).size}
             assert len(ENCODER.encode(sample).masks) == len(sample.masks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from sail_lightning.data.doctor.faults import Fault
 from sail_lightning.data.doctor.leaves import Leaf, excluded, first_file, leaves
 from sail_lightning.data.doctor.report import LeafReport
 from sail_lightning.data.doctor.state import COUNTS, Chunk
-from sail_lightning.data.records import picture_name
-from sail_lightning.data.sample import ImageRef
+from sail_lightning.data.sample import ImageRef, Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 
 HELD_OUT = ("val", "test")
+COCO_NAME = re.compile(r"COCO_\w+_\d{12}")
 COCO_NUMBER = re.compile(r"\d{12}")
+COCO_FOLDER = re.compile(r"(train|val|test)20")
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Seen:
     faults: list[Fault] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     pictures: list[tuple[int, ...]] = field(default_factory=list)
+    contents: list[tuple[int, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.faults += self.leaf.faults
@@ -44,6 +46,7 @@ class Seen:
         self.faults += chunk.faults
         self.keys += chunk.keys
         self.pictures += chunk.pictures
+        self.contents += chunk.contents
 
     def report(self) -> LeafReport:
         pictures = len({one for several in self.pictures for one in several})
@@ -69,7 +72,7 @@ def duplicates(seen: Seen) -> Iterator[Fault]:
 class HeldOut:
     """The pictures of `val`, of `test` and of the sets that mixtures of `train` exclude.
 
-    A picture is known by its name; where that is no number of COCO's, by its bytes too: many folders hold a `0001.png`.
+    A picture is known by its name; where that is not surely COCO's, by its bytes too: many folders hold a `0001.png`.
     """
 
     def __init__(self, splits: Mapping[str, Source]) -> None:
@@ -101,6 +104,36 @@ class HeldOut:
                     yield from _leak(seen.leaf, seen.leaf.record(place), number, twins[one])
 
 
+def copies(seen: Seen, held: Sequence[Seen], known: Collection[int | None]) -> Iterator[Fault]:
+    """Faults of the training records whose picture's bytes are those of a held-out one, whatever its name.
+
+    Args:
+        seen: of training.
+        held: of the held-out splits, as far as they were read.
+        known: numbers of records of which it is told already.
+    """
+    owners = {one: (other, place) for other in held for place, several in enumerate(other.contents) for one in several}
+    for place, several in enumerate(seen.contents):
+        index = seen.leaf.record(place)
+        number = next((number for number, one in enumerate(several) if one and one in owners), None)
+        if number is None or index in known:
+            continue
+        other, twin = owners[several[number]]
+        sample, source, record = seen.leaf.source.whole(index), other.leaf.source, other.leaf.record(twin)
+        theirs = source.whole(record)
+        name = record_name(source, record, theirs)
+        message = f"its picture is, byte by byte, also in {other.leaf.split}: record {name} of "
+        message += theirs.source or other.leaf.name
+        own = record_name(seen.leaf.source, index, sample)
+        yield Fault("leaked_picture", _file_of(sample, number), own, index, message)
+
+
+def _file_of(sample: Sample, number: int) -> str:
+    """Where a leaked picture lies: its file, or else what the sample was read from."""
+    image = sample.images[number]
+    return str(image) if isinstance(image, str | Path) else sample.source
+
+
 def _leak(leaf: Leaf, index: int, number: int, twins: list[tuple[str, Leaf, int]]) -> Iterator[Fault]:
     """The fault of one picture of a record, if one of those of its name is the same."""
     sample = leaf.source.whole(index)
@@ -113,21 +146,31 @@ def _leak(leaf: Leaf, index: int, number: int, twins: list[tuple[str, Leaf, int]
         twin = theirs.images[0]
         if _same_picture(image, twin):
             name = record_name(other.source, other.record(place), theirs)
-            file = str(image) if isinstance(image, str | Path) else sample.source
             message = f"its picture is also in {held_out}: record {name} of {theirs.source or other.name}"
-            yield Fault("leaked_picture", file, record_name(leaf.source, index, sample), index, message)
+            yield Fault(
+                "leaked_picture", _file_of(sample, number), record_name(leaf.source, index, sample), index, message
+            )
             return
 
 
 def _same_picture(one: ImageRef, other: ImageRef) -> bool:
     """Whether two pictures of one name are the same."""
     paths = [Path(image) for image in (one, other) if isinstance(image, str | Path)]
-    if any(COCO_NUMBER.fullmatch(picture_name(path)) for path in paths):
+    if len(paths) == 2 and all(map(_is_of_coco, paths)):
         return True
     if len(paths) == 2 and paths[0].resolve() == paths[1].resolve():
         return True
     ours, theirs = _content(one), _content(other)
     return ours is not None and ours == theirs
+
+
+def _is_of_coco(path: Path) -> bool:
+    """Whether a picture's name is surely COCO's: `COCO_..._` and a number, or a number in a folder such as train2017.
+
+    A number of twelve digits alone says nothing: own pictures are numbered too.
+    """
+    in_folder = any(COCO_FOLDER.search(folder.name) for folder in path.parents)
+    return bool(COCO_NAME.fullmatch(path.stem) or (in_folder and COCO_NUMBER.fullmatch(path.stem)))
 
 
 def _content(image: ImageRef) -> bytes | None:

@@ -41,7 +41,8 @@ class Finding:
     """What was seen of one record.
 
     `key` is the same for records that are the same: picture, turns, masks and prompts; empty where a mask cannot be
-    decoded. `pictures` are the `picture_hash` of each of its pictures.
+    decoded. `pictures` are the `picture_hash` of each of its pictures that is a file; `contents` are hashes of the
+    bytes of all its pictures, 0 for one that is no file or cannot be read.
     """
 
     turns: int = 0
@@ -50,15 +51,17 @@ class Finding:
     faults: list[Fault] = field(default_factory=list)
     key: str = ""
     pictures: tuple[int, ...] = ()
+    contents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture's (height, width), or why there is none: a kind of fault and a message."""
+    """A picture's (height, width) and a hash of its file, or why there is none: a kind of fault and a message."""
 
     size: Size | None
     kind: str = ""
     message: str = ""
+    content: int = 0
 
 
 class _Wrong(Exception):
@@ -111,10 +114,11 @@ class Checker:
         for kind, message in (*_counts(sample), *self._prompt_words(sample, every=True)):
             add(kind, message)
         images = sample.images
-        for image in images:
-            if (picture := self._picture(image)).kind:
+        looked = [self._picture(image) for image in images]
+        for image, picture in zip(images, looked, strict=True):
+            if picture.kind:
                 add(picture.kind, picture.message, _file(image))
-        size = self._picture(images[0]).size if images else None
+        size = looked[0].size if looked else None
         annotated = set(_annotated_sizes(sample))
         expected = next(iter(annotated)) if len(annotated) == 1 else size
         if size and expected and size != expected:
@@ -142,6 +146,7 @@ class Checker:
         known = [mask for mask in masks if mask is not None]
         finding.key = _key(sample, known) if len(known) == len(masks) else ""
         finding.pictures = tuple(picture_hash(image) for image in images if isinstance(image, str | Path))
+        finding.contents = tuple(picture.content for picture in looked)
         return finding
 
     def _picture(self, image: ImageRef) -> _Picture:
@@ -223,13 +228,24 @@ def _file(image: ImageRef) -> str:
 
 
 def _looked_at(image: ImageRef) -> _Picture:
-    """Decodes a picture whole."""
+    """Decodes a picture whole, and hashes its file."""
     try:
         height, width, _ = load_image(image).shape
     except SailError as error:
         missing = isinstance(image, str | Path) and not Path(image).exists()
         return _Picture(None, "missing_picture" if missing else "corrupt_picture", str(error).partition(";")[0])
-    return _Picture((height, width))
+    return _Picture((height, width), content=_content_hash(image))
+
+
+def _content_hash(image: ImageRef) -> int:
+    """The bytes of a picture's file as a number below 2**64; 0 if it has none, or it went away."""
+    try:
+        content = Path(image).read_bytes() if isinstance(image, str | Path) else image() if callable(image) else None
+    except (OSError, SailError):
+        return 0
+    if not isinstance(content, bytes):
+        return 0
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
 def _annotated_sizes(sample: Sample) -> Iterator[Size]:
@@ -312,7 +328,9 @@ def _region(prompt: Prompt, size: Size | None) -> BoolMask | None:
 def _key(sample: Sample, masks: list[BoolMask]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for image in sample.images:
-        digest.update(str(image).encode() if isinstance(image, str | Path) else load_image(image).tobytes())
+        digest.update(
+            str(image).encode(errors="surrogatepass") if isinstance(image, str | Path) else load_image(image).tobytes()
+        )
     for turn in sample.turns:
         digest.update(repr((turn.question, turn.answer, turn.choices)).encode())
     for mask in masks:

@@ -47,6 +47,12 @@ class Fault:
     index: int | None
     message: str
 
+    def __post_init__(self) -> None:
+        """Half a surrogate pair, which texts of data sets do hold, cannot be printed: it is told by its number."""
+        for name in ("file", "record", "message"):
+            text = str(getattr(self, name))
+            object.__setattr__(self, name, text.encode(errors="backslashreplace").decode())
+
     @property
     def mend(self) -> str:
         """How faults of this kind are mended."""

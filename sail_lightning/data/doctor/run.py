@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sail_lightning.data.doctor.across import HeldOut, Seen, duplicates
+from sail_lightning.data.doctor.across import HELD_OUT, HeldOut, Seen, copies, duplicates
 from sail_lightning.data.doctor.checks import Checker
 from sail_lightning.data.doctor.leaves import Leaf, leaves
 from sail_lightning.data.doctor.report import Report
@@ -22,7 +22,7 @@ from sail_lightning.data.transform import Encoder
 from sail_lightning.errors import SailError
 
 T = TypeVar("T")
-FORMAT = 1
+FORMAT = 2
 """Of the state; another one is not gone on with."""
 CHUNK = 128
 """Records that a process looks at in one go, and that a stopped check may have to look at again."""
@@ -74,9 +74,11 @@ def check(
     for number, (place, _) in enumerate(tasks):
         seen[place].add(state.done[number])
     held_out = HeldOut(splits)
+    read_too = [one for one in seen if one.leaf.split in HELD_OUT]
     for leaf in seen:
         if leaf.leaf.split == "train":  # benchmarks do ask some questions twice
-            leaf.faults += [*duplicates(leaf), *held_out.leaks(leaf)]
+            leaks = list(held_out.leaks(leaf))
+            leaf.faults += [*duplicates(leaf), *leaks, *copies(leaf, read_too, {fault.index for fault in leaks})]
     state.end()
     return Report(tuple(leaf.report() for leaf in seen), None if encoder is None else encoder.max_tokens)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sail_lightning.data.doctor.checks import Finding
 from sail_lightning.data.doctor.faults import Fault
+from sail_lightning.errors import SailError
 
 FILE = "state.jsonl"
 COUNTS = ("records", "turns", "masks", "prompts")
@@ -25,6 +26,7 @@ class Chunk:
         faults: of single records.
         keys: `Finding.key` of each record.
         pictures: `Finding.pictures` of each record.
+        contents: `Finding.contents` of each record.
     """
 
     number: int
@@ -32,6 +34,7 @@ class Chunk:
     faults: tuple[Fault, ...]
     keys: tuple[str, ...]
     pictures: tuple[tuple[int, ...], ...]
+    contents: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, number: int, findings: Sequence[Finding]) -> Chunk:
@@ -43,6 +46,7 @@ class Chunk:
             tuple(fault for finding in findings for fault in finding.faults),
             tuple(finding.key for finding in findings),
             tuple(finding.pictures for finding in findings),
+            tuple(finding.contents for finding in findings),
         )
 
     def to_json(self) -> str:
@@ -54,8 +58,8 @@ class Chunk:
                 "faults": [fault.to_dict() for fault in self.faults],
                 "keys": self.keys,
                 "pictures": self.pictures,
-            },
-            ensure_ascii=False,
+                "contents": self.contents,
+            }
         )
 
     @classmethod
@@ -67,6 +71,7 @@ class Chunk:
             tuple(Fault(**fault) for fault in line["faults"]),
             tuple(line["keys"]),
             tuple(map(tuple, line["pictures"])),
+            tuple(map(tuple, line["contents"])),
         )
 
 
@@ -80,12 +85,23 @@ class State:
         folder: where the file is, and is made.
         fingerprint: of the check: settings and files.
         restart: forget what is there.
+
+    Raises:
+        SailError: the folder cannot be made, or not be written to.
     """
 
     def __init__(self, folder: Path, fingerprint: str, restart: bool = False) -> None:
         self.path = folder / FILE
         self.done: dict[int, Chunk] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._begin(fingerprint, restart)
+        except OSError as error:
+            raise SailError(
+                f"the report cannot be written to the folder {folder} ({error.strerror or error}); name another"
+            ) from None
+
+    def _begin(self, fingerprint: str, restart: bool) -> None:
         lines = [] if restart else _whole_lines(self.path)
         if lines and lines[0] == {"check": fingerprint} and lines[-1] != {"end": True}:
             self.done = {line["chunk"]: Chunk.from_dict(line) for line in lines[1:]}
@@ -112,7 +128,7 @@ def _whole_lines(path: Path) -> list[Any]:
     found: list[Any] = []
     if not path.exists():
         return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # `splitlines` also cuts at U+2028
         try:
             found.append(json.loads(line))
         except ValueError:

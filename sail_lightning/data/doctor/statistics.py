@@ -99,11 +99,19 @@ class Statistics:
         return "\n".join(columns(rows, texts=1))
 
     def write(self, path: Path) -> list[Path]:
-        """The picture, and the figures as JSON beside it; returns both."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """The picture, a PNG where its name has no ending, and the figures as JSON beside it; returns both.
+
+        Raises:
+            SailError: an ending that matplotlib does not know, or a place that cannot be written to.
+        """
+        path = path if path.suffix else path.with_name(f"{path.name}.png")
         figures = path.with_suffix(".json")
-        figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        self.draw(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.draw(path)
+            figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SailError(f"{path} cannot be written ({error.strerror or error}); name another file") from None
         return [path, figures]
 
     def draw(self, path: Path) -> None:

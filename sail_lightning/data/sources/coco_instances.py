@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
@@ -17,6 +17,8 @@ from sail_lightning.errors import SailError
 
 class CocoInstances(IndexedSource):
     """Masks of a COCO JSON file (`images`, `annotations`, `categories`), asked about by phrases or by category.
+
+    Where every annotation has a phrase, the file needs no `categories`.
 
     With `phrase_key`, an annotation's phrase is what it holds under that key: a text, or a list of alternatives.
     Annotations of one photo with the same phrase are one answer, their union. Without a phrase the category speaks,
@@ -34,6 +36,8 @@ class CocoInstances(IndexedSource):
         questions: to draw from, with {} for the phrase; null is those of the training recipe.
         answers: to draw from, with one [SEG]; null is those of the training recipe.
     """
+
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -58,7 +62,9 @@ class CocoInstances(IndexedSource):
 
     def rows(self) -> Iterator[Row]:
         content = read_json(self.files[0])
-        names = {category["id"]: category["name"] for category in content["categories"]}
+        # Without a key for phrases, a file without categories is wrong as a whole, not in each of its photos.
+        categories = content["categories"] if self.phrase_key is None else content.get("categories") or []
+        names = {category["id"]: category["name"] for category in categories}
         photos = {photo["id"]: photo for photo in content["images"]}
         by_photo: dict[Any, list[Row]] = defaultdict(list)
         for annotation in content["annotations"]:
@@ -66,7 +72,7 @@ class CocoInstances(IndexedSource):
                 by_photo[annotation["image_id"]].append(annotation)
             else:
                 fault = f"image_id {annotation.get('image_id')} is that of no photo; mend or remove the annotation"
-                yield {"id": f"annotation {annotation.get('id')}", "fault": fault}
+                yield {"id": f"annotation {annotation.get('id')}", "wrong": fault}
         used = [photo for id, photo in photos.items() if by_photo[id]]
         for photo in kept(used, self.part, self.val_share, lambda one: str(one.get("file_name"))):
             row: Row = {"id": str(photo["id"]), "image": str(self.images / str(photo.get("file_name")))}
@@ -76,8 +82,8 @@ class CocoInstances(IndexedSource):
                     raise SailError("its entry in images has no file_name")
                 row["objects"] = self._objects(by_photo[photo["id"]], names)
             except SailError as error:
-                row["fault"] = str(error)
-            yield from separated(row) if self.separate and "fault" not in row else [row]
+                row["wrong"] = str(error)
+            yield from separated(row) if self.separate and "wrong" not in row else [row]
 
     def _objects(self, annotations: list[Row], names: dict[Any, str]) -> list[Row]:
         """What can be asked about a photo; masks are the numbers of its annotations until they are united."""
@@ -92,10 +98,12 @@ class CocoInstances(IndexedSource):
             else:
                 silent[annotation.get("category_id")].append(place)
         for category, places in silent.items():
+            own = annotations[places[0]].get("id")
+            if category is None:
+                raise SailError(f"annotation {own} has neither a phrase nor a category_id; give it one of them")
             if category in speaking:
                 continue
             if category not in names:
-                own = annotations[places[0]].get("id")
                 raise SailError(f"category_id {category} of annotation {own} is not among the categories")
             several = len(places) > 1 or annotations[places[0]].get("iscrowd")
             said += [(f"{'every' if several else 'the'} {names[category]}", place) for place in places]
@@ -112,7 +120,7 @@ class CocoInstances(IndexedSource):
         return [cleaned for phrase in found if (cleaned := clean(phrase))]
 
     def sample(self, row: Row, choose: Choice) -> Sample:
-        if fault := row.get("fault"):
+        if fault := row.get("wrong"):
             raise SailError(fault)
         size = (row["height"], row["width"])
         turns, objects = self.wording.turns(row["objects"], choose)

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
 from sail_lightning.data.sample import BoolMask, Sample
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
-from sail_lightning.errors import SailError
+from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.vision import load_mask
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,7 +23,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class PngUnion:
-    """The union of PNG masks of one size; of each, all that is not zero is on.
+    """The union of PNG masks of one size; of each, all that is neither zero nor transparent is on.
 
     Raises, when called:
         SailError: a file that is missing or unreadable, or of another size than the first.
@@ -56,7 +56,8 @@ class FolderSource(IndexedSource):
 
     Args:
         images: folder of the pictures.
-        masks: folder of the PNG masks, of the pictures' sizes; all that is not zero is on.
+        masks: folder of the PNG masks, of the pictures' sizes; all that is neither zero nor transparent is on. It
+            may lie in `images`: what is in it is no picture.
         phrases: the text or JSON file.
         part: which pictures: `all`, `val` for a share that is held out, `train` for the rest.
         val_share: that share; which pictures it holds is decided by their names.
@@ -64,7 +65,12 @@ class FolderSource(IndexedSource):
         separate: one question per record, every phrase once: for validation and tests.
         questions: to draw from, with {} for the phrase; null is those of the training recipe.
         answers: to draw from, with one [SEG]; null is those of the training recipe.
+
+    Raises:
+        SailUsageError: one folder for both, a share that is not from 0 to 1, or as `Wording`.
     """
+
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -80,17 +86,22 @@ class FolderSource(IndexedSource):
     ) -> None:
         super().__init__([phrases])
         self.images, self.masks = data_path(images), data_path(masks)
+        if self.images.resolve() == self.masks.resolve():
+            raise SailUsageError(
+                f"images and masks are one folder, {self.images}, where a mask cannot be told from a picture; "
+                "put the masks into a folder of their own"
+            )
         self.wording = Wording(questions, answers, objects, separate)
         self.part, self.val_share, self.separate = part, val_share, separate
         kept((), part, val_share)  # checks the share
 
     def settings(self) -> Any:
         names = "\n".join(str(path) for folder in (self.images, self.masks) for path in _files(folder))
-        listing = hashlib.sha256(names.encode()).hexdigest()
+        listing = hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
         return [str(self.images), str(self.masks), self.part, self.val_share, self.separate, listing]
 
     def rows(self) -> Iterator[Row]:
-        pictures = _by_name(self.images, PICTURES)
+        pictures = _by_name(self.images, PICTURES, self.masks)
         masks = _by_name(self.masks, (".png",))
         said: dict[str, list[tuple[str, str]]] = {}
         for name, phrase, place in _phrases(self.files[0]):
@@ -103,7 +114,7 @@ class FolderSource(IndexedSource):
             elif owner is None:
                 fault = f"the mask {masks[mask]} belongs to no picture of {self.images}; call it as its picture"
             if fault:
-                yield {"id": name, "fault": fault}
+                yield {"id": name, "wrong": fault}
             elif owner is not None and phrase is not None:
                 said.setdefault(owner, []).append((clean(phrase), str(masks[mask])))
         silent = _silent(masks, pictures, said)
@@ -115,7 +126,7 @@ class FolderSource(IndexedSource):
             yield from ({**first, **told}, *others)
 
     def sample(self, row: Row, choose: Choice) -> Sample:
-        if fault := row.get("fault"):
+        if fault := row.get("wrong"):
             raise SailError(fault)
         turns, objects = self.wording.turns(row["objects"], choose)
         masks = tuple(PngUnion(tuple(item["masks"])) for item in objects)
@@ -139,9 +150,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _by_name(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Files by their path in a folder without the ending."""
+def _by_name(folder: Path, endings: tuple[str, ...], without: Path | None = None) -> dict[str, Path]:
+    """Files by their path in a folder without the ending; those in the folder `without` are left out."""
     found = [path for path in _files(folder) if path.suffix.lower() in endings]
+    if without is not None and without.resolve().is_relative_to(folder.resolve()):
+        apart = folder / without.resolve().relative_to(folder.resolve())
+        found = [path for path in found if not path.is_relative_to(apart)]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
@@ -175,7 +189,7 @@ def _phrases(path: Path) -> Iterator[tuple[str, str | None, str]]:
                 yield name, phrase if told else None, json.dumps(name, ensure_ascii=False)
         return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` also cuts at U+2028
     except UnicodeDecodeError as error:
         raise SailError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from None
     for number, line in enumerate(lines, 1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.sample import MaskRef, Sample, Turn
 from sail_lightning.data.segmentations import Segmentation
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.data.sources.pictures import UnsizedSegmentation, picture_of, picture_path
 from sail_lightning.data.sources.refcoco import as_phrase
 from sail_lightning.data.sources.spans import Grounded, Grounding, found, grounded
@@ -80,10 +82,13 @@ class GranDf(GroundedCaptions):
         super().__init__(annotations, images)
 
     def rows(self) -> Iterator[Row]:
-        for item in read_json(self.files[0]):
-            kept = {key: item[key] for key in ("caption", "groundings", "height", "width") if key in item}
-            id = str(item.get("image_id", item.get("file_name")))
-            yield {"id": id, "image": picture_path(self.images, item, self.picture_key), **kept}
+        for number, item in enumerate(read_json(self.files[0])):
+            yield from rows_of(f"record {number}", partial(self._row, item))
+
+    def _row(self, item: Row) -> Iterator[Row]:
+        kept: Row = {key: item[key] for key in ("caption", "groundings", "height", "width") if key in item}
+        id = str(item.get("image_id", item.get("file_name")))
+        yield {"id": id, "image": picture_path(self.images, item, self.picture_key), **kept}
 
     def read(self, row: Row) -> Grounded:
         caption = row["caption"].strip('"').strip()
@@ -127,10 +132,13 @@ class RefCOCOgGCG(GroundedCaptions):
         super().__init__(annotations, images)
 
     def rows(self) -> Iterator[Row]:
-        for entry in read_json(self.files[0]):
-            for id, item in entry.items():
-                kept = {key: item[key] for key in ("caption", "refs") if key in item}
-                yield {"id": str(id), "image": picture_path(self.images, item, self.picture_key), **kept}
+        for number, entry in enumerate(read_json(self.files[0])):
+            yield from rows_of(f"record {number}", partial(self._rows, entry))
+
+    def _rows(self, entry: Row) -> Iterator[Row]:
+        for id, item in entry.items():
+            kept = {key: item[key] for key in ("caption", "refs") if key in item}
+            yield {"id": str(id), "image": picture_path(self.images, item, self.picture_key), **kept}
 
     def read(self, row: Row) -> Grounded:
         caption = row["caption"].lower().strip()
@@ -151,7 +159,7 @@ class FlickrGCG(GroundedCaptions):
 
     As in the official code, photos are left out whose caption has fewer than three words or whose shorter side is
     below 32 pixels, and annotations that say `ignore`, lie outside the photo, or cover nothing. Of several spans the
-    first counts.
+    first counts; annotations of one span are united.
 
     Args:
         annotations: the JSON file.
@@ -179,7 +187,13 @@ class FlickrGCG(GroundedCaptions):
 
     def read(self, row: Row) -> Grounded:
         used = [one for one in row["annotations"] if _covers(one, (row["height"], row["width"]))]
-        return grounded(row["caption"], [_marked(one, row["caption"]) for one in used])
+        marked: dict[tuple[int, int], Grounding] = {}
+        for one in (_marked(one, row["caption"]) for one in used):
+            assert one.span is not None
+            first = marked.setdefault(one.span, one)
+            if first is not one:  # "two dogs" has a mask for each: one phrase, their union
+                marked[one.span] = replace(first, parts=first.parts + one.parts)
+        return grounded(row["caption"], marked.values())
 
 
 def _annotated(phrase: str, grounding: Row) -> Grounding:

@@ -12,15 +12,14 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.segmentations import Segmentation
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path
 from sail_lightning.data.sources.refcoco import (
     BENCHMARK_QUESTION,
     as_phrase,
-    photo_row,
+    photo_rows,
     read_instances,
     read_refs,
     refs_file,
-    separated,
 )
 from sail_lightning.errors import SailError
 
@@ -28,7 +27,8 @@ from sail_lightning.errors import SailError
 class GRefCOCO(IndexedSource):
     """gRefCOCO: `grefs(unc).json`, `instances.json`. Several objects are one mask, their union; none is an empty one.
 
-    Crowds are left out of the union in training and in benchmarks alike (official code: in benchmarks only, E9).
+    Crowds are left out of the union in training and in benchmarks alike (official code: in benchmarks only, E9), but
+    where a phrase means nothing else.
 
     Args:
         split: `train`, `val`, `testA` or `testB`.
@@ -57,20 +57,12 @@ class GRefCOCO(IndexedSource):
         refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
         by_photo: dict[int, list[Row]] = {}
         for ref in refs:
-            ids = [ref["ann_id"]] if isinstance(ref["ann_id"], int) else ref["ann_id"]
-            known = [annotations.get(id) for id in ids if id != -1]
-            by_photo.setdefault(ref["image_id"], []).append(
-                {
-                    "ann_id": ref["ref_id"],
-                    "phrases": [sentence["sent"] for sentence in ref["sentences"]],
-                    "missing": [id for id in ids if id != -1 and id not in annotations],
-                    "segmentations": [one["segmentation"] for one in known if one and not one.get("iscrowd")],
-                }
-            )
+            try:
+                by_photo.setdefault(ref["image_id"], []).append(_object(ref, annotations))
+            except FAULTS as error:
+                yield {"id": f"ref {ref.get('ref_id')}", "fault": f"the ref, or what it names, lacks {error}"}
         for photo_id, objects in by_photo.items():
-            photo = photos.get(photo_id, {"file_name": f"of id {photo_id}, which instances.json lacks"})
-            row = photo_row(photo, photo_id, self.images)
-            yield from separated(row, objects) if self.separate else [{**row, "objects": objects}]
+            yield from photo_rows(photos.get(photo_id), photo_id, self.images, objects, self.separate)
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         size = (row["height"], row["width"])
@@ -80,7 +72,21 @@ class GRefCOCO(IndexedSource):
             if item["missing"]:
                 raise SailError(f"the ref of {phrase!r} names {item['missing']}, which instances.json lacks")
             question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
-            answer = choose.one(wording.SEGMENT_ANSWERS) if item["segmentations"] else wording.NO_TARGET_ANSWER
+            answer = choose.one(wording.SEGMENT_ANSWERS) if item["targeted"] else wording.NO_TARGET_ANSWER
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             masks.append(Segmentation(tuple(item["segmentations"]), size))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+
+
+def _object(ref: dict[str, Any], annotations: dict[int, dict[str, Any]]) -> Row:
+    """What a ref means: the masks of its annotations."""
+    ids = [id for id in ([ref["ann_id"]] if isinstance(ref["ann_id"], int) else ref["ann_id"]) if id != -1]
+    known = [annotations[id] for id in ids if id in annotations]
+    singles = [one for one in known if not one.get("iscrowd")]
+    return {
+        "ann_id": ref["ref_id"],
+        "phrases": [sentence["sent"] for sentence in ref["sentences"]],
+        "missing": [id for id in ids if id not in annotations],
+        "targeted": bool(ids),
+        "segmentations": [one["segmentation"] for one in singles or known],
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +37,18 @@ def read_json(path: Path) -> Any:
         raise SailError(f"no annotation file {path}; see docs/data.md for where the files of each set go") from None
     except ValueError as error:  # JSON or UTF-8
         raise SailError(f"{path} is not valid JSON ({error}); copy it again") from None
+
+
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+"""What reading a record that is laid out otherwise raises."""
+
+
+def rows_of(id: str, make: Callable[[], Iterable[Row]]) -> list[Row]:
+    """The rows that one item of a file makes; of one that cannot be read, a row that says why, told by `sample`."""
+    try:
+        return list(make())
+    except FAULTS as error:
+        return [{"id": id, "fault": _reason(error)}]
 
 
 class IndexedSource(Source):
@@ -99,16 +111,18 @@ class IndexedSource(Source):
     def _read(self, index: int, choose: Choice) -> Sample:
         row = self.index[index]
         try:
+            if fault := row.get("fault"):
+                raise SailError(f"{fault}; mend the record")
             return self.sample(row, choose)
         except SailError as error:
             raise SailError(f"{self.files[0]} {self._name(row, index)}: {error}") from None
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except FAULTS as error:
             raise SailError(f"{self.files[0]} {self._name(row, index)}: {_reason(error)}; mend the record") from None
 
     def _parsed(self) -> Iterator[Row]:
         try:
             yield from self.rows()
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except FAULTS as error:
             files = " or ".join(map(str, self.files))
             raise SailError(f"{files} is not laid out as {type(self).__name__} reads it: {_reason(error)}") from None
 

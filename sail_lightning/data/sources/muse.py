@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -12,7 +13,7 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.segmentations import Segmentation
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.data.sources.pictures import picture_of, picture_path
 from sail_lightning.errors import SailError
 from sail_lightning.templates import SEG
@@ -70,9 +71,12 @@ class Muse(IndexedSource):
 
     def rows(self) -> Iterator[Row]:
         for number, item in enumerate(read_json(self.files[0])):
-            if item.get("ann_list") and item.get("questions"):
-                kept = {key: item.get(key) for key in ("height", "width", "questions", "answers", "text_answers")}
-                yield {"id": f"item {number}", "image": self._photo(item), **kept}
+            yield from rows_of(f"item {number}", partial(self._row, f"item {number}", item))
+
+    def _row(self, id: str, item: Row) -> Iterator[Row]:
+        if item.get("ann_list") and item.get("questions"):
+            kept = {key: item.get(key) for key in ("height", "width", "questions", "answers", "text_answers")}
+            yield {"id": id, "image": self._photo(item), **kept}
 
     def _photo(self, item: Row) -> str | None:
         train2014, train2017, val2017 = self.folders

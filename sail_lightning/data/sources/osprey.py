@@ -36,8 +36,9 @@ class Osprey(IndexedSource):
     A conversation keeps all its regions; those with more than `num_prompts` are left out. `short_form` asks for a word
     or phrase. `detail_description` has one description per region, of which one to `objects` are asked for.
 
-    A photo is looked up once, when the file is indexed; a file that is not there is told when the record is read
-    (official defects E34, E35: looked for in other folders than COCO's own, and another record silently taken).
+    A photo is looked up when the file is indexed, and again when its record is read if it has moved since; a file that
+    is in none of the folders is told then (official defects E34, E35: looked for in other folders than COCO's own, and
+    another record silently taken).
 
     Args:
         kind: which of the five files.
@@ -84,7 +85,7 @@ class Osprey(IndexedSource):
             yield row
 
     def sample(self, row: Row, choose: Choice) -> Sample:
-        image = row.get("image") or self._found(row["file_name"])
+        image = self._photo(row)
         size = (int(row["height"]), int(row["width"]))
         masks = [Segmentation((one["segmentation"],), size) for one in row["annotation"]]
         if self.kind != "detail_description":
@@ -116,15 +117,19 @@ class Osprey(IndexedSource):
         ending = wording.SHORT_ANSWER if self.kind == "short_form" else ""
         return Turn(with_names(question, regions) + ending, with_names(answer, regions))
 
-    def _found(self, name: str) -> str:
-        """A photo that was not there when the file was indexed.
+    def _photo(self, row: Row) -> str:
+        """The photo of a row: where it was when the file was indexed, or else where it is now.
 
         Raises:
-            SailError: it still is not.
+            SailError: it was in no folder, and still is not.
         """
-        for folder in self.images:
-            if (folder / name).is_file():
-                return str(folder / name)
+        indexed: str | None = row.get("image")
+        if indexed is not None and os.path.isfile(indexed):
+            return indexed
+        name = row["file_name"]
+        found = next((str(folder / name) for folder in self.images if (folder / name).is_file()), indexed)
+        if found is not None:  # a photo that is gone is told by its path
+            return found
         raise SailError(f"no picture {name} in {', '.join(map(str, self.images))}; copy it there, or set images")
 
 

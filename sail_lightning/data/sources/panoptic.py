@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -18,7 +19,7 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.sample import BoolMask
 from sail_lightning.data.segmentations import PanopticSegments
 from sail_lightning.data.sources.coco_names import CATEGORIES, Category, said
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.errors import SailError
 
 SHORTEST_DESCRIPTION = 5
@@ -51,15 +52,18 @@ class PanopticSource(IndexedSource):
     def rows(self) -> Iterator[Row]:
         content = read_json(self.files[0])
         names = categories(content)
-        for annotation in content["annotations"]:
-            name = annotation.get("file_name") or f"{annotation.get('image_id')}.png"
-            row: Row = {"id": str(annotation.get("image_id", PurePath(name).stem)), "png": str(self.pngs / name)}
-            row["image"] = str(self.images / PurePath(name).with_suffix(".jpg"))
-            segments = annotation.get("segments_info")
-            if segments is None or not all(isinstance(one, dict) for one in segments):
-                yield row | ({} if segments is None else {"segments_info": segments})  # for `sample` to tell of
-            elif kept := [_named(one, names) for one in segments if self.wanted(one)]:
-                yield row | {"segments_info": kept}
+        for number, annotation in enumerate(content["annotations"]):
+            yield from rows_of(f"record {number}", partial(self._row, annotation, names))
+
+    def _row(self, annotation: Row, names: dict[int, Category]) -> Iterator[Row]:
+        name = annotation.get("file_name") or f"{annotation.get('image_id')}.png"
+        row: Row = {"id": str(annotation.get("image_id", PurePath(name).stem)), "png": str(self.pngs / name)}
+        row["image"] = str(self.images / PurePath(name).with_suffix(".jpg"))
+        segments = annotation.get("segments_info")
+        if segments is None or not all(isinstance(one, dict) for one in segments):
+            yield row | ({} if segments is None else {"segments_info": segments})  # for `sample` to tell of
+        elif kept := [_named(one, names) for one in segments if self.wanted(one)]:
+            yield row | {"segments_info": kept}
 
 
 class DescribedSegments(PanopticSource):

@@ -103,7 +103,7 @@ def kept(names: Iterable[T], part: Part, share: float, name: Callable[[T], str] 
     every = list(names)
     if part == "all":
         return every
-    ranked = sorted(every, key=lambda one: hashlib.blake2b(name(one).encode()).digest())
+    ranked = sorted(every, key=lambda one: hashlib.blake2b(name(one).encode(errors="surrogatepass")).digest())
     count = round(share * len(every))
     if 0 < share < 1:
         count = min(max(count, 1), len(every) - 1)

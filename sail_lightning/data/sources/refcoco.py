@@ -12,7 +12,7 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.segmentations import Segmentation
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path, read_json
 from sail_lightning.errors import SailError
 
 BENCHMARK_QUESTION = "Please segment {} in this image."
@@ -57,15 +57,18 @@ class RefCOCO(IndexedSource):
         refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
         by_photo: dict[int, dict[int, Row]] = {}
         for ref in refs:
-            objects = by_photo.setdefault(ref["image_id"], {})
-            known = objects.setdefault(ref["ann_id"], {"ann_id": ref["ann_id"], "phrases": []})  # E39: refs are joined
-            known["segmentation"] = annotations.get(ref["ann_id"], {}).get("segmentation")
-            known["phrases"] += [sentence["sent"] for sentence in ref["sentences"]]
+            try:
+                phrases = [sentence["sent"] for sentence in ref["sentences"]]
+                objects = by_photo.setdefault(ref["image_id"], {})
+                ann_id = ref["ann_id"]
+            except FAULTS as error:
+                yield {"id": f"ref {ref.get('ref_id')}", "fault": f"the ref lacks {error}"}
+                continue
+            known = objects.setdefault(ann_id, {"ann_id": ann_id, "phrases": []})  # E39: refs are joined
+            known["segmentation"] = annotations.get(ann_id, {}).get("segmentation")
+            known["phrases"] += phrases
         for photo_id, objects in by_photo.items():
-            photo = photos.get(photo_id, {"file_name": f"of id {photo_id}, which instances.json lacks"})
-            row = photo_row(photo, photo_id, self.images)
-            listed = list(objects.values())
-            yield from separated(row, listed) if self.separate else [{**row, "objects": listed}]
+            yield from photo_rows(photos.get(photo_id), photo_id, self.images, list(objects.values()), self.separate)
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         size = (row["height"], row["width"])
@@ -111,6 +114,18 @@ def photo_row(photo: dict[str, Any], photo_id: int, images: Path) -> Row:
     return {"id": str(photo_id), "image": str(images / photo["file_name"])} | {
         side: photo[side] for side in ("height", "width") if side in photo
     }
+
+
+def photo_rows(
+    photo: dict[str, Any] | None, photo_id: int, images: Path, objects: list[Row], separate: bool
+) -> Iterator[Row]:
+    """The rows of a photo; of one that instances.json lacks, or does not name, a row that says so."""
+    if photo is None or "file_name" not in photo:
+        lacks = "lacks" if photo is None else "gives no file_name"
+        yield {"id": str(photo_id), "fault": f"the refs are about photo {photo_id}, which instances.json {lacks}"}
+        return
+    row = photo_row(photo, photo_id, images)
+    yield from separated(row, objects) if separate else [{**row, "objects": objects}]
 
 
 def separated(row: Row, objects: Iterable[Row]) -> Iterator[Row]:
