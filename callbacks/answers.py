@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from sail_lightning.callbacks.predictions import to_record
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import BoolMask, Sample
+from sail_lightning.data.sample import BoolMask
 from sail_lightning.data.sources import Source
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.errors import SailUsageError
+from sail_lightning.metrics.masks import ignored
 from sail_lightning.module import PixelSAIL
 from sail_lightning.prediction import Prediction, encode_rle
 from sail_lightning.provenance import annotations_of, questions_of, weights_of
@@ -116,6 +117,7 @@ class AnswerWriter(L.Callback):
                 phrases=line.get("phrases", ()),
                 turn=turn,
                 targets=_stacked([load_mask(sample.masks[index]) for index in turn.targets], line["size"]),
+                ignore=ignored(sample, turn.targets),
             )
 
     def on_test_batch_end(
@@ -178,10 +180,10 @@ def to_line(number: int, benchmark: Benchmark, item: EncodedSample, prediction: 
     if turn.task in MASK_TASKS or not turn.answer:
         targets = [load_mask(sample.masks[index]) for index in turn.targets]
         nothing = turn.task == "refer" and not any(mask.any() for mask in targets)
-        ignored = _ignored(sample, turn.targets)
+        region = ignored(sample, turn.targets)
         line["pred"] = [mask["segmentation"] for mask in told["masks"]]
         line["target"] = [] if nothing else [encode_rle(mask) for mask in targets]
-        line["ignore"] = None if ignored is None else encode_rle(ignored)
+        line["ignore"] = None if region is None else encode_rle(region)
     if turn.task == "caption":
         line["phrases"] = [mask["phrase"] for mask in told["masks"]]
         line |= {"reference": sample.meta.get("caption", turn.answer), "reference_phrases": phrases_of(turn.answer)}
@@ -196,13 +198,6 @@ def _named(benchmark: Benchmark, task: str) -> str:
     if isinstance(benchmark, str):
         return benchmark
     return (benchmark or {}).get(task) or NAMES.get(task, task)
-
-
-def _ignored(sample: Sample, targets: Sequence[int]) -> BoolMask | None:
-    """(H, W) bool of what counts nowhere: `meta["ignore"]` holds a mask reference, or None, for each mask."""
-    references = sample.meta.get("ignore") or [None] * len(sample.masks)
-    masks = [load_mask(references[index]) for index in targets if references[index] is not None]
-    return np.logical_or.reduce(masks) if masks else None
 
 
 def _stacked(masks: list[BoolMask], size: Sequence[int] | None) -> np.ndarray:

@@ -30,6 +30,7 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
+from sail_lightning.metrics.masks import ignored
 from sail_lightning.metrics.tasks import TaskMetrics
 from sail_lightning.model import FeatureGroup, SailModel
 from sail_lightning.optim import WarmupCosine, parameter_groups
@@ -269,6 +270,7 @@ class PixelSAIL(L.LightningModule):
                 phrases=prediction.phrases,
                 turn=turn,
                 targets=np.stack(targets) if targets else np.zeros((0, *size), bool),
+                ignore=ignored(item.sample, turn.targets),
             )
         return predictions
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from sail_lightning.cli.arguments import Parser
+from sail_lightning.cli.folders import output_folder
+from sail_lightning.cli.rescoring import add_scoring_options, held_answers
 from sail_lightning.errors import SailError, SailUsageError
 
 EXAMPLE = """\
@@ -23,36 +25,35 @@ def run(args: list[str]) -> int:
     parser.add_argument("first", metavar="A", help="folder of a test, or its per_sample.jsonl")
     parser.add_argument("second", metavar="B")
     parser.add_argument("--out", metavar="DIR", help="also write comparison.md and comparison.json there")
-    parser.add_argument("--protocol", choices=("standard", "official"), default="standard")
-    parser.add_argument("--no-target", choices=("mask", "text"), default="mask", help="what says that nothing is meant")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000)")
+    add_scoring_options(parser)
     parser.add_argument("--changed", type=int, default=20, metavar="N", help="questions that changed most (20)")
     given = parser.parse_args(args)
     if given.bootstrap < 0 or given.changed < 0:
         raise SailUsageError("--bootstrap and --changed must be 0 or more")
+    folder = output_folder(given.out) if given.out else None
 
-    from sail_lightning.scoring import read_answers  # after --help: it imports torch
-    from sail_lightning.scoring.compare import compare, to_markdown
+    from sail_lightning.scoring.compare import compare, to_markdown  # after --help: it imports torch
 
-    first, second = (read_answers(_answers(Path(name))) for name in (given.first, given.second))
+    first, second = (held_answers(_answers(Path(name))) for name in (given.first, given.second))
     found = compare(
         first,
         second,
         protocol=given.protocol,
         no_target_from=given.no_target,
+        combine=given.combine,
         bootstrap=given.bootstrap,
         changed=given.changed,
     )
     text = to_markdown(found, given.first, given.second)
     print(text)
-    if given.out:
-        folder = Path(given.out)
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "first": given.first,
             "second": given.second,
             "protocol": given.protocol,
             "no_target_from": given.no_target,
+            "combine": given.combine or ("first" if given.protocol == "official" else "union"),
             "bootstrap": given.bootstrap,
             "benchmarks": {name: one.to_json() for name, one in found.items()},
         }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sail_lightning.cli.arguments import Parser
+from sail_lightning.cli.folders import output_folder
 
 EXAMPLE = """\
 example:
@@ -27,11 +26,12 @@ def run(args: list[str]) -> int:
         "--split", choices=("test", "compositional"), default="test", help="compositional: unseen pairs"
     )
     given = parser.parse_args(args)
+    out = output_folder(given.out)
 
     from sail_lightning.data.sources import layout
     from sail_lightning.data.synthetic.perbench import SynthPerBench
 
-    folder = Path(given.out) / layout.PERBENCH
+    folder = output_folder(out / layout.PERBENCH)
     for path in SynthPerBench(given.count, given.seed, given.split).write(folder):
         print(path)
     print(f"evaluate: SAIL_DATA={given.out} sail-lightning test -c eval/synthperbench --ckpt_path MODEL")

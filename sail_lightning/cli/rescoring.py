@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sail_lightning.cli.arguments import Parser
-from sail_lightning.errors import SailUsageError
+from sail_lightning.cli.folders import output_folder
+from sail_lightning.errors import SailError, SailUsageError
+
+if TYPE_CHECKING:
+    from sail_lightning.scoring import Answer
 
 OPTION = "--from"
 
@@ -24,6 +30,22 @@ def add_scoring_options(parser: Parser) -> None:
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000)")
 
 
+def held_answers(file: Path) -> Iterator[Answer]:
+    """The answers of a file.
+
+    Raises:
+        SailError: it holds none, or a line is not one.
+    """
+    from sail_lightning.scoring import read_answers
+
+    found = False
+    for answer in read_answers(file):
+        found = True
+        yield answer
+    if not found:
+        raise SailError(f"{file} holds no answers")
+
+
 def run(args: list[str]) -> int:
     """Scores files of answers and writes the report; returns the exit code."""
     parser = Parser(prog="sail-lightning test", description="Scores answers again, from anybody's file.")
@@ -34,17 +56,15 @@ def run(args: list[str]) -> int:
     given = parser.parse_args(args)
     if given.bootstrap < 0 or given.gallery < 0:
         raise SailUsageError("--bootstrap and --gallery must be 0 or more")
-    folder = Path(given.out)
-    if folder.exists() and not folder.is_dir():
-        raise SailUsageError(f"{folder} is a file; give --out a folder")
+    folder = output_folder(given.out)
 
-    from sail_lightning.scoring import read_answers, score  # after --help: they import torch
+    from sail_lightning.scoring import score  # after --help: they import torch
     from sail_lightning.scoring.gallery import named_picture
     from sail_lightning.scoring.report import file_sums, write_report
 
     files = [Path(file) for file in given.files]
     reports = score(
-        chain.from_iterable(map(read_answers, files)),
+        chain.from_iterable(map(held_answers, files)),
         protocol=given.protocol,
         no_target_from=given.no_target,
         combine=given.combine,

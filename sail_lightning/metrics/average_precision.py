@@ -1,6 +1,7 @@
 """AP50 and AP of the masks of grounded captions, by pycocotools' COCOeval: one category, every mask of score 1.
 
-COCOeval ranks masks by score. Here all are equal, so masks are ranked by picture, pictures by name, and within a
+COCOeval ranks masks by score. Here all are equal, so masks are ranked by picture, pictures by name (whole numbers by
+their value, as COCOeval ranks image ids), and within a
 picture as the caption names them: the figure depends on the names (not on the order in which pictures come), and
 compares only between answers to the same set. Only the first 100 masks of a picture count.
 """
@@ -112,6 +113,14 @@ def mask_matches(pictures: Sequence[Picture]) -> Matches:
     )
 
 
+def picture_order(name: str) -> tuple[int, int, str, str]:
+    """Sorts names of pictures: whole numbers first, by their value, as COCOeval does; then the others, as text."""
+    if not (name.isascii() and name.isdecimal()):
+        return 1, 0, "", name
+    digits = name.lstrip("0")
+    return 0, len(digits), digits, name
+
+
 class MaskAveragePrecision(Lines):
     """`gcg_ap50` and `gcg_ap`; needs all pictures at once, so every rank's masks are gathered, run-length coded."""
 
@@ -127,7 +136,7 @@ class MaskAveragePrecision(Lines):
 
     def compute(self) -> dict[str, Tensor]:
         """Both figures in [0, 1], NaN without true masks."""
-        lines = sorted(self.read(), key=lambda line: str(line[0]))
+        lines = sorted(self.read(), key=lambda line: picture_order(str(line[0])))
         figures = mask_matches([(pred, target) for _, pred, target in lines]).figures
         return {key: scalar(figures[key]) for key in KEYS}
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sail_lightning.data.sample import BoolMask, Sample
+from sail_lightning.vision import load_mask
+
 Masks = Tensor | NDArray[np.bool_]
 """Masks (n, H, W) bool; n may be 0, and (0, 0, 0) says "none" where the size is not known."""
+
+
+def ignored(sample: Sample, targets: Sequence[int]) -> BoolMask | None:
+    """(H, W) bool of what counts nowhere for some of a sample's masks, or None.
+
+    `Sample.meta["ignore"]` holds a mask reference, or None, for each mask of the sample.
+    """
+    references = sample.meta.get("ignore") or [None] * len(sample.masks)
+    masks = [load_mask(references[index]) for index in targets if references[index] is not None]
+    return np.logical_or.reduce(masks) if masks else None
 
 
 def as_masks(masks: Masks, name: str) -> Tensor:

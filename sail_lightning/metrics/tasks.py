@@ -45,7 +45,17 @@ class TaskMetrics(nn.Module):
         self.grounded = GroundedCaption()
         self.caption = TokenF1()
 
-    def update(self, task: str, *, text: str, masks: Masks, phrases: Sequence[str], turn: Turn, targets: Masks) -> None:
+    def update(
+        self,
+        task: str,
+        *,
+        text: str,
+        masks: Masks,
+        phrases: Sequence[str],
+        turn: Turn,
+        targets: Masks,
+        ignore: Masks | None = None,
+    ) -> None:
         """Adds one answer.
 
         Args:
@@ -55,15 +65,16 @@ class TaskMetrics(nn.Module):
             phrases: the answer's phrases, one per mask, in order (read by `caption` only).
             turn: the question with its true answer.
             targets: the turn's true masks (m, H, W) bool, one per `[SEG]` of the true answer.
+            ignore: (H, W) bool, pixels that count nowhere (read by `refer` and `vres` only).
 
         Raises:
             ValueError: no such task, or shapes that do not fit.
             SailError: the true answer does not fit its task.
         """
         if task == "refer":
-            self.refer.update(masks, targets, no_target_text=says_no_target(text))
+            self.refer.update(masks, targets, ignore, no_target_text=says_no_target(text))
         elif task == "vres":
-            self.vres.update(masks, targets)
+            self.vres.update(masks, targets, ignore)
         elif task == "describe":
             self.exact.update(text, turn.answer)
             self.description.update(text, turn.answer)

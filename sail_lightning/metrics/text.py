@@ -14,11 +14,16 @@ from sail_lightning.errors import SailError
 from sail_lightning.metrics.sums import Sums, mean, ratio, scalar, to_units
 
 _MARKUP = re.compile(r"<[|/]?[A-Za-z_]\w*\|?>|\[SEG\]")
-_DECLARED = re.compile(r"\banswer\s+is\s*:?\s*(?:option\s+)?\(?([A-Za-z])\b\)?(\s*[.):,;]|\s*$)?", re.IGNORECASE)
-_AFTER_DECLARATION = re.compile(r"^.*\banswer\s+is\s*:?\s*", re.IGNORECASE | re.DOTALL)
+_SAYS = r"(?:\b(?:answer|option|choice)(?:\s+is\b\s*[:\-]?|\s*[:\-])|\bchoose\b)\s*"
+_LETTER = r"(?:option\s+)?\(?([A-Za-z])\b\)?(\s*[.):,;]|\s*$)?"
+_DECLARED = re.compile(_SAYS + _LETTER, re.IGNORECASE)
+_AFTER_DECLARATION = re.compile(rf"^.*{_SAYS}", re.IGNORECASE | re.DOTALL)
+_MENTIONED = re.compile(r"\b(?:answer|option|choice)\s+\(?([A-Za-z])\b\)?(\s*[.):,;]|\s*$)?", re.IGNORECASE)
 _LEADING = re.compile(r"\(?([A-Za-z])(?:\s*[.):,;]|\s+-\s|\s*$)")
 _CAPITAL = re.compile(r"[B-HJ-Z]\s")
 _BRACKETED = re.compile(r"\(\s*([A-Za-z])\s*\)")
+_SQUARE = re.compile(r"\[\s*([A-Za-z])\s*\]")
+_NO_TARGET = re.compile(r"\bno[\W_]+targets?\b", re.IGNORECASE)
 
 
 def strip_markup(text: str) -> str:
@@ -37,13 +42,9 @@ def normalise(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-NO_TARGET = "no target"
-"""What the text of an answer contains, after `normalise`, where it says that nothing is meant."""
-
-
 def says_no_target(text: str) -> bool:
-    """Whether an answer's words say that nothing is meant."""
-    return NO_TARGET in normalise(text)
+    """Whether an answer's words say that nothing is meant: "no target", in whole words, with any mark between them."""
+    return _NO_TARGET.search(strip_markup(text)) is not None
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -89,33 +90,42 @@ class TokenF1(Sums):
 def parse_choice(text: str, choices: Sequence[str] = ()) -> str | None:
     """The option that an answer chooses, as a capital letter, or None where it chooses none or several.
 
-    The first of these rules that finds one decides; letters beyond the number of `choices` are not options:
+    The first of these rules that finds one decides; letters beyond the number of `choices` are not options, `*` is
+    passed over, and `[B]` is read as `(B)`:
 
-    1. a letter after "answer is" ("The answer is B.", "the answer is: (c)"); the last, if that is said several times;
+    1. a letter after "answer is", "answer:", the same of "option" and "choice", or "choose" ("The answer is B.",
+       "the answer is: (c)", "Answer: B", "I choose B"); the last, if that is said several times; not the A that begins
+       the text of one of the `choices`;
     2. a letter at the start, before `.` `)` `:` `,` `;` ` - ` or the end ("B. A red car", "(b) red", "c");
-    3. a letter in parentheses, if all in parentheses are the same ("It is the red one (B)");
-    4. the answer, or what follows "answer is", is the text of exactly one of the `choices` after `normalise`; a choice
-       may carry its own letter ("B. red");
+    3. a letter in parentheses or after "option", "choice" or "answer", if all such are the same ("It is the red one
+       (B)", "Option B");
+    4. the answer, or what follows a declaration of the first rule, is the text of exactly one of the `choices` after
+       `normalise`; a choice may carry its own letter ("B. red");
     5. a capital at the start before a space ("B because ..."), except `A` and `I`, which may be words ("A red car").
     """
-    answer = strip_markup(text)
+    answer = _SQUARE.sub(r"(\1)", strip_markup(text.replace("*", "")))
     letters = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
-    # A small letter followed by a word is an article ("the answer is a red car"), not an option.
-    declared = [m[1].upper() for m in _DECLARED.finditer(answer) if m[1].isupper() or m[2] is not None]
-    declared = [letter for letter in declared if letter in letters]
-    if declared:
-        return declared[-1]
-    if (leading := _LEADING.match(answer)) and leading[1].upper() in letters:
-        return leading[1].upper()
-    bracketed = {letter.upper() for letter in _BRACKETED.findall(answer)} & set(letters)
-    if len(bracketed) == 1:
-        return bracketed.pop()
-    wanted = {normalise(answer), normalise(_AFTER_DECLARATION.sub("", answer))}
+    wanted = {normalise(answer), *filter(None, [normalise(_AFTER_DECLARATION.sub("", answer))])}
     named = [
         letter
         for letter, choice in zip(letters, choices, strict=False)
         if normalise(re.sub(rf"^\s*\(?{letter}[.):]\s*", "", choice)) in wanted
     ]
+    # A small letter followed by a word is an article ("the answer is a red car"), not an option; so is a capital A
+    # ("Answer: A red car") where that is an option's text.
+    articles = "A" if len(named) == 1 else ""
+    found = _DECLARED.finditer(answer)
+    sure = [m[1].upper() for m in found if m[2] is not None or (m[1].isupper() and m[1] not in articles)]
+    declared = [letter for letter in sure if letter in letters]
+    if declared:
+        return declared[-1]
+    if (leading := _LEADING.match(answer)) and leading[1].upper() in letters:
+        return leading[1].upper()
+    # "any option I see" is no option I
+    shown = {m[1].upper() for m in _MENTIONED.finditer(answer) if m[2] is not None or m[1] in ascii_uppercase[:8]}
+    shown = (shown | {letter.upper() for letter in _BRACKETED.findall(answer)}) & set(letters)
+    if len(shown) == 1:
+        return shown.pop()
     if named:
         return named[0] if len(named) == 1 else None
     return answer[0] if _CAPITAL.match(answer) and answer[0] in letters else None

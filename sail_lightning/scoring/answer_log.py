@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,7 +61,7 @@ class AnswerLog:
     def add(self, lines: Iterable[Line]) -> None:
         """Appends lines and hands them to the system, so that they outlive this process."""
         assert self._file is not None
-        self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self._file.write(encoded(lines))
         self._file.flush()
 
     def close(self) -> None:
@@ -89,8 +90,8 @@ class AnswerLog:
 
     def _check(self, head: Line) -> None:
         try:
-            before = json.loads((self.folder / HEAD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            before = dict(json.loads((self.folder / HEAD).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
             raise SailUsageError(
                 f"{self.folder} holds answers, but no readable {HEAD} that says of which test; choose another folder"
             ) from None
@@ -102,13 +103,37 @@ class AnswerLog:
 
 
 def whole_lines(path: Path) -> list[Line]:
-    """The lines of a file that were written to their end; each has a number."""
+    """The lines of a file that were written to their end.
+
+    Raises:
+        SailUsageError: one that is no JSON object with a number; names file and line.
+    """
     *lines, _ = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+    return [_parsed(line, f"{path} line {place}") for place, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parsed(content: bytes, where: str) -> Line:
+    try:
+        line = json.loads(content)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or type(line.get(NUMBER)) is not int or line[NUMBER] < 0:
+        raise SailUsageError(f"{where} is damaged: no JSON object with a whole {NUMBER}; remove it, or the whole file")
+    return line
+
+
+def encoded(lines: Iterable[Line]) -> str:
+    """JSON lines that any file can hold: half characters, which JSON can escape, stay escaped."""
+    return "".join(_encoded(line) + "\n" for line in lines)
+
+
+def _encoded(line: Line) -> str:
+    text = json.dumps(line, ensure_ascii=False)
+    return json.dumps(line) if re.search("[\ud800-\udfff]", text) else text
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
     """Writes a file of JSON lines, whole or not at all."""
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    draft.write_text(encoded(lines), encoding="utf-8")
     os.replace(draft, path)

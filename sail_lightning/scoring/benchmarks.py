@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
+
+from sail_lightning.metrics.yes_no import parse_yes_no
 
 Kind = Literal[
     "refcoco",
@@ -33,6 +35,8 @@ _NAMES: dict[str, Kind] = {
     "refcoco_plus": "refcoco+",
     "refcocog": "refcocog",
     "grefcoco": "grefcoco",
+    "g_refcoco": "grefcoco",
+    "gres": "grefcoco",
     "reasonseg": "reasonseg",
     "reason_seg": "reasonseg",
     "gcg": "gcg",
@@ -40,10 +44,12 @@ _NAMES: dict[str, Kind] = {
     "perbench_caption": "perbench_caption",
     "perbench_mcq": "perbench_mcq",
     "perbench_vres": "perbench_vres",
+    "vres": "perbench_vres",
     "mcq": "mcq",
     "pope": "pope",
 }
-_PERBENCH_TASK = re.compile(r"(?P<stem>(?:synth[_/-]?)?perbench)[_/-](?:caption|mcq|vres)(?P<rest>.*)", re.IGNORECASE)
+_PERBENCH_TASK = re.compile(r"(?P<stem>(?:synth[\W_]*)?perbench)[\W_]+(?:caption|mcq|vres)(?P<rest>.*)", re.IGNORECASE)
+_LETTER = re.compile(r"\s*\(?[A-Za-z][.):]?\s*")
 
 
 def _plain(name: str) -> str:
@@ -52,14 +58,16 @@ def _plain(name: str) -> str:
     return re.sub(r"^synth_?", "", plain)
 
 
-def kind_of(name: str, keys: Iterable[str] = ("pred",)) -> Kind:
+def kind_of(name: str, keys: Iterable[str] = ("pred",), answers: Sequence[str] = ()) -> Kind:
     """The kind of a benchmark.
 
     Args:
         name: it begins with a kind's name, alone or before a separator: `refcoco_val`, `RefCOCO+ testA`,
             `perbench/mcq`, `synthperbench_vres`.
-        keys: those that are not empty in its records; asked only where the name says nothing: masks make it `refer`,
-            else `choices` `mcq`, a `reference` `region_caption`, an `answer` `pope`.
+        keys: those that are not empty in its records; asked only where the name says nothing. Masks make it `refer`,
+            else `choices` `mcq`, `masks` (there is a list of true masks, with nothing in it) `refer`, a `reference`
+            `region_caption`, an `answer` what `answers` say.
+        answers: the true answers: all yes or no make it `pope`, all letters `mcq`, others `region_caption`.
     """
     plain = _plain(name)
     for prefix in sorted(_NAMES, key=len, reverse=True):
@@ -70,10 +78,17 @@ def kind_of(name: str, keys: Iterable[str] = ("pred",)) -> Kind:
         ("pred", "refer"),
         ("target", "refer"),
         ("choices", "mcq"),
+        ("masks", "refer"),
         ("reference", "region_caption"),
-        ("answer", "pope"),
+        ("answer", _kind_of_answers(answers)),
     )
     return next((kind for key, kind in by_key if key in held), "refer")
+
+
+def _kind_of_answers(answers: Sequence[str]) -> Kind:
+    if all(parse_yes_no(text) is not None for text in answers):
+        return "pope"
+    return "mcq" if all(_LETTER.fullmatch(text) for text in answers) else "region_caption"
 
 
 def perbench_name(name: str) -> str | None:

@@ -24,7 +24,7 @@ from sail_lightning.scoring.benchmarks import perbench_name
 from sail_lightning.scoring.gallery import MAIN, main_score
 from sail_lightning.scoring.parts import ProtocolName
 from sail_lightning.scoring.record import Answer
-from sail_lightning.scoring.score import NoTargetFrom, Report, score
+from sail_lightning.scoring.score import Combine, NoTargetFrom, Report, score
 
 ROUNDS = 10_000
 """Of random signs."""
@@ -90,6 +90,7 @@ def compare(
     second: Iterable[Answer],
     protocol: ProtocolName = "standard",
     no_target_from: NoTargetFrom = "mask",
+    combine: Combine | None = None,
     bootstrap: int = 1000,
     changed: int = 20,
     seed: int = 0,
@@ -98,7 +99,7 @@ def compare(
 
     Args:
         first, second: answers of the two runs.
-        protocol, no_target_from: of `score`.
+        protocol, no_target_from, combine: of `score`.
         bootstrap: number of draws.
         changed: how many of the questions that changed most are kept.
         seed: of all draws.
@@ -109,7 +110,7 @@ def compare(
     Raises:
         SailError: the runs share no question, or an answer cannot be judged.
     """
-    left, right = ({(one.benchmark, one.truth): one for one in answers} for answers in (first, second))
+    left, right = _by_question(first), _by_question(second)
     # By name, so that signs are drawn for the same answers in whatever order these come.
     places = {benchmark: place for place, benchmark in enumerate(dict.fromkeys(key[0] for key in left))}
     shared = sorted(left.keys() & right.keys(), key=lambda key: (places[key[0]], left[key].id, key[1]))
@@ -120,6 +121,7 @@ def compare(
             [run[key] for key in shared],
             protocol=protocol,
             no_target_from=no_target_from,
+            combine=combine,
             bootstrap=bootstrap,
             seed=seed,
         )
@@ -132,8 +134,17 @@ def compare(
     return found
 
 
+def _by_question(answers: Iterable[Answer]) -> dict[tuple[str, str], Answer]:
+    """Answers by benchmark and question; the first to a question counts, as in `score`."""
+    found: dict[tuple[str, str], Answer] = {}
+    for one in answers:
+        found.setdefault((one.benchmark, one.truth), one)
+    return found
+
+
 def _belongs(name: str, benchmark: str) -> bool:
-    return name in (benchmark, perbench_name(benchmark))
+    common = perbench_name(benchmark)
+    return name == benchmark or (common is not None and name.casefold() == common.casefold())
 
 
 def _compared(first: Report, second: Report, mine: int, theirs: int, changed: int, seed: int) -> Comparison:

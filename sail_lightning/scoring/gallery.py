@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ MAIN = ("iou", "correct", "meteor", "meteor_lite", "token_f1")
 """Names of an answer's own score, the first that it has; all from 0 to 1."""
 WIDTH, GAP = 256, 4
 """Of each of a case's two pictures and of what is between them, in pixels."""
+TALLEST = 8 * WIDTH
+"""Height of one of the two pictures at most; a taller one is squeezed."""
+LARGEST = 1 << 25
+"""Pixels of a picture that is drawn in grey at its own size, at most."""
 GROUND = 96
 """Grey of a picture that is not there."""
 COLOURS: tuple[Colour, ...] = ((230, 60, 60), (60, 140, 240), (60, 190, 90), (240, 180, 40), (170, 90, 220))
@@ -64,7 +70,7 @@ def draw_gallery(folder: Path, reports: Mapping[str, Report], picture: Picture, 
     judged = {name: report for name, report in reports.items() if report.answers}
     written = []
     for name, report in judged.items():
-        prefix = re.sub(r"[^\w+.-]+", "_", name) + "-" if len(judged) > 1 else ""
+        prefix = f"{_file_name(name)}-" if len(judged) > 1 else ""
         for kind, chosen in cases(report.per_sample, count).items():
             if not chosen:
                 continue
@@ -76,13 +82,23 @@ def draw_gallery(folder: Path, reports: Mapping[str, Report], picture: Picture, 
     return written
 
 
+def _file_name(benchmark: str) -> str:
+    """A benchmark's name as part of a file's name, at most 100 characters, of which a file system takes 255 bytes."""
+    plain = re.sub(r"[^\w+.-]+", "_", benchmark)
+    return plain if len(plain.encode()) <= 100 else f"{plain[:20]}-{zlib.crc32(benchmark.encode()):08x}"
+
+
 def draw_case(answer: Answer, score: Score, picture: Picture) -> Image.Image:
     """One answer: the picture with the true masks, beside it with the predicted ones, and the words below."""
     pixels = picture(answer)
-    if pixels is None:
-        pixels = np.full((*(answer.size or (WIDTH // 4, WIDTH)), 3), GROUND, np.uint8)
     pred, target, ignore = answer.masks()
-    prompts = [prompt for record in answer.prompts if (prompt := prompt_of(record)) is not None]
+    if pixels is None:
+        # An answer without masks may state any size.
+        own = answer.size or (WIDTH // 4, WIDTH)
+        size = pred.shape[1:] if len(pred) else target.shape[1:] if len(target) else own
+        fits = len(pred) or len(target) or own[0] * own[1] <= LARGEST
+        pixels = np.full((*(size if fits else (WIDTH // 4, WIDTH)), 3), GROUND, np.uint8)
+    prompts = [prompt for record in answer.prompts if (prompt := prompt_of(record, pixels.shape[:2])) is not None]
     left, right = (_panel(pixels, masks, ignore, prompts) for masks in (target, pred))
     pair = Image.new("RGB", (2 * WIDTH + GAP, left.height), "white")
     pair.paste(left, (0, 0))
@@ -93,31 +109,44 @@ def draw_case(answer: Answer, score: Score, picture: Picture) -> Image.Image:
     return captioned(pair, [*told, *(f"true: {text}" for text in _truth(answer))])
 
 
-def prompt_of(record: Any) -> Prompt | None:
-    """A visual prompt as `predictions.jsonl` and `per_sample.jsonl` hold it; None for one in another form."""
+def prompt_of(record: Any, size: tuple[int, ...] | None = None) -> Prompt | None:
+    """A visual prompt as `predictions.jsonl` and `per_sample.jsonl` hold it; None for one in another form, or for a
+    mask that is not of the picture's `size` (height, width)."""
     if not isinstance(record, dict):
         return None
     id = record.get("id")
+    if id is not None and type(id) is not int:
+        return None
     try:
         if box := record.get("box"):
-            x0, y0, x1, y1 = box
+            x0, y0, x1, y1 = _numbers(box)
             return Box(x0, y0, x1, y1, id)
         if point := record.get("point"):
-            x, y = point
+            x, y = _numbers(point)
             return Point(x, y, id)
         if scribble := record.get("scribble"):
-            return Scribble(tuple((across, down) for across, down in scribble), id)
+            points = [_numbers(point) for point in scribble]
+            return Scribble(tuple((across, down) for across, down in points), id)
         mask = record.get("mask")
-        return Mask(decode(mask, tuple(mask["size"])), id) if isinstance(mask, dict) else None
+        if not isinstance(mask, dict) or (size is not None and tuple(mask["size"]) != size):
+            return None
+        return Mask(decode(mask, tuple(mask["size"])), id)
     except (KeyError, TypeError, ValueError, SailError):
         return None
+
+
+def _numbers(values: Any) -> list[float]:
+    """Coordinates that can be drawn; raises ValueError for anything else."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) and abs(value) < 1e6 for value in values):
+        raise ValueError("coordinates must be numbers of pixels")
+    return values
 
 
 def _panel(
     pixels: NDArray[np.uint8], masks: NDArray[np.bool_], ignore: BoolMask | None, prompts: Sequence[Prompt]
 ) -> Image.Image:
     scale = WIDTH / pixels.shape[1]
-    size = (max(1, round(pixels.shape[0] * scale)), WIDTH)
+    size = (min(max(1, round(pixels.shape[0] * scale)), TALLEST), WIDTH)
     filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
     drawn = np.array(Image.fromarray(pixels).resize(size[::-1], filter))
     if ignore is not None:
@@ -141,7 +170,7 @@ def _truth(answer: Answer) -> list[str]:
 def named_picture(answer: Answer) -> NDArray[np.uint8] | None:
     """The picture that an answer's own `image` names, if it is there and as large as its masks."""
     name = answer.to_json().get("image")
-    if not isinstance(name, str) or not Path(name).is_file():
+    if not isinstance(name, str) or not os.path.isfile(name):  # False also for names that no file can have
         return None
     try:
         pixels = load_image(name)

@@ -23,7 +23,8 @@ def grounded_captions(answers: Sequence[Answer], options: Options) -> list[Part]
     """`gcg_miou gcg_recall gcg_ap50 gcg_ap`, and the figures of `captions` where all answers have a reference.
 
     Each answer's score holds `iou` (mean over matched pairs), `recalled` and `phrases` (true ones), `masks`
-    (predicted). Pictures are ranked for AP in the order of `answers`.
+    (predicted). Pictures are ranked for AP in the order of `answers`. A truth that names no phrases at all counts for
+    masks alone.
     """
     rows, samples, pictures = [], [], []
     for answer in answers:
@@ -40,8 +41,10 @@ def grounded_captions(answers: Sequence[Answer], options: Options) -> list[Part]
 def _judged(answer: Answer, options: Options) -> dict[str, int]:
     pred, target, _ = answer.masks()
     phrases, true_phrases = answer.predicted_phrases, answer.true_phrases
+    named = bool(true_phrases) or answer.reference_phrases is not None
     try:
-        check_truth(target, true_phrases)
+        if named:
+            check_truth(target, true_phrases)
     except SailError as error:
         raise SailError(f"{answer.name}: {error}") from None
     ious = pairwise_iou(pred, target)
@@ -49,7 +52,7 @@ def _judged(answer: Answer, options: Options) -> dict[str, int]:
     return {
         "iou_units": to_units(matched_iou(ious)),
         "images": 1,
-        "recalled": find(ious, phrases, true_phrases, options.similarity),
+        "recalled": find(ious, phrases, true_phrases, options.similarity) if named else 0,
         "phrases": len(true_phrases),
     }
 

@@ -6,6 +6,7 @@ gIoU and METEOR are printed in percent, `mcq_accuracy` as a share. VQA scores ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -107,7 +108,7 @@ PUBLISHED: tuple[Published, ...] = (
 def published(benchmark: str) -> list[Published]:
     """What the paper prints for a benchmark, in its order; nothing for one that it does not have.
 
-    `refcoco_plus` is RefCOCO+, and `perbench/caption` is `perbench_caption`.
+    `refcoco_plus` is RefCOCO+, and `perbench/caption` or `PerBench caption` is `perbench_caption`.
     """
-    name = benchmark.replace("/", "_").replace("refcoco_plus", "refcoco+").casefold()
+    name = re.sub(r"[\s/_-]+", "_", benchmark.casefold()).replace("refcoco_plus", "refcoco+")
     return [row for row in PUBLISHED if row.benchmark.casefold() == name]

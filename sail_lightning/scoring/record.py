@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
 
 from sail_lightning.data.sample import BoolMask
 from sail_lightning.data.segmentations import decode
@@ -38,6 +39,10 @@ from sail_lightning.errors import SailError
 from sail_lightning.scoring.benchmarks import CAPTION_KINDS, CHOICE_KINDS, MASK_KINDS, Kind, kind_of
 from sail_lightning.templates import phrases_of
 
+LARGEST = 100_000
+"""Longest side of a picture, in pixels: a larger number is a mistake."""
+STATED = 1 << 28
+"""Pixels of a picture without any mask for which memory is taken, at most: its size is only stated."""
 Rle = dict[str, Any]
 """COCO's run-length code of a mask: `size` [height, width], `counts` text or list."""
 
@@ -60,6 +65,8 @@ class Answer:
     reference: tuple[str, ...] = ()
     phrases: tuple[str, ...] | None = None
     reference_phrases: tuple[str, ...] | None = None
+    listed: bool | None = None
+    """Whether masks are listed at all, be the lists empty; None: where there are some, or no truth in words."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,8 +77,21 @@ class Answer:
     @property
     def truth(self) -> str:
         """All that makes it this question and no other; two answers that share it judge the same thing."""
-        parts = (self.id, self.question, self.target, self.ignore, self.prompts, self.choices, self.answer)
+        target, ignore = [_compressed(rle) for rle in self.target], self.ignore and _compressed(self.ignore)
+        parts = (self.id, self.question, target, ignore, self.prompts, self.choices, self.answer)
         return json.dumps([*parts, self.reference, self.reference_phrases], sort_keys=True)
+
+    @property
+    def masked(self) -> bool:
+        """Whether masks are listed; of an answer in words they are left out when it is written."""
+        if self.listed is not None:
+            return self.listed
+        return bool(self.pred or self.target) or not (self.choices or self.answer or self.reference)
+
+    @property
+    def held(self) -> set[str]:
+        """The keys that are not empty, as `benchmarks.kind_of` asks for them."""
+        return _held(self.to_json()) - (set() if self.masked else {"masks"})
 
     @property
     def predicted_phrases(self) -> tuple[str, ...]:
@@ -93,6 +113,8 @@ class Answer:
         """
         coded = [*self.pred, *self.target, *([self.ignore] if self.ignore else [])]
         size = self.size or ((coded[0]["size"][0], coded[0]["size"][1]) if coded else (0, 0))
+        if not coded and size[0] * size[1] > STATED:
+            size = (0, 0)
         try:
             pred, target = (
                 np.stack([_decode(rle, size) for rle in rles]) if rles else np.zeros((0, *size), bool)
@@ -109,11 +131,10 @@ class Answer:
             "benchmark": self.benchmark,
             "question": self.question,
             "text": self.text,
-            "pred": list(self.pred),
-            "target": list(self.target),
-            "ignore": self.ignore,
-            "size": list(self.size) if self.size else None,
         }
+        if self.masked or kind_of(self.benchmark, ()) in MASK_KINDS:
+            record |= {"pred": list(self.pred), "target": list(self.target), "ignore": self.ignore}
+        record["size"] = list(self.size) if self.size else None
         reference = self.reference[0] if len(self.reference) == 1 else list(self.reference)
         optional = {"prompts": list(self.prompts), "choices": list(self.choices), "reference": reference}
         record |= {key: value for key, value in optional.items() if value}
@@ -135,7 +156,7 @@ class Answer:
         read: dict[str, Any] = {}
         for key, (wanted, parse) in _KEYS.items():
             value = record.get(key)
-            if value is None:
+            if value is None or (key == "ignore" and value == []):
                 continue
             read[key] = parse(value)
             if read[key] is None:
@@ -143,17 +164,17 @@ class Answer:
         _check_keys(record, where)
         _check_sizes(read, where)
         extra = {key: value for key, value in record.items() if key not in _KEYS and key != "score"}
-        return cls(**read, extra=extra)
+        return cls(**read, extra=extra, listed=bool({"pred", "target", "masks"} & _held(record)))
 
 
 def read_answers(path: str | Path) -> Iterator[Answer]:
-    """The answers of a JSON-lines file (UTF-8); empty lines are passed over.
+    """The answers of a JSON-lines file (UTF-8, with or without byte order mark); empty lines are passed over.
 
     Raises:
         SailError: no such file, or a line that is not a record; names line and key.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     where = f"{path} line {number}"
@@ -173,10 +194,23 @@ def needed(kind: Kind) -> tuple[str, ...]:
     return ("pred", "target") if kind in MASK_KINDS or kind == "refer" else ("text",)
 
 
+def _held(record: Mapping[str, Any]) -> set[str]:
+    """The keys of a record that are not empty, and `masks` where it has a list of true masks, be it empty."""
+    return {key for key, value in record.items() if value} | ({"masks"} if record.get("target") is not None else set())
+
+
+def _compressed(rle: Rle) -> Rle:
+    """The code with its counts as text, so that one mask is one code; what is no code stays as it is."""
+    counts = rle["counts"]
+    if isinstance(counts, str) or not all(type(count) is int and 0 <= count < 1 << 32 for count in counts):
+        return rle
+    return rle | {"counts": coco.frPyObjects(rle, *rle["size"])["counts"].decode("ascii")}
+
+
 def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SailError(f"{where} is not JSON ({error}); remove it or write it again") from None
 
 
@@ -185,10 +219,10 @@ def _check_keys(record: Mapping[str, Any], where: str) -> None:
     for key in ("id", "benchmark"):
         if record.get(key) is None:
             raise SailError(f"{where} has no key {key}; every answer needs one")
-    kind = kind_of(str(record["benchmark"]), [key for key in record if record[key]])
+    kind = kind_of(str(record["benchmark"]), _held(record), [record["answer"]] if record.get("answer") else [])
     for key in needed(kind):
-        # null predicts nothing, but a truth of null could as well be forgotten
-        if key not in record or (record[key] is None and key != "pred"):
+        # null predicts or says nothing, but a truth of null could as well be forgotten
+        if key not in record or (record[key] is None and key == "target"):
             raise SailError(f"{where} has no key {key}, which an answer of kind {kind} needs")
     if kind in (*CHOICE_KINDS, *CAPTION_KINDS, "pope") and not any(record.get(key) for key in ("answer", "reference")):
         key = "reference" if kind in CAPTION_KINDS else "answer"
@@ -233,8 +267,9 @@ def _anything(value: Any) -> tuple[Any, ...] | None:
 
 
 def _size(value: Any) -> tuple[int, int] | None:
-    whole = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
-    return (value[0], value[1]) if whole else None
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    return (value[0], value[1]) if all(type(side) is int and 0 < side <= LARGEST for side in value) else None
 
 
 def _rle(value: Any) -> Rle | None:
@@ -252,7 +287,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-_RLES = "a list of COCO RLE, {size: [height, width], counts}"
+_RLE = f"{{size: [height, width], at most {LARGEST:,} each, counts}}"
+_RLES = f"a list of COCO RLE, {_RLE}"
 _KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "id": ("text or a whole number", _name),
     "benchmark": ("text", _name),
@@ -260,8 +296,8 @@ _KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "text": ("text", _text),
     "pred": (_RLES, _rles),
     "target": (_RLES, _rles),
-    "ignore": ("a COCO RLE, {size: [height, width], counts}, or null", _rle),
-    "size": ("[height, width] or null", _size),
+    "ignore": (f"a COCO RLE, {_RLE}, or null", _rle),
+    "size": (f"[height, width] (at most {LARGEST:,} each) or null", _size),
     "prompts": ("a list", _anything),
     "choices": ("a list of text", _texts),
     "answer": ("text", _text),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sail_lightning.scoring.answer_log import FILE, Line, write_lines
+from sail_lightning.scoring.answer_log import FILE, NUMBER, Line, write_lines
 from sail_lightning.scoring.gallery import Picture, draw_gallery
 from sail_lightning.scoring.published import Published, published
 from sail_lightning.scoring.score import Report
@@ -38,8 +39,8 @@ def write_report(
 ) -> Written:
     """Writes the files of a report.
 
-    report.json holds `benchmarks: {name: {kind, metrics, intervals, counts}}`, the settings of the scoring, and `meta`;
-    and the `metrics` of the one benchmark where there is just one.
+    report.json holds `metrics` (`flat_metrics`), `benchmarks: {name: {kind, metrics, intervals, counts}}`, the settings
+    of the scoring, and `meta`. It and report.md are there before the gallery is drawn.
 
     Args:
         folder: made if missing.
@@ -50,10 +51,17 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / FILE, scored_lines(reports.values()))
-    gallery = draw_gallery(folder, reports, picture or (lambda answer: None), cases) if cases else []
     (folder / JSON).write_text(json.dumps(to_json(reports, meta), indent=2) + "\n", encoding="utf-8")
-    (folder / MARKDOWN).write_text(to_markdown(reports, meta, gallery), encoding="utf-8")
+    _write_markdown(folder, to_markdown(reports, meta))
+    gallery = draw_gallery(folder, reports, picture or (lambda answer: None), cases) if cases else []
+    if gallery:
+        _write_markdown(folder, to_markdown(reports, meta, gallery))
     return Written(folder / MARKDOWN, folder / JSON, folder / FILE, gallery)
+
+
+def _write_markdown(folder: Path, text: str) -> None:
+    # The name of a file may hold what is no text.
+    (folder / MARKDOWN).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def file_sums(files: Iterable[Path]) -> dict[str, str]:
@@ -62,20 +70,33 @@ def file_sums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def scored_lines(reports: Iterable[Report]) -> list[Line]:
-    """Every answer with its `score`, in the order of the records' numbers where they have them."""
+    """Every answer with its `score`, in the order of the records' `number` where all have one."""
     lines = [
         {**answer.to_json(), "score": score}
         for report in reports
         for answer, score in zip(report.answers, report.per_sample, strict=True)
     ]
-    return sorted(lines, key=lambda line: line.get("number", 0))
+    # In anybody's file `number` may mean anything.
+    numbered = all(type(line.get(NUMBER)) is int for line in lines)
+    return sorted(lines, key=lambda line: line[NUMBER]) if numbered else lines
+
+
+def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
+    """The figures of the one benchmark; of several, all as `NAME/key`, and by their plain key those that only one has.
+
+    So `perbench_overall` always stands under its own name.
+    """
+    if len(reports) == 1:
+        return dict(next(iter(reports.values())).metrics)
+    held = Counter(key for report in reports.values() for key in report.metrics)
+    figures = [(name, key, value) for name, report in reports.items() for key, value in report.metrics.items()]
+    plain = {key: value for _, key, value in figures if held[key] == 1}
+    return plain | {f"{name}/{key}": value for name, key, value in figures}
 
 
 def to_json(reports: Mapping[str, Report], meta: Mapping[str, Any]) -> dict[str, Any]:
     """The content of report.json."""
-    content: dict[str, Any] = {}
-    if len(reports) == 1:
-        content["metrics"] = next(iter(reports.values())).metrics
+    content: dict[str, Any] = {"metrics": flat_metrics(reports)}
     content["benchmarks"] = {
         name: {
             "kind": report.kind,

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.metrics.average_precision import picture_order
 from sail_lightning.metrics.grounded import Similarity
 from sail_lightning.metrics.segmentation import Combine, NoTargetFrom
 from sail_lightning.metrics.text import token_f1
@@ -122,8 +123,9 @@ def _report(name: str, group: Sequence[Answer], options: Options, settings: Mapp
         first.setdefault(answer.truth, answer)
     kept, truths = list(first.values()), list(first)
     # Ranking and drawing go by name, so that no figure depends on the order in which answers come.
-    order = sorted(range(len(kept)), key=lambda place: (kept[place].id, truths[place]))
-    kind = kind_of(name, {key for answer in kept for key, value in answer.to_json().items() if value})
+    order = sorted(range(len(kept)), key=lambda place: (picture_order(kept[place].id), truths[place]))
+    held = {key for answer in kept for key in answer.held}
+    kind = kind_of(name, held, [answer.answer for answer in kept if answer.answer])
     parts = _parts(kind, [kept[place] for place in order], options)
     metrics = {key: value for part in parts for key, value in part.metrics().items() if not math.isnan(value)}
     counts = {"answers": len(kept), "duplicates": len(group) - len(kept)}
@@ -162,13 +164,13 @@ def _parts(kind: Kind, answers: Sequence[Answer], options: Options) -> list[Part
 
 def _overall(reports: Mapping[str, Report], protocol: ProtocolName, settings: Mapping[str, Any]) -> dict[str, Report]:
     """A report per PerBench whose three tasks are there: mean(100 METEOR, 100 MCQ, 100 (cIoU + gIoU) / 2)."""
-    benches: dict[str, dict[str, Report]] = {}
+    benches: dict[str, tuple[str, dict[str, Report]]] = {}
     for name, report in reports.items():
         common = perbench_name(name)
         if common is not None:
-            benches.setdefault(common, {})[report.kind] = report
+            benches.setdefault(common.casefold(), (common, {}))[1][report.kind] = report
     found: dict[str, Report] = {}
-    for common, tasks in benches.items():
+    for common, tasks in benches.values():
         if set(tasks) != set(PERBENCH_TASKS):
             continue
         if common in reports:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sail_lightning.cli import main
 from sail_lightning.cli.packaged import config_names, config_root
 from sail_lightning.data.sources import PerBench
 from sail_lightning.module import PixelSAIL
-from sail_lightning.prediction import encode_rle
+from sail_lightning.prediction import Prediction, encode_rle
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--answers.bootstrap=20")
 # No captions: METEOR's program takes seconds to start.
@@ -313,8 +314,9 @@ def test_a_bad_line_is_one_sentence(content: str, words: list[str], sail: Comman
         (["--out=x", "--bootstrap=-1"], ["--bootstrap", "0 or more"]),
         (["--out=x", "--ckpt_path=sail-tiny"], ["--ckpt_path"]),
         (["--out=own.jsonl"], ["own.jsonl is a file"]),
+        (["--out=/dev/null/x"], ["/dev/null/x", "--out"]),
     ],
-    ids=["no-out", "protocol", "text-officially", "bootstrap", "foreign", "file"],
+    ids=["no-out", "protocol", "text-officially", "bootstrap", "foreign", "file", "below-a-file"],
 )
 def test_wrong_options_are_one_sentence(args: list[str], words: list[str], sail: Command, own_file: Path) -> None:
     assert sail("test", "--from", own_file, *args).is_one_sentence(2, *words)
@@ -322,6 +324,12 @@ def test_wrong_options_are_one_sentence(args: list[str], words: list[str], sail:
 
 def test_a_missing_file_is_one_sentence(sail: Command) -> None:
     assert sail("test", "--from", "gone.jsonl", "--out", "x").is_one_sentence(1, "gone.jsonl")
+
+
+def test_a_file_without_answers_is_one_sentence(sail: Command, own_file: Path, workdir: Path) -> None:
+    empty = write(workdir / "empty.jsonl")
+    assert sail("test", "--from", own_file, empty, "--out", "x").is_one_sentence(1, "empty.jsonl holds no answers")
+    assert sail("compare", own_file, empty).is_one_sentence(1, "empty.jsonl holds no answers")
 
 
 def test_scoring_again_imports_neither_lightning_nor_a_model(own_file: Path, workdir: Path) -> None:
@@ -359,8 +367,9 @@ def test_two_runs_are_shown_side_by_side(sail: Command, unbroken: Path, workdir:
         (["own.jsonl", "other.jsonl"], 1, ["share no question"]),
         (["own.jsonl"], 2, ["B"]),
         (["own.jsonl", "own.jsonl", "--changed=-1"], 2, ["--changed", "0 or more"]),
+        (["own.jsonl", "own.jsonl", "--out=other.jsonl"], 2, ["other.jsonl is a file"]),
     ],
-    ids=["missing", "empty-folder", "nothing-shared", "one-run", "changed"],
+    ids=["missing", "empty-folder", "nothing-shared", "one-run", "changed", "out"],
 )
 def test_compare_refuses(args: list[str], code: int, words: list[str], sail: Command, own_file: Path) -> None:
     Path("empty").mkdir()
@@ -448,8 +457,9 @@ def test_all_of_synthperbench_gives_the_papers_overall_figure(sail: Command, per
     assert found["synthperbench"][key] == pytest.approx(overall) and overall > 50
 
 
-@pytest.mark.parametrize("args", [["--count=0"], ["--seed=-1"], ["--split=train"]])
-def test_perbench_refuses(args: list[str], sail: Command) -> None:
+@pytest.mark.parametrize("args", [["--count=0"], ["--seed=-1"], ["--split=train"], ["--out=x.txt"]])
+def test_perbench_refuses(args: list[str], sail: Command, workdir: Path) -> None:
+    (workdir / "x.txt").touch()
     assert sail("perbench", "--out", "x", *args).is_one_sentence(2)
 
 
@@ -511,6 +521,27 @@ def test_a_benchmark_of_words_runs_on_files_of_the_published_form(
     name: str, sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_benchmark(name, sail, sets, workdir, monkeypatch)
+
+
+def test_logged_figures_leave_out_what_is_to_be_ignored_as_the_report_does(
+    sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = PixelSAIL._answer
+
+    def everything(self: PixelSAIL, batch: Any, *args: Any) -> list[Prediction]:
+        found = zip(answer(self, batch, *args), batch, strict=True)
+        return [
+            replace(one, text="It is [SEG].", masks=np.ones((1, *(item.image_size or ())), bool)) for one, item in found
+        ]
+
+    monkeypatch.setenv("SAIL_DATA", str(sets))
+    monkeypatch.setattr(PixelSAIL, "_answer", everything)
+    few = ("--model.max_new_tokens=2", "--answers.gallery=0", "--runs=runs")
+    assert sail("test", "-c", "eval/reasonseg_val", "--ckpt_path=sail-tiny", *QUIET, *few).code == 0
+    (folder,) = (path.parent for path in (workdir / "runs").rglob("report.json"))
+    assert any(line["ignore"] for line in lines(folder / "per_sample.jsonl"))
+    for name in ("ciou", "giou"):
+        assert report(folder)["metrics"][name] == pytest.approx(float(figures(folder)[f"test/{name}"]), abs=1e-6)
 
 
 def run_benchmark(name: str, sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

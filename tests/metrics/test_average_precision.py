@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sail_lightning.metrics import MaskAveragePrecision
-from sail_lightning.metrics.average_precision import Picture, mask_matches
+from sail_lightning.metrics.average_precision import Picture, mask_matches, picture_order
 from sail_lightning.prediction import encode_rle
+from sail_lightning.scoring import Answer, score
 
 VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "eval_vectors.json").read_text())["vectors"]
 
@@ -117,6 +118,27 @@ def test_the_order_of_pictures_changes_no_bit(seed: int, random: Any) -> None:
             metric.update(f"picture {name}", pred, target)
         results.append(str(metric.compute()))
     assert results[0] == results[1]
+
+
+def test_pictures_named_by_whole_numbers_are_ranked_as_cocoeval_ranks_them() -> None:
+    items = pictures(3, count=30)
+    expected = stats_of_cocoeval(coded(items))
+    metric = MaskAveragePrecision()
+    answers = []
+    for number, ((pred, target), (found, true)) in enumerate(zip(items, coded(items), strict=True)):
+        metric.update(str(number), pred, target)
+        answers.append(Answer(str(number), "gcg", pred=tuple(found), target=tuple(true), listed=True))
+    figures = [
+        {key: float(value) for key, value in metric.compute().items()},
+        score(answers, bootstrap=0)["gcg"].metrics,
+    ]
+    for one in figures:
+        assert (one["gcg_ap"], one["gcg_ap50"]) == pytest.approx((expected[0], expected[1]), abs=1e-12)
+
+
+def test_names_that_are_no_numbers_come_last_and_as_text() -> None:
+    names = ["b", "10", "a10", "9", "a9", "007", "\u0663", "9" * 5000]
+    assert sorted(names, key=picture_order) == ["007", "9", "10", "9" * 5000, "a10", "a9", "b", "\u0663"]
 
 
 def test_exact_masks_score_one_and_none_at_all_zero() -> None:

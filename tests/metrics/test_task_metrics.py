@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sail_lightning.data.sample import Turn
+from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.metrics import TaskMetrics
+from sail_lightning.metrics.masks import ignored
 
 ON, OFF = np.ones((1, 3, 4), bool), np.zeros((1, 3, 4), bool)
 NONE = np.zeros((0, 3, 4), bool)
@@ -89,6 +90,23 @@ def test_chat_is_judged_by_nothing_and_an_unknown_task_is_refused() -> None:
     assert metrics.compute() == {}
     with pytest.raises(ValueError, match="no task 'referr'; tasks are refer, describe"):
         answered(metrics, "referr")
+
+
+@pytest.mark.parametrize(("task", "key"), [("refer", "ciou"), ("vres", "vres_ciou")])
+def test_what_is_to_be_ignored_counts_nowhere(task: str, key: str) -> None:
+    metrics = TaskMetrics()
+    left = ON.copy()
+    left[:, :, 2:] = False
+    answered(metrics, task, masks=ON, targets=left, ignore=~left[0])
+    assert metrics.compute()[key] == 1.0
+
+
+def test_a_samples_ignored_region_is_that_of_the_masks_asked_about() -> None:
+    sample = Sample(None, (), (ON[0], ON[0], ON[0]), meta={"ignore": [OFF[0], None, ON[0]]})
+    regions = [ignored(sample, targets) for targets in ((0,), (1,), (0, 2))]
+    assert regions[0] is not None and not regions[0].any() and regions[1] is None
+    assert regions[2] is not None and regions[2].all()
+    assert ignored(Sample(None, (), (ON[0],)), (0,)) is None
 
 
 def test_reset_forgets_all_answers() -> None:

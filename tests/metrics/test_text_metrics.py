@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sail_lightning.errors import SailError
 from sail_lightning.metrics import ExactMatch, MultipleChoiceAccuracy, TokenF1, parse_choice, token_f1
-from sail_lightning.metrics.text import normalise, strip_markup
+from sail_lightning.metrics.text import normalise, says_no_target, strip_markup
 
 COLOURS = ("red", "green", "blue circle", "a dark blue circle")
 WORDS = st.lists(st.sampled_from(["red", "Red,", "circle", "a", "the", "...", "[SEG]", "<p>"]), max_size=6).map(
@@ -114,6 +114,32 @@ def test_the_order_of_answers_changes_no_bit(pairs: list[tuple[str, str]], rando
         ("The answer is A because it is red", "A"),
         ("A. looks right, but the answer is B.", "B"),
         ("The answer is A. No, the answer is C.", "C"),
+        # declared in another way
+        ("Answer: B", "B"),
+        ("Answer:B", "B"),
+        ("**Answer:** B", "B"),
+        ("answer - (c)", "C"),
+        ("Option B", "B"),
+        ("option B.", "B"),
+        ("option b.", "B"),
+        ("The answer is **B**.", "B"),
+        ("The correct option is B.", "B"),
+        ("The correct choice is B.", "B"),
+        ("I choose B", "B"),
+        ("I choose option B because it is red", "B"),
+        ("B. Option A is wrong", "B"),
+        ("Option A is wrong, so the answer is B", "B"),
+        ("Option A or option B", None),
+        ("I have options.", None),
+        ("any option I see", None),
+        ("I choose a red car", None),
+        ("Answer: a red car", None),
+        ("Answer: not clear", None),
+        # marked
+        ("**B**", "B"),
+        ("**B.** red", "B"),
+        ("[B]", "B"),
+        ("[b] red", "B"),
         # in parentheses
         ("It is the red one (B)", "B"),
         ("I think ( b ) fits, so (B)", "B"),
@@ -141,6 +167,8 @@ def test_an_option_letter_is_read_from_the_answer(answer: str, letter: str | Non
         ("Blue circle.", COLOURS, "C"),
         ("A dark blue circle", COLOURS, "D"),  # "A" is an article here
         ("The answer is a dark blue circle.", COLOURS, "D"),
+        ("Answer: A dark blue circle", COLOURS, "D"),
+        ("I choose green", COLOURS, "B"),
         ("circle", COLOURS, None),  # part of two options, the whole of none
         ("B road", ("B road", "T junction"), "A"),  # the option's text beats a letter that may be a word
         ("red", ("A. red", "B. green"), "A"),
@@ -155,6 +183,17 @@ def test_the_options_decide_where_the_letter_does_not(
     answer: str, choices: tuple[str, ...], letter: str | None
 ) -> None:
     assert parse_choice(answer, choices) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        *(("No target [SEG].", True), ("There is no target", True), ("No-target", True), ("no <p> target </p>", True)),
+        *(("piano target", False), ("notarget", False), ("no targeted one", False), ("", False)),
+    ],
+)
+def test_no_target_is_said_in_whole_words(text: str, says: bool) -> None:
+    assert says_no_target(text) is says
 
 
 @given(st.text(max_size=40), st.lists(st.text(max_size=8), max_size=5))

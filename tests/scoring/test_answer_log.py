@@ -87,6 +87,14 @@ def test_answers_of_another_test_are_not_gone_on_with(tmp_path: Path) -> None:
     assert whole_lines(tmp_path / FILE) == lines(0)
 
 
+@pytest.mark.parametrize("bad", ['{"number": 1, "te', '{"id": "x"}', '{"number": "1"}', "[1]"])
+def test_a_damaged_line_is_named_by_file_and_line(bad: str, tmp_path: Path) -> None:
+    (tmp_path / HEAD).write_text(json.dumps(TEST))
+    (tmp_path / FILE).write_text(f'{{"number": 0}}\n{bad}\n{{"number": 2}}\n')
+    with pytest.raises(SailUsageError, match=r"per_sample\.jsonl line 2 is damaged"):
+        begun(tmp_path)
+
+
 def test_answers_of_an_unknown_test_are_not_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(lines(0)[0]) + "\n")
     with pytest.raises(SailUsageError, match="no readable test.json"):

@@ -104,6 +104,24 @@ def test_one_question_with_another_truth_is_another_question() -> None:
     assert (found.questions, found.only_first, found.only_second) == (1, 1, 1)
 
 
+def test_of_two_answers_to_one_question_the_first_is_compared_as_it_is_scored() -> None:
+    twice = run(LEFT) + run(RIGHT)
+    found = compare(twice, twice, bootstrap=0)["refcoco_val"]
+    assert (found.questions, found.figures["giou"].first, found.only_first) == (1, 1.0, 0)
+
+
+def test_one_mask_written_in_two_ways_is_one_truth() -> None:
+    listed = line("000", [LEFT], [])
+    listed["target"] = [{"size": [2, 4], "counts": [0, 4, 4]}]
+    assert compare(run(LEFT), [Answer.from_json(listed)], bootstrap=0)["refcoco_val"].questions == 1
+
+
+def test_the_first_mask_alone_may_be_compared() -> None:
+    both = [[Answer.from_json(line("a", [RIGHT, LEFT], [LEFT]))] for _ in range(2)]
+    assert compare(*both, combine="first", bootstrap=0)["refcoco_val"].figures["giou"].first == 0
+    assert compare(*both, bootstrap=0)["refcoco_val"].figures["giou"].first == 0.5
+
+
 def test_runs_that_share_nothing_are_refused() -> None:
     with pytest.raises(SailError, match="the two runs share no question"):
         compare(run(LEFT), run(LEFT, benchmark="refcocog_val"))

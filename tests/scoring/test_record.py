@@ -113,6 +113,8 @@ def test_phrases_come_from_the_texts_where_they_are_not_given() -> None:
         (changed(ignore="none"), "ignore must be a COCO RLE"),
         (changed(size=[4, 5, 3]), "size must be"),
         (changed(size=[4, 0]), "size must be"),
+        (changed(size=[10**6, 5]), r"size must be \[height, width\] \(at most 100,000 each\) or null"),
+        (changed(pred=[{"size": [10**6, 5], "counts": [5]}]), "pred must be a list of COCO RLE"),
         (changed(text=3), "text must be text, not 3"),
         (changed(text="\ud83d"), "text must be text"),
         (changed(choices="red"), "choices must be a list of text"),
@@ -161,6 +163,12 @@ def test_run_lengths_are_those_that_pycocotools_wrote(height: int, width: int, s
         *(("refcoco", "refcoco"), ("refcoco_testA", "refcoco"), ("refcoco+ val", "refcoco+")),
         *(("refcoco+testB", "refcoco+"), ("refcocog_umd_test", "refcocog"), ("gRefCOCO_val", "grefcoco")),
         *(("reasonseg-val", "reasonseg"), ("gcg_test", "gcg"), ("region_caption", "region_caption")),
+        *(
+            ("gres_testA", "grefcoco"),
+            ("g_refcoco", "grefcoco"),
+            ("reason_seg", "reasonseg"),
+            ("vres", "perbench_vres"),
+        ),
         *(("perbench/caption", "perbench_caption"), ("PerBench_MCQ", "perbench_mcq"), ("mcq", "mcq")),
         *(("synthperbench/vres", "perbench_vres"), ("pope_random", "pope"), ("refcocogs", "refer"), ("mine", "refer")),
     ],
@@ -182,6 +190,36 @@ def test_the_beginning_of_a_name_decides_the_kind(name: str, kind: str) -> None:
 def test_what_the_records_hold_decides_where_the_name_does_not(keys: tuple[str, ...], kind: str) -> None:
     assert kind_of("my benchmark", keys) == kind
     assert kind_of("gcg", keys) == "gcg"
+
+
+@pytest.mark.parametrize(
+    ("keys", "answers", "kind"),
+    [
+        (("answer",), ("yes", "No."), "pope"),
+        (("answer",), ("A", "(b)", "c."), "mcq"),
+        (("answer",), ("yes", "a red car"), "region_caption"),
+        (("answer", "choices"), ("yes", "no"), "mcq"),
+        (("answer", "masks"), ("yes",), "refer"),
+    ],
+)
+def test_true_answers_say_what_kind_they_are(keys: tuple[str, ...], answers: tuple[str, ...], kind: str) -> None:
+    assert kind_of("my benchmark", keys, answers) == kind
+
+
+def test_an_answer_in_words_is_read_back_as_one() -> None:
+    record = {"id": "1", "benchmark": "mine", "text": "yes", "answer": "yes"}
+    for answer in (Answer.from_json(record), Answer("1", "mine", text="yes", answer="yes")):
+        again = Answer.from_json(answer.to_json())
+        assert "masks" not in again.held and kind_of("mine", again.held, ["yes"]) == "pope"
+    assert "masks" in Answer.from_json({**record, "pred": [], "target": []}).held
+
+
+def test_a_byte_order_mark_a_null_text_and_an_empty_ignore_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"id": 1, "benchmark": "mcq", "text": None, "answer": "A"}), encoding="utf-8-sig")
+    assert next(read_answers(path)).text == ""
+    (answer,) = read(tmp_path, changed(ignore=[]))
+    assert answer.ignore is None
 
 
 def test_the_three_tasks_of_perbench_have_one_name_in_common() -> None:

@@ -40,9 +40,25 @@ def test_metrics_of_one_benchmark_stand_at_the_top(tmp_path: Path) -> None:
 
 def test_metrics_of_several_benchmarks_stand_by_their_names() -> None:
     content = to_json(scored(*LINES, CHOICE), {})
-    assert "metrics" not in content
+    assert content["metrics"]["refcoco_val/ciou"] == content["metrics"]["ciou"] == pytest.approx(2 / 3)
+    assert content["metrics"]["mcq/mcq_accuracy"] == content["metrics"]["mcq_accuracy"] == 1.0
     assert content["benchmarks"].keys() == {"refcoco_val", "mcq"}
     assert content["benchmarks"]["mcq"]["metrics"]["mcq_accuracy"] == 1.0
+
+
+def test_a_figure_that_two_benchmarks_have_stands_by_their_names_alone() -> None:
+    other = [{**one, "benchmark": "refcocog_val"} for one in LINES[:1]]
+    told = to_json(scored(*LINES, *other, CHOICE), {})["metrics"]
+    assert "ciou" not in told and told["mcq_accuracy"] == 1.0
+    assert (told["refcoco_val/ciou"], told["refcocog_val/ciou"]) == (pytest.approx(2 / 3), 1.0)
+
+
+def test_the_overall_score_of_perbench_stands_by_its_own_name() -> None:
+    caption = {"id": "c", "benchmark": "PerBench_caption", "text": "a dog", "reference": "a dog"}
+    choice, vres = {**CHOICE, "benchmark": "perbench/mcq"}, line("v", [LEFT], [LEFT], benchmark="perbench vres")
+    told = to_json(scored(caption, choice, vres), {})["metrics"]
+    assert [key for key in told if key.startswith("perbench_overall")]
+    assert len(published("perbench caption")) == len(published("PerBench/caption")) == 6
 
 
 def test_each_line_has_its_score_and_keeps_what_else_it_held(tmp_path: Path) -> None:
@@ -62,6 +78,27 @@ def test_a_written_file_is_scored_to_the_same_figures_again() -> None:
 def test_lines_come_in_the_order_of_their_numbers() -> None:
     reports = scored(*({**one, "number": 9 - place} for place, one in enumerate(LINES)))
     assert [one["number"] for one in scored_lines(reports.values())] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("numbers", [(1, "2", 0), (3, None, 1), (2, 1)])
+def test_a_number_that_is_not_ours_orders_nothing(numbers: tuple[Any, ...]) -> None:
+    lines = [{**one, **({"number": numbers[place]} if place < len(numbers) else {})} for place, one in enumerate(LINES)]
+    assert [one["id"] for one in scored_lines(scored(*lines).values())] == ["b", "a", "c"]
+
+
+def test_half_a_character_in_a_foreign_key_is_written_escaped(tmp_path: Path) -> None:
+    written = write_report(tmp_path, scored({**LINES[0], "note": "\ud83d é"}), {})
+    text = written.per_sample.read_text(encoding="utf-8")
+    assert json.loads(text)["note"] == "\ud83d é" and "\\ud83d" in text
+
+
+def test_figures_are_on_disk_before_the_gallery_is_drawn(tmp_path: Path) -> None:
+    def broken(answer: Answer) -> None:
+        raise RuntimeError("no picture")
+
+    with pytest.raises(RuntimeError):
+        write_report(tmp_path, scored(*LINES), {}, broken, cases=1)
+    assert "ciou" in (tmp_path / "report.md").read_text() and "ciou" in (tmp_path / "report.json").read_text()
 
 
 # -- report.md --------------------------------------------------------------------------------------------------------
@@ -176,6 +213,29 @@ def test_prompts_are_read_as_they_are_written() -> None:
     assert isinstance(mask, Mask) and isinstance(mask.mask, np.ndarray) and mask.mask.sum() == 4
 
 
-@pytest.mark.parametrize("record", ["box", {"box": [1]}, {"mask": "file.png"}, {"mask": {"counts": "x"}}, {"id": 1}])
-def test_prompts_in_other_forms_are_not_drawn(record: Any) -> None:
-    assert prompt_of(record) is None
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("box", {"box": [1]}, {"mask": "file.png"}, {"mask": {"counts": "x"}}, {"id": 1}),
+        *({"box": {"x0": 0, "y0": 0, "x1": 3, "y1": 2}}, {"box": ["0", "0", "3", "2"]}, {"box": [None, 0, 3, 2]}),
+        *(
+            {"point": [float("nan"), 1]},
+            {"point": [1e300, 1]},
+            {"scribble": [[0, 1], "ab"]},
+            {"id": "x", "box": [0] * 4},
+        ),
+        {"mask": {"size": [100_000, 100_000], "counts": [10**10]}},
+    ],
+)
+def test_prompts_in_other_forms_are_not_drawn(record: Any, tmp_path: Path) -> None:
+    assert prompt_of(record, (2, 4)) is None
+    report = scored(line("a", [LEFT], [LEFT], prompts=[record]), bootstrap=0)
+    assert len(write_report(tmp_path, report, {}, cases=1).gallery) == 3
+
+
+def test_any_name_and_any_size_can_be_drawn(tmp_path: Path) -> None:
+    named = line("a", [LEFT], [LEFT], image="x" * 5000, benchmark="b" * 5000)
+    vast = line("a", [], [], size=[100_000, 100_000], benchmark="vast")
+    tall = {"size": [90_000, 1], "counts": [0, 90_000]}
+    long = {**line("a", [], []), "pred": [tall], "target": [tall], "size": None}
+    assert len(write_report(tmp_path, scored(named, vast, long, bootstrap=0), {}, named_picture, 1).gallery) == 9

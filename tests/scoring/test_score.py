@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.metrics import GroundedCaption, ReferringSegmentation
 from sail_lightning.metrics.meteor import meteor_program
+from sail_lightning.metrics.segmentation import VisualTextReferring
 from sail_lightning.metrics.text import token_f1
 from sail_lightning.prediction import encode_rle
 from sail_lightning.scoring import Answer, Report, captions, score
@@ -204,6 +205,14 @@ def test_e18_surplus_masks_of_visual_text_referring_cost_nothing_and_missing_one
     assert only([answer("0", [FULL], [FULL, FULL], "perbench_vres")]).metrics["giou"] == 0.5
 
 
+def test_answers_named_by_their_task_are_judged_as_they_are_logged() -> None:
+    one = answer("0", [FULL], [FULL, FULL], "vres")
+    metric = VisualTextReferring()
+    metric.update(*one.masks())
+    report = only([one])
+    assert report.metrics["ciou"] == float(metric.compute()["ciou"]) == 0.5 and report.counts["expressions"] == 2
+
+
 def test_e18_a_question_without_a_target_counts_nowhere_officially() -> None:
     answers = [answer("0", [FULL], [], "perbench_vres"), answer("1", [FULL], [FULL], "perbench_vres")]
     assert only(answers, protocol="official").metrics["giou"] == pytest.approx(1.0, abs=1e-6)
@@ -334,6 +343,11 @@ def test_grounded_figures_are_those_of_the_metric_used_in_training() -> None:
     expected = {key: float(value) for key, value in metric.compute().items()}
     assert {key: report.metrics[key] for key in expected} == expected
     assert 0 < report.metrics["gcg_ap50"] < 1
+
+
+def test_grounded_captions_without_phrases_are_judged_by_their_masks() -> None:
+    metrics = only([answer(str(n), [FULL], [FULL], "gcg") for n in range(2)]).metrics
+    assert metrics == {"gcg_ap50": 1.0, "gcg_ap": 1.0, "gcg_miou": 1.0}
 
 
 def test_grounded_captions_with_references_are_judged_as_captions_too() -> None:
