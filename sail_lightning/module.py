@@ -32,7 +32,7 @@ from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsample
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.metrics.tasks import TaskMetrics
-from sail_lightning.model import FeatureGroup, SailModel
+from sail_lightning.model import FeatureGroup, SailModel, put_together
 from sail_lightning.optim import WarmupCosine, parameter_groups
 from sail_lightning.prediction import Prediction
 from sail_lightning.registry import SOURCES
@@ -213,18 +213,17 @@ class PixelSAIL(L.LightningModule):
         )
         if self._rests(name):
             return total
-        patch, taught = self.model.dims.patch_size, _taught(teacher, batch)
+        taught = _taught(teacher, batch)
         pixels = batch.patches.split([rows * columns for rows, columns in batch.grids]) if batch.grids else ()
         for group in groups:
             places = [place for place, image in enumerate(group.images) if image in taught]
             if not places:
                 continue
-            rows, columns = batch.grids[group.images[0]]
             cells = torch.stack([pixels[group.images[place]] for place in places])
-            cells = cells.view(len(places), rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+            pictures = put_together(cells, batch.grids[group.images[0]])
             maps = group.maps if len(places) == len(group.images) else group.maps[places]
             with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-                target = teacher(cells.reshape(len(places), 3, rows * patch, columns * patch))
+                target = teacher(pictures)
             student = projection(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             total = total + self.distillation_loss(student, target).sum()
         return total
