@@ -14,18 +14,19 @@ import torch
 import yaml
 
 from sail_lightning import adapters, registry, shards, vocabulary
-from sail_lightning.card import Data, Figures, model_card
 from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Plugin
+from sail_lightning.network import Network
 from sail_lightning.tokens import PACKAGED, Tokens, open_tokenizer
 
 if TYPE_CHECKING:
+    from sail_lightning.card import Data, Figures
     from sail_lightning.module import PixelSAIL
 
 CONFIG, TOKENIZER, CARD = "config.yaml", "tokenizer.json", "README.md"
 MODEL, WEIGHTS = "model", "weights"
-"""Sections of config.yaml: arguments of `PixelSAIL`; weight files, each with its sha256."""
+"""Sections of config.yaml: arguments of `Network.of`, which `PixelSAIL` has too; weight files, each with its sha256."""
 
 
 def locate(name: str | Path) -> Path:
@@ -53,18 +54,16 @@ def is_folder(name: str | Path) -> bool:
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
-    """Arguments of `PixelSAIL` from a model folder, plugins made. Only registered plugins are made.
+    """Arguments of `Network.of`, and so of `PixelSAIL`, from a model folder. Only registered plugins are made.
 
     Raises:
         SailError: the folder or its config is missing, or the config names an unknown argument.
         SailUsageError: it names a plugin that is not loaded.
     """
-    from sail_lightning.module import PixelSAIL
-
     folder = locate(name)
     registry.discover()
     spec = config_spec(folder)
-    known = inspect.signature(PixelSAIL).parameters
+    known = inspect.signature(Network.of).parameters
     if unknown := sorted(spec.keys() - known.keys()):
         raise SailError(f"{folder / CONFIG}: model has no argument {unknown[0]!r}; remove it")
     if missing := [key for key, p in known.items() if p.default is p.empty and not spec.get(key)]:
@@ -120,24 +119,37 @@ def lasting_source(tokens: Tokens) -> str:
     return str(Path(tokens.source).resolve())
 
 
-@torch.no_grad()
-def load_weights(model: PixelSAIL, name: str | Path) -> None:
-    """Fills a built model from a folder, tensor by tensor; every name must agree.
+def open_network(name: str | Path) -> Network:
+    """The network of a model folder, or of a packaged model, in eval mode: that of `PixelSAIL.from_pretrained`.
 
-    Where the model's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
+    Raises:
+        SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
+        SailUsageError: a plugin that is not loaded.
+    """
+    network = Network.of(**read_config(name))
+    network.build()
+    load_weights(network, name)
+    network.model.eval()
+    return network
+
+
+@torch.no_grad()
+def load_weights(network: Network, name: str | Path) -> None:
+    """Fills a built network from a folder, tensor by tensor; every name must agree.
+
+    Where the network's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
 
     Raises:
         SailError: a broken file, names or shapes that differ, or a word that the folder has no row for.
     """
     folder = locate(name)
     files = _weight_files(folder)
-    own = _first_names(model.model.state_dict(keep_vars=True))
-    rows = vocabulary.match(model.tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
+    model, tokens = network.model, network.tokens
+    own = _first_names(model.state_dict(keep_vars=True))
+    rows = vocabulary.match(tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
     moved: set[int] = set()
     if rows is not None:
-        moved = {
-            id(t) for t in vocabulary.tables(model.model.backbone, model.model.dims.hidden_size, len(model.tokens))
-        }
+        moved = {id(t) for t in vocabulary.tables(model.backbone, model.dims.hidden_size, len(tokens))}
     with shards.opened(files) as stored:
         shapes = {key: torch.empty(item.shape, device="meta") for key, item in stored.items()}
         wanted = {
@@ -171,6 +183,8 @@ def save_folder(
         SailError: a file has the folder's name.
         SailUsageError: a size that cannot be read, or what a card cannot be made of.
     """
+    from sail_lightning.card import model_card  # which needs torchmetrics: seconds that those who only read do not pay
+
     if card and (metrics or data or licence):
         raise SailUsageError("give either a card, or metrics, data and licence to make one from")
     model.configure_model()

@@ -1,8 +1,8 @@
 """The five sockets, and the types that pass through them.
 
 A plugin is one class in one file. It lives in two phases: `__init__` stores settings and costs nothing; `build(dims)`
-makes weights. `PixelSAIL.configure_model` builds the plugins in order (backbone, upsampler, prompt encoder, teachers);
-each receives what the earlier ones published and returns it with its own part filled in.
+makes weights. `PixelSAIL` builds the plugins in order (backbone, upsampler, prompt encoder, and teachers where training
+begins); each receives what the earlier ones published and returns it with its own part filled in.
 
 Letters in shapes: T packed tokens of a batch, N image patches of a batch, D hidden size, P patch size in pixels,
 H query heads, G key/value heads, E head size, B batch, L length, C channels, (h, w) a feature grid.

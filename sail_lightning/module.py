@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,19 +25,20 @@ from sail_lightning import checkpoint as checkpoints
 from sail_lightning.adapters import LoRA
 from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.card import Data, Figures
+from sail_lightning.conversion.strict import fill, some
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
 from sail_lightning.data.transform import EncodedSample, Encoder
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import PictureError, SailError, SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.metrics.tasks import TaskMetrics
-from sail_lightning.model import FeatureGroup, SailModel, put_together
+from sail_lightning.model import FeatureGroup, put_together
+from sail_lightning.network import Network
 from sail_lightning.optim import WarmupCosine, parameter_groups
 from sail_lightning.prediction import Prediction
 from sail_lightning.registry import SOURCES
-from sail_lightning.tokens import Tokens
 from sail_lightning.vision import MAX_SIDE, load_image, load_mask
 
 OWN_LOSSES = {"loss", "language", "mask", "dice"}
@@ -107,8 +109,10 @@ class PixelSAIL(L.LightningModule):
             self.save_hyperparameters(spec | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         else:
             self.save_hyperparameters()
-        self.model = SailModel(backbone, upsampler, prompt_encoder, mask_channels)
-        self.tokens = Tokens(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture)
+        network = Network.of(
+            backbone, upsampler, prompt_encoder, tokenizer, mask_channels, max_side, max_tokens, max_new_tokens
+        )
+        self.model, self.tokens = network.model, network.tokens
         self.max_side, self.max_tokens, self.max_new_tokens = max_side, max_tokens, max_new_tokens
         self.language_weight = language_weight
         self.language_loss = language_loss or LanguageLoss()
@@ -124,40 +128,76 @@ class PixelSAIL(L.LightningModule):
                 f"no teacher may be called {taken[0]}, as a loss of the model's own is; choose another name"
             )
         self.distill = nn.ModuleDict()
+        self._projections: dict[str, Tensor] = {}  # of a checkpoint, until the teachers are made
         self.metrics = TaskMetrics()
-        self._built = False
+        self._built = self._taught = False
 
     # -- building -----------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Makes all weights, once; Lightning calls this before it loads a checkpoint."""
+        """Makes all weights, once; Lightning calls this before it loads a checkpoint.
+
+        Teachers and their projections are made only where training begins: in a trainer that is to `fit`, which its
+        state says before it calls this. `validate`, `test`, `predict` and `load_from_checkpoint` need no teacher, whose
+        files may be gone; they leave the projections of a checkpoint aside.
+        """
+        self._build()
+        if self._fits():
+            self.configure_teachers()
+
+    def _build(self) -> None:
         if self._built:
             return
-        dims = self.model.build(len(self.tokens), len(self.tokens.added))
-        for name, teacher in self._teachers.items():
-            teacher.build(dims)
-            channels = dims.hidden_size if teacher.tap == "vision" else self.model.mask_channels
-            self.distill[name] = nn.Linear(channels, teacher.channels)
+        self.network.build()
         if self.weights:
-            checkpoints.load_weights(self, self.weights)
+            checkpoints.load_weights(self.network, self.weights)
         if self.adapter is not None:
             self.adapter.apply(self.model.backbone)
         self._built = True
+
+    def configure_teachers(self) -> None:
+        """Makes the teachers and their projections, once; `fit` does so by itself.
+
+        A training loop of your own calls this before it makes an optimiser. Projections of a checkpoint that was loaded
+        before take their places.
+
+        Raises:
+            SailError: a teacher's files are missing or damaged, or such a projection has another shape.
+            SailUsageError: a teacher has a setting that cannot be.
+        """
+        self._build()
+        if self._taught:
+            return
+        dims = self.model.dims
+        for name, teacher in self._teachers.items():
+            teacher.build(dims)
+            channels = dims.hidden_size if teacher.tap == "vision" else self.model.mask_channels
+            projection = nn.Linear(channels, teacher.channels)
+            prefix = f"distill.{name}."
+            found = {key.removeprefix(prefix): t for key, t in self._projections.items() if key.startswith(prefix)}
+            if found:
+                fill(projection.state_dict(), found, f"the projection to teacher {name} in the checkpoint does not fit")
+            self.distill[name] = projection
+        self._projections, self._taught = {}, True
+
+    def _fits(self) -> bool:
+        """Whether a trainer has begun to `fit`."""
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # there is none
+            return False
+        return isinstance(trainer, L.Trainer) and trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def network(self) -> Network:
+        """What a model folder holds of it: the same model and words, without Lightning."""
+        return Network(self.model, self.tokens, self.max_side, self.max_tokens, self.max_new_tokens)
 
     @property
     def encoder(self) -> Encoder:
         """Encodes samples as this model reads them."""
         self.configure_model()
-        return Encoder(
-            self.tokens,
-            self.model.dims.patch_size,
-            self.model.prompt_encoder.num_prompts,
-            self.max_side,
-            self.max_tokens,
-            resize=self.model.backbone.resize,
-            overlap=self.model.prompt_encoder.overlap,
-            coverage=self.model.prompt_encoder.coverage,
-        )
+        return self.network.encoder
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self))
@@ -189,7 +229,14 @@ class PixelSAIL(L.LightningModule):
         return loss
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Weighted loss sums by name, and the field of `Counts` that divides each."""
+        """Weighted loss sums by name, and the field of `Counts` that divides each.
+
+        Raises:
+            SailError: a teacher cannot say anything about a picture; names the record.
+            SailUsageError: the teachers are not made yet.
+        """
+        if self._teachers.keys() - self.distill.keys():
+            raise SailUsageError("the teachers are not made yet; call configure_teachers() before making an optimiser")
         taps = {teacher.tap for name, teacher in self._teachers.items() if not self._rests(name)}
         output = self.model(batch, taps, self.language_loss)
         masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
@@ -223,7 +270,11 @@ class PixelSAIL(L.LightningModule):
             pictures = put_together(cells, batch.grids[group.images[0]])
             maps = group.maps if len(places) == len(group.images) else group.maps[places]
             with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-                target = teacher(pictures)
+                try:
+                    target = teacher(pictures)
+                except PictureError as error:
+                    told = _names(batch, [group.images[places[place]] for place in error.places])
+                    raise SailError(f"{told}: {error}" if told else str(error)) from None
             student = projection(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             total = total + self.distillation_loss(student, target).sum()
         return total
@@ -460,11 +511,11 @@ class PixelSAIL(L.LightningModule):
         self.hparams["adapter"] = adapter and adapter.spec()  # a checkpoint is loaded by them
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Teachers may be switched off, for instance where their files are gone; their projections then have no place.
-        own = tuple(f"distill.{name}." for name in self._teachers)
+        # Projections to teachers that are not made yet, or switched off, have no place: all else is loaded strictly.
+        own = tuple(f"distill.{name}." for name in self.distill)
         state = checkpoint.get("state_dict", {})
-        for key in [key for key in state if key.startswith("distill.") and not key.startswith(own)]:
-            del state[key]
+        left = [key for key in state if key.startswith("distill.") and not key.startswith(own)]
+        self._projections = {key: state.pop(key) for key in left}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
@@ -479,8 +530,20 @@ def _taught(teacher: Teacher, batch: PackedBatch) -> set[int]:
     """Which pictures of a batch a teacher has something to say about."""
     if teacher.tasks is None:
         return set(range(len(batch.grids)))
-    owners = (sample for sample in batch.samples for _ in sample.images)
-    return {number for number, owner in enumerate(owners) if any(turn.task in teacher.tasks for turn in owner.turns)}
+    owners = enumerate(_owners(batch))
+    return {number for number, owner in owners if any(turn.task in teacher.tasks for turn in owner.turns)}
+
+
+def _owners(batch: PackedBatch) -> list[Sample]:
+    """The record that each picture of a batch belongs to."""
+    return [sample for sample in batch.samples for _ in sample.images]
+
+
+def _names(batch: PackedBatch, pictures: Iterable[int]) -> str:
+    """The records of some pictures of a batch, by source and id, in a message; empty if they have no names."""
+    owners = _owners(batch)
+    named = [" ".join(part for part in (owners[n].source, owners[n].id) if part) for n in pictures]
+    return some([name for name in dict.fromkeys(named) if name])
 
 
 def as_sample(question: Question) -> Sample:

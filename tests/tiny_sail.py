@@ -27,7 +27,7 @@ BACKBONE: dict[str, Any] = {
 
 
 def tiny(**changes: Any) -> PixelSAIL:
-    """A built model, always with the same weights; `changes` are arguments of `PixelSAIL`."""
+    """A built model, teachers included, always with the same weights; `changes` are arguments of `PixelSAIL`."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "backbone": SailQwen(**BACKBONE),
@@ -38,7 +38,7 @@ def tiny(**changes: Any) -> PixelSAIL:
         "max_new_tokens": 6,
     }
     model = PixelSAIL(**(settings | changes))
-    model.configure_model()
+    model.configure_teachers()
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sail_lightning.errors import SailError
+from sail_lightning.errors import PictureError
 from sail_lightning.features.store import FeatureStore, picture_key
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.plugins.teachers.frozen import Tap, check_schedule
@@ -65,15 +65,16 @@ class CachedTeacher(Teacher):
         """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w) in float32.
 
         Raises:
-            SailError: a picture that is not in the cache.
+            PictureError: a picture that is not in the cache.
         """
         pixels = images.cpu().numpy()
         stored = list(_readers().map(lambda one: self.store.read(picture_key(one)), pixels))
-        if None in stored:
+        if missing := [place for place, entry in enumerate(stored) if entry is None]:
             height, width = images.shape[-2:]
-            raise SailError(
+            raise PictureError(
                 f"CachedTeacher: a picture of {width} x {height} pixels is not among the {len(self.store)} in "
-                f"{self.folder}, {self.store.settings.seen}; run sail-lightning features again, with this config"
+                f"{self.folder}, {self.store.settings.seen}; run sail-lightning features again, with this config",
+                missing,
             )
         return torch.stack([entry.decoded(images.device) for entry in stored if entry is not None])
 

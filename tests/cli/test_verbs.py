@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,24 @@ def test_checkpoint_alone_gives_the_same_model(run_folder: Path, ckpt: Path, wor
     ours, theirs = cli.model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys() and len(ours) > 10
     assert all(torch.equal(ours[key], theirs[key].to(ours[key].device)) for key in ours)
+
+
+def test_a_teacher_whose_folder_is_gone_is_missed_in_training_only(
+    sail: Command, model_folder: Path, workdir: Path
+) -> None:
+    expert = shutil.copytree(model_folder, workdir / "expert")
+    taught = ("--model.teachers.expert=StudentTeacher", f"--model.teachers.expert.folder={expert}")
+    shown = sail(*FIT, *taught, "--name=taught", "--trainer.limit_val_batches=0")
+    assert shown.code == 0, shown.err
+    saved = workdir / "runs/taught/version_0/checkpoints/last.ckpt"
+    shutil.rmtree(expert)
+    for verb in ("validate", "test"):
+        shown = sail(verb, "--ckpt_path", saved, *CPU, f"--data.{'val' if verb == 'validate' else 'test'}.samples=1")
+        assert shown.code == 0, shown.err
+    resumed = ("fit", "-c", saved.parents[1] / "config.yaml", "--ckpt_path", saved, "--trainer.max_steps=3")
+    assert sail(*resumed).is_one_sentence(1, f"no model folder {expert}")
+    shutil.copytree(model_folder, expert)
+    assert sail(*resumed).code == 0
 
 
 # -- test and predict -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ A new plugin is covered as soon as it is registered; one that cannot be made wit
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from decoding_harness import read_in_turns
 from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
 from torch import Tensor
 
-from sail_lightning import registry
+from sail_lightning import plugins, registry
 from sail_lightning.data.sample import Box
 from sail_lightning.interfaces import Attention, Backbone, Dims, Plugin, PromptEncoder, Regions, Teacher, Upsampler
 from sail_lightning.model import ModelOutput
@@ -229,6 +230,18 @@ def assert_same_network(first: PixelSAIL, second: PixelSAIL, samples: list[Any])
     assert (answers[0].masks == answers[1].masks).all()
 
 
+def test_plugins_know_nothing_of_lightning() -> None:
+    known = {}
+    for path in sorted(Path(plugins.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            known |= {f"{name}.": path.name for name in names}
+    assert "sail_lightning.interfaces." in known
+    above = ("lightning.", "sail_lightning.module.", "sail_lightning.data.datamodule.", "sail_lightning.cli.")
+    assert {name: where for name, where in known.items() if name.startswith(above)} == {}
+
+
 def test_making_a_plugin_costs_nothing(plugin: type[Plugin]) -> None:
     instance = made(plugin)
     assert not list(instance.parameters())
@@ -381,9 +394,10 @@ def test_a_lightning_checkpoint_brings_the_model_back(plugin: type[Plugin], tmp_
     trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     again = PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", map_location=device(plugin))
     assert_same_network(model, again, records())
-    assert {k: v.shape for k, v in again.distill.state_dict().items()} == {
-        k: v.shape for k, v in model.distill.state_dict().items()
-    }
+    assert not list(again.distill.parameters()), "teachers are made where training begins"
+    again.configure_teachers()
+    ours, theirs = model.distill.state_dict(), again.distill.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(value.cpu(), theirs[k].cpu()) for k, value in ours.items())
     stored = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
     assert stored.keys() == dict(model.named_parameters()).keys(), "teachers' weights are in no checkpoint"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from sail_lightning import checkpoint as checkpoints
 from sail_lightning.cli import main
 from sail_lightning.cli.packaged import read_config
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.network import Network
 from sail_lightning.plugins.backbones import SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import IdentityUpsampler
@@ -72,6 +75,21 @@ def test_a_folder_holds_text_and_tensors_only(saved: Path) -> None:
 
 def test_whoever_may_read_the_config_may_read_the_weights(sharded: Path) -> None:
     assert len({path.stat().st_mode for path in sharded.iterdir()}) == 1
+
+
+def test_a_folder_is_opened_without_lightning_as_the_same_network(saved: Path) -> None:
+    model, network = PixelSAIL.from_pretrained(saved), checkpoints.open_network(saved)
+    assert not any(module.training for module in network.model.modules())
+    ours, theirs = model.model.state_dict(), network.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert replace(network.encoder, tokens=model.tokens) == model.encoder
+    assert network.tokens.tokenizer.get_vocab() == model.tokens.tokenizer.get_vocab()
+
+
+def test_settings_of_a_folder_have_the_defaults_of_the_model() -> None:
+    ours, theirs = (inspect.signature(one).parameters for one in (Network.of, PixelSAIL))
+    assert {name: one.default for name, one in ours.items()} == {name: theirs[name].default for name in ours}
+    assert ours.keys() == tiny_model().config.keys()
 
 
 def test_a_model_comes_back_with_the_same_answers(saved: Path) -> None:

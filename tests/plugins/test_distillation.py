@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,19 +12,26 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+import teacher_folders
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_sail import packed, records, text_records, tiny
+from PIL import Image
+from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
 from torch import Tensor
 
+from sail_lightning.data.datamodule import SailDataModule
+from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.losses import CosineDistillation, MSEDistillation
 from sail_lightning.module import PixelSAIL
+from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.teachers import StudentTeacher
+from sail_lightning.plugins.upsamplers import DeconvUpsampler
 
 
 class Expert(Teacher):
@@ -152,12 +161,11 @@ def test_a_checkpoint_is_loaded_without_a_teacher_whose_files_are_gone(tmp_path:
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     shutil.rmtree(expert)
-    with pytest.raises(SailError, match="no model folder"):
-        PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt")
-    again = PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", teachers=None)
-    ours, theirs = model.model.state_dict(), again.model.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert not list(again.distill.parameters())
+    for changes in ({}, {"teachers": None}):
+        again = PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", **changes)
+        ours, theirs = model.model.state_dict(), again.model.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert not list(again.distill.parameters())
 
 
 @pytest.mark.parametrize("name", ["language", "mask", "dice", "loss"])
@@ -165,6 +173,140 @@ def test_a_teacher_may_not_take_the_name_of_another_loss(name: str) -> None:
     with pytest.raises(SailUsageError, match=f"no teacher may be called {name}, as a loss of the model's own is"):
         tiny(teachers={name: Expert()})
     tiny(teachers={name: None})
+
+
+# -- teachers are made where training begins --------------------------------------------------------------------------
+
+
+def trainer(steps: int = 2, **settings: Any) -> L.Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    bare: dict[str, Any] = {"enable_checkpointing": False, "use_distributed_sampler": False, "limit_val_batches": 0}
+    return L.Trainer(accelerator="cpu", max_steps=steps, **(quiet | bare | settings))
+
+
+def data(**asked: Any) -> SailDataModule:
+    source = LaboratorySource("val", samples=2)
+    return SailDataModule(LaboratorySource(), source, source, token_budget=300, **asked)
+
+
+def student(folder: Path) -> PixelSAIL:
+    """As the command line makes it: nothing is built."""
+    parts = (SailQwen(**BACKBONE), DeconvUpsampler(), PromptInjection(num_prompts=4))
+    teachers: dict[str, Teacher | None] = {"expert": StudentTeacher(str(folder))}
+    return PixelSAIL(*parts, teachers, mask_channels=12, max_side=48, max_new_tokens=6)
+
+
+Taught = tuple[Path, Path, dict[str, Tensor]]
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Taught:
+    """A checkpoint of a model that a stored one taught, the folder of that, and the projection."""
+    folder = tiny().save_pretrained(tmp_path / "expert")
+    model, runner = student(folder), trainer()
+    runner.fit(model, data())
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    return tmp_path / "x.ckpt", folder, {name: value.clone() for name, value in model.distill.state_dict().items()}
+
+
+class Beginning(L.Callback):
+    """Keeps the projections that training begins with."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.projections = {name: value.clone() for name, value in pl_module.distill.state_dict().items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_answering_needs_no_teacher(verb: str, taught: Taught, tmp_path: Path) -> None:
+    ckpt, folder, _ = taught
+    shutil.rmtree(folder)
+    Image.fromarray(picture(24, 40)).save(tmp_path / "picture.png")
+    model = student(folder)
+    asked = data(images=str(tmp_path / "picture.png"), text="find the circle.")
+    getattr(trainer(limit_val_batches=1), verb)(model, datamodule=asked, ckpt_path=ckpt, weights_only=True)
+    stored = torch.load(ckpt, weights_only=True)["state_dict"]
+    left_out = {"distill.expert.weight", "distill.expert.bias"}
+    assert left_out < stored.keys()
+    assert equal(model.state_dict(), {name: value for name, value in stored.items() if name not in left_out})
+
+
+def test_training_goes_on_with_its_projections_and_not_without_the_teacher(taught: Taught) -> None:
+    ckpt, folder, projections = taught
+    beginning = Beginning()
+    trainer(3, callbacks=[beginning]).fit(student(folder), data(), ckpt_path=ckpt, weights_only=True)
+    assert equal(beginning.projections, projections)
+    shutil.rmtree(folder)
+    with pytest.raises(SailError, match=f"^no model folder {folder}"):
+        trainer(3).fit(student(folder), data(), ckpt_path=ckpt, weights_only=True)
+
+
+def test_a_model_that_was_loaded_trains_on_with_the_projections_of_its_checkpoint(taught: Taught) -> None:
+    ckpt, _, projections = taught
+    beginning = Beginning()
+    model = PixelSAIL.load_from_checkpoint(ckpt)
+    trainer(limit_val_batches=1).validate(model, datamodule=data(), verbose=False)
+    assert not list(model.distill.parameters())
+    trainer(1, callbacks=[beginning]).fit(model, data())
+    assert equal(beginning.projections, projections)
+
+
+def test_a_projection_to_another_teacher_does_not_fit(taught: Taught) -> None:
+    model = PixelSAIL.load_from_checkpoint(taught[0], teachers={"expert": Expert()})
+    with pytest.raises(SailError, match=r"projection to teacher expert .* does not fit: .*weight 12 x 12 instead of 3"):
+        model.configure_teachers()
+
+
+@pytest.mark.parametrize("name", ["model.mask_head.extra", "distillery.weight"])
+def test_nothing_but_projections_is_left_out_of_a_checkpoint(name: str, taught: Taught) -> None:
+    stored = torch.load(taught[0], weights_only=True)
+    stored["state_dict"][name] = torch.zeros(1)
+    torch.save(stored, taught[0])
+    with pytest.raises(RuntimeError, match=rf"Unexpected key\(s\) in state_dict: \"{name}\""):
+        PixelSAIL.load_from_checkpoint(taught[0])
+
+
+def test_a_loop_of_ones_own_is_told_to_make_the_teachers_first() -> None:
+    parts = (SailQwen(**BACKBONE), DeconvUpsampler(), PromptInjection(num_prompts=4))
+    model = PixelSAIL(*parts, {"expert": Expert()})
+    batch = packed(model, records())
+    with pytest.raises(SailUsageError, match=r"the teachers are not made yet; call configure_teachers\(\)"):
+        model.losses(batch)
+    model.configure_teachers()
+    projection = model.distill["expert"]
+    model.configure_teachers()
+    assert model.distill["expert"] is projection, "made once"
+    assert model.losses(batch)[0]["expert"] > 0
+
+
+# -- a stored model as a teacher --------------------------------------------------------------------------------------
+
+WITHOUT_LIGHTNING = """
+import pickle, sys, torch
+from sail_lightning.interfaces import Dims
+from sail_lightning.plugins.teachers import StudentTeacher
+teacher = StudentTeacher("sail-tiny", sys.argv[1])
+teacher.build(Dims())
+images = torch.arange(2 * 3 * 32 * 48).remainder(251).to(torch.uint8).view(2, 3, 32, 48)
+torch.save(pickle.loads(pickle.dumps(teacher))(images), sys.argv[2])
+print(sorted({"lightning", "pytorch_lightning", "sail_lightning.module"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("tap", ["vision", "mask"])
+def test_a_stored_model_teaches_without_lightning_what_it_sees(tap: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WITHOUT_LIGHTNING, tap, str(tmp_path / "features.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    model = PixelSAIL.from_pretrained("sail-tiny")
+    asked = [Sample(one.permute(1, 2, 0).numpy(), (Turn("where?", "nowhere."),)) for one in teacher_folders.PICTURES]
+    with torch.no_grad():
+        output = model.model(packed(model, asked), {tap})
+    (group,) = output.vision if tap == "vision" else output.mask
+    torch.testing.assert_close(torch.load(tmp_path / "features.pt"), group.maps, atol=1e-5, rtol=1e-5)
 
 
 # -- how far features are ---------------------------------------------------------------------------------------------
