@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sail_lightning.ablation.runs import Result
-from sail_lightning.ablation.statistics import Floats, Paired, Spread, over_samples, over_seeds, spread
+from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
 from sail_lightning.ablation.study import Figure
 from sail_lightning.scoring import read_answers, score
 
@@ -37,6 +37,8 @@ def compare(
 ) -> dict[str, dict[Figure, Cell]]:
     """All figures of all variants, in the order in which the variants come first.
 
+    The p values of each test are corrected over the variants, figure by figure.
+
     Args:
         results: of runs that ended.
         figures: columns of the table; a variant without one lacks its cell.
@@ -59,7 +61,17 @@ def compare(
                 found = {seed: one.value(figure) for seed, one in by_variant.get(baseline, {}).items()}
                 base = {seed: value for seed, value in found.items() if value is not None and seed in values}
             table[variant][figure] = _cell(values, base, runs, by_variant.get(baseline, {}), figure, scores)
+    for figure in figures:
+        for test in ("over_seeds", "over_samples"):
+            _correct([cells for cells in table.values() if figure in cells], figure, test)
     return table
+
+
+def _correct(rows: Sequence[dict[Figure, Cell]], figure: Figure, test: str) -> None:
+    """Corrects the p of one test of a figure for the number of rows that have it."""
+    tested = [(cells, one) for cells in rows if (one := getattr(cells[figure], test)) is not None]
+    for (cells, one), p in zip(tested, holm([one.p for _, one in tested]), strict=True):
+        cells[figure] = replace(cells[figure], **{test: replace(one, p_holm=p)})
 
 
 def _cell(

@@ -27,12 +27,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference, its 95 % interval and two-sided p."""
+    """A mean difference, its 95 % interval and two-sided p; `p_holm` is p corrected for the rows that it stands among
+    (`holm`), p itself of one alone."""
 
     difference: float
     low: float
     high: float
     p: float
+    p_holm: float
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -52,9 +54,11 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Paired | None
         return None
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-12 * max(abs(mean), 1e-300):
-        return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+        p = 1.0 if mean == 0 else 0.0
+        return Paired(mean, mean, mean, p, p)
     reach = t_quantile((1 + LEVEL) / 2, n - 1) * error
-    return Paired(mean, mean - reach, mean + reach, t_tails(mean / error, n - 1))
+    p = t_tails(mean / error, n - 1)
+    return Paired(mean, mean - reach, mean + reach, p, p)
 
 
 def over_samples(difference: float, draws: Floats) -> Paired | None:
@@ -67,7 +71,22 @@ def over_samples(difference: float, draws: Floats) -> Paired | None:
         return None
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     tail = 1 + min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return Paired(difference, low, high, min(1.0, 2 * tail / (1 + len(known))))
+    p = min(1.0, 2 * tail / (1 + len(known)))
+    return Paired(difference, low, high, p, p)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p of a family of tests, each corrected for their number (Holm 1979), in the same order.
+
+    The smallest of n counts n times, the next n - 1 times, and so on; none may come out below one before it. The chance
+    that any true tie is below a level is then at most that level, however the tests depend on each other.
+    """
+    values = np.asarray(ps, np.float64)
+    order = np.argsort(values)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
+    found: list[float] = corrected.tolist()
+    return found
 
 
 def t_tails(t: float, freedom: int) -> float:

@@ -77,13 +77,13 @@ def _budget(study: Study) -> str:
 
 
 def _differences(found: Findings) -> list[str]:
-    heads = "| variant | figure | difference | over seeds: 95 % | p | over samples: 95 % | p |"
+    heads = "| variant | figure | difference | over seeds: 95 % | p | p (Holm) | over samples: 95 % | p | p (Holm) |"
     lines = [
         "Paired: seed by seed (t test), and question by question (bootstrap of the mean over seeds). "
-        "p below 0.05 has a star; with many rows, some have one by chance.",
+        "p (Holm) is p corrected for the number of variants, figure by figure; below 0.05 it has a star.",
         "",
         heads,
-        "| --- | --- | ---: | --- | ---: | --- | ---: |",
+        "| --- | --- | ---: | --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for variant, cells in found.table.items():
         for figure, cell in cells.items():
@@ -95,10 +95,11 @@ def _differences(found: Findings) -> list[str]:
     return lines
 
 
-def _paired(one: Paired | None) -> tuple[str, str]:
+def _paired(one: Paired | None) -> tuple[str, str, str]:
     if one is None:
-        return "", ""
-    return f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p:.4f}{' *' if one.p < 0.05 else ''}"
+        return "", "", ""
+    star = " *" if one.p_holm < 0.05 else ""
+    return f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p:.4f}", f"{one.p_holm:.4f}{star}"
 
 
 def _mean(cell: Cell | None) -> str:
@@ -119,7 +120,8 @@ def _short(figure: Figure, study: Study) -> str:
 
 def to_csv(found: Findings) -> str:
     """The content of table.csv: a row for each variant; what is not there is empty."""
-    parts = ("difference", "seeds_low", "seeds_high", "seeds_p", "samples_low", "samples_high", "samples_p")
+    tests = [f"{test}_{part}" for test in ("seeds", "samples") for part in ("low", "high", "p", "p_holm")]
+    parts = ("difference", *tests)
     columns = ["variant", "seeds"]
     for figure in found.study.figures:
         columns += [f"{figure} {part}" for part in ("mean", "std", *parts)]
@@ -135,7 +137,7 @@ def to_csv(found: Findings) -> str:
                 continue
             row += [cell.spread.mean, cell.spread.std, cell.difference]
             for one in (cell.over_seeds, cell.over_samples):
-                row += [None] * 3 if one is None else [one.low, one.high, one.p]
+                row += [None] * 4 if one is None else [one.low, one.high, one.p, one.p_holm]
         cost = found.cost(variant)
         writer.writerow([*row, *(cost[name] for name in COSTS)])
     return file.getvalue()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.ablation.statistics import over_samples, over_seeds, spread, t_quantile, t_tails
+from sail_lightning.ablation.statistics import holm, over_samples, over_seeds, spread, t_quantile, t_tails
 
 
 def density(t: np.ndarray, freedom: int) -> np.ndarray:
@@ -82,6 +82,24 @@ def test_interval_leaves_zero_out_just_where_p_is_below_five_percent() -> None:
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
         agreed.add(found.p < 0.05)
     assert agreed == {True, False}
+
+
+def test_holms_correction_by_hand() -> None:
+    # The smallest counts four times, the next three times, and so on; 0.03 twice would come out below 0.02 three times.
+    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.6, 0.001, 0.7]) == pytest.approx([1.0, 0.003, 1.0]), "no p is above 1"
+    assert holm([0.2]) == [0.2] and holm([]) == []
+    assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04]), "equal ones stay equal"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0.001, 0.5))
+def test_holms_correction_rejects_what_stepping_down_by_hand_rejects(ps: list[float], level: float) -> None:
+    rejected: set[int] = set()
+    for place in sorted(range(len(ps)), key=ps.__getitem__):
+        if (len(ps) - len(rejected)) * ps[place] > level:
+            break
+        rejected.add(place)
+    assert {place for place, p in enumerate(holm(ps)) if p <= level} == rejected
 
 
 def test_one_seed_has_no_test_over_seeds() -> None:

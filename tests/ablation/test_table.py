@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 import result_files
 from result_files import folders, study, write
 
-from sail_lightning.ablation.comparison import compare
+from sail_lightning.ablation.comparison import Cell, compare
 from sail_lightning.ablation.cost import Cost
 from sail_lightning.ablation.curves import draw_curves, together
 from sail_lightning.ablation.runs import Result
+from sail_lightning.ablation.statistics import Paired, Spread, holm
 from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
 
 PLAIN = ([2, 4, 6, 8], [3, 5, 5, 7])  # means 0.5 and 0.5
@@ -69,6 +71,39 @@ def test_paired_over_samples_draws_the_mean_over_seeds_of_each_question(tmp_path
     assert cell.over_samples.low == pytest.approx(np.quantile(exact, 0.025), abs=0.01)
     assert cell.over_samples.high == pytest.approx(np.quantile(exact, 0.975), abs=0.01)
     assert cell.over_samples.p < 0.01, "every question gained"
+
+
+def test_p_is_corrected_over_the_variants_of_each_figure(tmp_path: Path, results: list[Result]) -> None:
+    odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]  # other questions: no samples
+    near = [write(tmp_path, "near", seed, found) for seed, found in enumerate(([2, 4, 6, 9], [3, 5, 5, 8]))]
+    found = findings(tmp_path, [*results, *odd, *near])
+    for figure in study().figures:
+        cells = {name: found.table[name][figure] for name in ("better", "odd", "near")}
+        seeds = {name: cell.over_seeds for name, cell in cells.items()}
+        samples = {name: cell.over_samples for name, cell in cells.items()}
+        assert samples["odd"] is None
+        for family in (seeds, samples):
+            known = {name: one for name, one in family.items() if one is not None}
+            corrected = dict(zip(known, holm([one.p for one in known.values()]), strict=True))
+            assert {name: one.p_holm for name, one in known.items()} == corrected
+        assert seeds["better"] is not None and seeds["near"] is not None and samples["better"] is not None
+        assert seeds["near"].p == 0.0 == seeds["near"].p_holm, "the same gain with both seeds"
+        assert seeds["better"].p_holm == pytest.approx(2 * seeds["better"].p), "odd is all zero: p is 1"
+        assert samples["better"].p_holm == pytest.approx(2 * samples["better"].p)
+
+
+def test_a_star_follows_the_corrected_p(tmp_path: Path, results: list[Result]) -> None:
+    found = findings(tmp_path, results)
+    tests = Paired(0.1, 0.01, 0.2, p=0.03, p_holm=0.06), Paired(0.1, 0.05, 0.2, p=0.01, p_holm=0.02)
+    cell = Cell({0: 0.5}, Spread(0.5, None), 0.1, *tests)
+    found = replace(found, table={"better": {study().figures[0]: cell}})
+    seeds, samples = "+0.0100 to +0.2000 | 0.0300 | 0.0600", "+0.0500 to +0.2000 | 0.0100 | 0.0200 *"
+    assert f"| better | refer/ciou | +0.1000 | {seeds} | {samples} |" in to_markdown(found).splitlines()
+    (told,) = csv.DictReader(io.StringIO(to_csv(found)))
+    names = [f"test/refer/ciou {test}_{part}" for test in ("seeds", "samples") for part in ("p", "p_holm")]
+    assert [float(told[name]) for name in names] == [0.03, 0.06, 0.01, 0.02]
+    stored = to_json(found)["table"]["better"]["figures"]["test/refer/ciou"]
+    assert (stored["over_seeds"]["p"], stored["over_seeds"]["p_holm"]) == (0.03, 0.06)
 
 
 def test_the_baseline_has_no_difference(tmp_path: Path, results: list[Result]) -> None:
