@@ -49,7 +49,7 @@ def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
         SailError: the weights are missing or damaged, or names or shapes do not agree.
     """
     where = Path(folder).expanduser()
-    with _quiet():
+    with quiet():
         try:
             network, found = model.from_pretrained(
                 str(where),
@@ -76,9 +76,25 @@ def statistics(who: str, folder: str) -> tuple[Sequence[float], Sequence[float]]
     Raises:
         SailError: the file is damaged.
     """
-    path = Path(folder).expanduser() / "preprocessor_config.json"
-    config = _json(who, path) if path.is_file() else {}
+    config = _processor(who, folder)
     return config.get("image_mean", IMAGE_MEAN), config.get("image_std", IMAGE_STD)
+
+
+def shorter_side(who: str, folder: str) -> int | None:
+    """Pixels that the folder's image processor resizes the shorter side to; None where it does not say.
+
+    Raises:
+        SailError: its file is damaged.
+    """
+    size = _processor(who, folder).get("size")
+    side = size.get("shortest_edge") if isinstance(size, dict) else None
+    return side if isinstance(side, int) else None
+
+
+def _processor(who: str, folder: str) -> dict[str, Any]:
+    """The folder's preprocessor_config.json, empty if there is none."""
+    path = Path(folder).expanduser() / "preprocessor_config.json"
+    return _json(who, path) if path.is_file() else {}
 
 
 def _json(who: str, path: Path) -> dict[str, Any]:
@@ -92,7 +108,7 @@ def _json(who: str, path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's progress bar and reports: what is wrong is told in one sentence."""
     from transformers.utils import logging
 

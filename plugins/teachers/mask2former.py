@@ -11,6 +11,8 @@ from sail_lightning.plugins.teachers import hugging_face
 from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
 from sail_lightning.registry import register
 
+SHORTER = 800
+"""Of the published models."""
 LONGEST = 1333 / 800
 """The longer side is at most so many times the wanted shorter side (the model's own image processor)."""
 DIVISOR = 32
@@ -28,7 +30,8 @@ class Mask2FormerTeacher(FrozenTeacher):
         folder: a local Hugging Face folder, such as a copy of `facebook/mask2former-swin-large-coco-panoptic`.
         tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
         weight: of its loss.
-        resize: shorter side in pixels that pictures are resized to; the longer one is at most 1.67 times as long.
+        resize: shorter side in pixels that pictures are resized to; the longer one is at most 1.67 times as long. None:
+            as the folder's image processor says, or else 800.
         dtype: that it computes in.
         every: it teaches in every so many optimiser steps, with as many times the weight.
         tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
@@ -39,13 +42,14 @@ class Mask2FormerTeacher(FrozenTeacher):
         folder: str,
         tap: Tap = "mask",
         weight: float = 1.0,
-        resize: int = 800,
+        resize: int | None = None,
         dtype: DType = "float32",
         every: int = 1,
         tasks: list[str] | None = None,
     ) -> None:
         super().__init__(tap, weight, dtype, every, tasks)
         self.folder, self.resize = folder, resize
+        self.side = resize or SHORTER
 
     def load(self) -> tuple[Sequence[float], Sequence[float]]:
         """Makes the backbone and the pixel decoder.
@@ -61,20 +65,26 @@ class Mask2FormerTeacher(FrozenTeacher):
         whole = hugging_face.load(who, self.folder, Mask2FormerModel, r"(class_predictor|criterion)\.")
         self.network = whole.pixel_level_module
         self.channels = int(whole.config.mask_feature_size)
+        self.side = self.resize or hugging_face.shorter_side(who, self.folder) or SHORTER
         return hugging_face.statistics(who, self.folder)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """As its own image processor: the shorter side first, then both rounded up."""
-        shorter, longer = min(size), max(size)
-        wanted, most = self.resize, self.resize * LONGEST
-        exact = float(wanted)
-        if longer / shorter * wanted > round(most):
-            exact = round(most) * shorter / longer
-            wanted = round(exact)
-        other = longer if shorter == wanted else int(exact * longer / shorter)
-        sides = (wanted, other) if size[0] <= size[1] else (other, wanted)
-        return math.ceil(sides[0] / DIVISOR) * DIVISOR, math.ceil(sides[1] / DIVISOR) * DIVISOR
+        return input_size(size, self.side)
 
     def look(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(pixels).decoder_last_hidden_state
         return features
+
+
+def input_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The (height, width) that Mask2Former's own image processor gives a picture of (height, width): the shorter one is
+    `side` first, then both are rounded up."""
+    shorter, longer = min(size), max(size)
+    wanted, most = side, side * LONGEST
+    exact = float(wanted)
+    if longer / shorter * wanted > round(most):
+        exact = round(most) * shorter / longer
+        wanted = round(exact)
+    other = longer if shorter == wanted else int(exact * longer / shorter)
+    sides = (wanted, other) if size[0] <= size[1] else (other, wanted)
+    return math.ceil(sides[0] / DIVISOR) * DIVISOR, math.ceil(sides[1] / DIVISOR) * DIVISOR

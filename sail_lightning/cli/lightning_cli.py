@@ -7,7 +7,6 @@ import logging
 import pickle
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from sail_lightning.callbacks import (
 from sail_lightning.cli import compose
 from sail_lightning.cli.compose import Config, Option
 from sail_lightning.cli.errors import check_config, explain
+from sail_lightning.cli.noise import quiet
 from sail_lightning.cli.packaged import find_config, read_config
 from sail_lightning.cli.progress import progress_bar
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
@@ -70,19 +70,6 @@ SECTIONS: dict[str, type] = {
 """Top-level keys, and the class whose arguments each holds."""
 PLAIN = ("name", "runs", "plugins", "seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
 """Top-level keys that hold one value."""
-NOISE = (
-    ".*does not have many workers.*",
-    ".*treespec, LeafSpec.*",
-    ".*GPU available but not used.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The dirpath has changed from.*",
-    ".*could not find the monitored key.*",
-    ".*The `srun` command is available.*",
-    ".*Please add the following callbacks.*Timer.*",
-    ".*when logging on epoch level in distributed setting.*",  # our metrics are summed over ranks themselves
-)
-"""Warnings about what is meant so."""
 
 
 class SailParser(LightningArgumentParser):
@@ -237,7 +224,7 @@ def run(args: Sequence[str]) -> SailCLI:
     config, options = _composed(verb, layers, [o for o in options if o.name not in ("config", "full_help")])
     flags = ("print_config", "help")
     check_config(compose.with_options(config, [o for o in options if o.name not in flags]), SECTIONS, PLAIN)
-    _quiet()
+    quiet()
     try:
         return SailCLI(verb, config, [Option("help")] if full_help else options, configs[0] if configs else verb)
     except MisconfigurationException as error:
@@ -336,10 +323,3 @@ def _mismatch(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()[1:] if line.strip()]
     shown = "; ".join(line[:100] + ("..." if len(line) > 100 else "") for line in lines[:2])
     return f"the checkpoint's weights do not fit this model ({shown}); leave out options that change the model"
-
-
-def _quiet() -> None:
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -14,6 +14,7 @@ Pixel-SAIL: one transformer that reads pixels and words and answers in text and 
   compare A B                two tests side by side, with significance
   ablate STUDY               variants of a model, trained and compared over seeds
   features -c CONFIG         a teacher's features of all pictures, computed once
+  expert -c CONFIG --out DIR a Mask2Former of your own, trained on a data set's masks: a teacher
   perbench --out DIR         PerBench's files, of synthetic held-out scenes
   plugins [SOCKET|NAME]      what can be plugged in; a plugin's arguments and source
   convert SRC DST            official and Lightning checkpoints to model folders, and back

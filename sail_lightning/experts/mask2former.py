@@ -1,0 +1,209 @@
+"""A small Mask2Former of the transformers library as a LightningModule, and the folder that it is kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.detection import MeanAveragePrecision
+
+from sail_lightning.data.sources.base import Source
+from sail_lightning.errors import SailUsageError
+from sail_lightning.experts.instances import InstanceBatch, InstanceDataset, collate
+from sail_lightning.optim import WarmupCosine
+from sail_lightning.plugins.teachers.hugging_face import quiet
+from sail_lightning.plugins.teachers.mask2former import LONGEST, input_size
+from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+
+REPORT = "expert.json"
+"""In an expert's folder: what it was trained on, for how long, and how good it is."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an expert is made and trained.
+
+    `size` is the shorter side of its pictures, `width` the channels of its features, `queries` the most objects it
+    finds in a picture, `words` as in `instances.named_masks`.
+    """
+
+    steps: int = 2000
+    batch: int = 16
+    size: int = 128
+    width: int = 64
+    queries: int = 20
+    words: int = 1
+    lr: float = 1e-3
+    seed: int = 0
+    workers: int = 0
+
+
+def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
+    """A Mask2Former with random weights (about 3 million at a width of 64) on a ResNet of four stages.
+
+    Raises:
+        SailUsageError: scipy, which the library's loss needs, is not installed.
+    """
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+
+    stages = [width // 2 * factor for factor in (1, 2, 4, 8)]
+    settings: dict[str, Any] = {"out_features": [f"stage{number}" for number in (1, 2, 3, 4)]}
+    backbone = ResNetConfig(
+        embedding_size=stages[0],
+        hidden_sizes=stages,
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        **settings,
+    )
+    with quiet():  # it warns of any backbone but Swin; others work
+        config = Mask2FormerConfig(
+            backbone_config=backbone,
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            encoder_feedforward_dim=2 * width,
+            encoder_layers=2,
+            decoder_layers=4,
+            num_attention_heads=4,
+            dim_feedforward=4 * width,
+            num_queries=queries,
+            train_num_points=512,
+            id2label=dict(enumerate(classes)),
+            label2id={name: place for place, name in enumerate(classes)},
+        )
+    try:
+        return Mask2FormerForUniversalSegmentation(config)
+    except ImportError as error:
+        raise SailUsageError("Mask2Former's loss needs scipy; install sail-lightning[expert]") from error
+
+
+class Mask2FormerExpert(L.LightningModule):
+    """Trains a Mask2Former by its own loss: each mask is matched with a query.
+
+    Args:
+        source: of samples with masks.
+        classes: their names.
+        recipe: how.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, source: Source, classes: Sequence[str], recipe: Recipe) -> None:
+        super().__init__()
+        self.source, self.classes, self.recipe = source, list(classes), recipe
+        self.network = make_network(classes, recipe.width, recipe.queries)
+        self.register_buffer("mean", 255 * torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGE_STD).view(1, 3, 1, 1), persistent=False)
+
+    def dataset(self, source: Source, count: int, first: int = 0, seed: int | None = None) -> InstanceDataset:
+        """Records of a source as this expert sees them."""
+        recipe = self.recipe
+        return InstanceDataset(
+            source, self.classes, recipe.words, lambda size: input_size(size, recipe.size), count, first, seed
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """What is left of the training, from the step on that a checkpoint has reached."""
+        recipe = self.recipe
+        left = (recipe.steps - self.global_step) * recipe.batch
+        data = self.dataset(self.source, left, self.global_step * recipe.batch, recipe.seed)
+        return DataLoader(data, recipe.batch, num_workers=recipe.workers, collate_fn=collate)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The loss draws points: the same ones in a step, whether the run was stopped before it or not."""
+        torch.manual_seed(hash((self.recipe.seed, self.global_step)) % 2**32)
+
+    def training_step(self, batch: InstanceBatch, batch_idx: int) -> Tensor:
+        output = self.network(
+            pixel_values=self._normalised(batch.pixels),
+            mask_labels=[masks.float() for masks in batch.masks],
+            class_labels=batch.labels,
+        )
+        loss: Tensor = output.loss.squeeze()
+        self.log("train/loss", loss.detach(), batch_size=len(batch.masks))
+        return loss
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if batch is None:
+            return None  # Lightning skips it
+        lists = ([one.to(device) for one in values] for values in (batch.masks, batch.labels))
+        return InstanceBatch(batch.pixels.to(device), *lists)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.recipe.lr, weight_decay=0.05)
+        schedule = WarmupCosine(optimizer, self.recipe.steps, warmup_ratio=0.05)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.no_grad()
+    def evaluate(self, source: Source, count: int) -> dict[str, float]:
+        """COCO's average precision of masks (`map`, `map_50`, in 0 .. 1) on the first `count` records of a source."""
+        loader = DataLoader(self.dataset(source, count), self.recipe.batch, collate_fn=collate)
+        metric = MeanAveragePrecision(iou_type="segm")
+        training = self.training
+        self.eval()
+        for batch in loader:
+            if batch is not None:
+                moved = self.transfer_batch_to_device(batch, self.device, 0)
+                metric.update(self._predicted(moved.pixels), _wanted(batch))
+        self.train(training)
+        found = metric.compute()
+        return {name: float(found[name]) for name in ("map", "map_50")}
+
+    def _predicted(self, pixels: Tensor) -> list[dict[str, Tensor]]:
+        """Masks (n, H, W) bool, scores and classes of each picture: a query's best class, and how sure it is of the
+        class and, on average, of the mask's pixels (the official score)."""
+        output = self.network(pixel_values=self._normalised(pixels))
+        chances, labels = output.class_queries_logits.softmax(-1)[..., :-1].max(-1)
+        logits = F.interpolate(output.masks_queries_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        masks = logits > 0
+        sure = (logits.sigmoid() * masks).sum((2, 3)) / masks.sum((2, 3)).clamp(min=1)
+        scores = chances * sure
+        return [
+            {"masks": mask, "scores": score, "labels": label}
+            for mask, score, label in zip(masks.cpu(), scores.cpu(), labels.cpu(), strict=True)
+        ]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() - self.mean) / self.std
+
+
+def _wanted(batch: InstanceBatch) -> list[dict[str, Tensor]]:
+    return [{"masks": masks, "labels": labels} for masks, labels in zip(batch.masks, batch.labels, strict=True)]
+
+
+def save_folder(expert: Mask2FormerExpert, folder: Path, report: dict[str, Any]) -> None:
+    """Writes the folder that `Mask2FormerTeacher` reads, whole or not at all: weights, config, image processor, report.
+
+    Args:
+        expert: trained.
+        folder: is not there, or is empty.
+        report: anything that JSON holds.
+    """
+    from transformers import Mask2FormerImageProcessor
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with quiet():
+            expert.network.save_pretrained(draft)
+        size = {"shortest_edge": expert.recipe.size, "longest_edge": round(expert.recipe.size * LONGEST)}
+        Mask2FormerImageProcessor(size=size, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)).save_pretrained(
+            draft
+        )
+        (draft / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        draft.chmod(0o755)  # mkdtemp lets nobody else in
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
