@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sail_lightning.interfaces import Teacher
@@ -47,7 +48,7 @@ def measure(
 ) -> Measured:
     """Times both teachers on pictures (3, height, width) uint8 that the cache holds, in turns.
 
-    The largest difference is that between their features, where they are of one size.
+    The largest difference is that between their features; the live ones are resized where the cache has a coarser grid.
     """
     times: dict[str, list[float]] = {"live": [], "cached": []}
     largest = 0.0
@@ -64,6 +65,8 @@ def measure(
                 best[name] = min(best[name], time.perf_counter() - start)
         for name, seconds in best.items():
             times[name].append(seconds)
-        if found["live"].shape == found["cached"].shape:
-            largest = max(largest, float((found["live"].float() - found["cached"].float()).abs().max()))
+        known = found["live"].float()
+        if known.shape != found["cached"].shape:  # stored on the student's grid
+            known = F.interpolate(known, found["cached"].shape[-2:], mode="bilinear", align_corners=False)
+        largest = max(largest, float((known - found["cached"].float()).abs().max()))
     return Measured(median(times["live"]), median(times["cached"]), bytes_per_picture, largest)

@@ -11,6 +11,7 @@ import teacher_folders
 import torch
 from tiny_sail import packed, picture, records, tiny
 
+from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
@@ -98,9 +99,23 @@ def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SailError) as caught:
         model.losses(packed(model, records()[:1]))
     assert str(caught.value) == (
-        f"CachedTeacher: a picture of 40 x 24 pixels is not among the 1 in {tmp_path / 'f'}, seen with patches of 8 "
-        "and a longest side of 48 pixels; run sail-lightning features again, with this config"
+        f"records 0: CachedTeacher: a picture of 40 x 24 pixels is not among the 1 in {tmp_path / 'f'}, seen with "
+        "patches of 8 and a longest side of 48 pixels; run sail-lightning features again, with this config"
     )
+
+
+def test_records_of_pictures_that_are_not_there_are_named_and_no_others(tmp_path: Path) -> None:
+    shown = [picture(24, 40, seed) for seed in range(8)]
+    teacher_folders.cache(tmp_path / "f", [shown[number].transpose(2, 0, 1) for number in (1, 3)])
+    model = tiny(teachers={"expert": CachedTeacher(str(tmp_path / "f"), tasks=["refer"])})
+    pairs = [(shown[0], shown[1]), shown[2], *[(one,) for one in shown[3:]]]
+    asked = [Sample(one, (Turn("what?", "a shape.", "refer"),), source="set", id=str(n)) for n, one in enumerate(pairs)]
+    rested = Sample(picture(24, 40, 9), (Turn("what?", "a shape.", "chat"),), source="set", id="rested")
+    with pytest.raises(SailError, match=r"^set 0, set 1, set 3, set 4 and 2 more: CachedTeacher: a picture"):
+        model.losses(packed(model, [rested, *asked]))
+    nameless = Sample(shown[0], (Turn("what?", "a shape.", "refer"),))
+    with pytest.raises(SailError, match="^CachedTeacher: a picture"):
+        model.losses(packed(model, [nameless]))
 
 
 def test_another_size_of_the_student_is_another_picture(tmp_path: Path) -> None:
@@ -128,3 +143,14 @@ def test_live_and_cached_teachers_are_measured_on_the_same_pictures(tmp_path: Pa
     assert found.largest_difference == pytest.approx(summary.error.largest, rel=1e-3)
     assert found.bytes_per_picture == summary.bytes / len(FeatureStore(tmp_path / "f"))
     assert f"{found.speedup:.1f} times faster" in found.to_text()
+
+
+def test_a_cache_on_the_students_grid_is_compared_there(tmp_path: Path) -> None:
+    expert = live()
+    summary = filled(tmp_path / "f", expert, "float16", stride=16)
+    cached = CachedTeacher(str(tmp_path / "f"))
+    cached.build(Dims())
+    pixels = [np.ascontiguousarray(SOURCE[number].image.transpose(2, 0, 1)) for number in range(COUNT)]  # type: ignore
+    assert cached(torch.from_numpy(pixels[0])[None]).shape != expert(torch.from_numpy(pixels[0])[None]).shape
+    found = measure(expert, cached, pixels, summary.bytes_per_picture, repeats=1)
+    assert 0 < found.largest_difference == pytest.approx(summary.error.largest, rel=1e-3)
