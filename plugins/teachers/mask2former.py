@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sail_lightning.errors import SailUsageError
 from sail_lightning.plugins.teachers import hugging_face
 from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
 from sail_lightning.registry import register
@@ -55,11 +56,14 @@ class Mask2FormerTeacher(FrozenTeacher):
         """Makes the backbone and the pixel decoder.
 
         Raises:
+            SailUsageError: `resize` is below 1.
             SailError: no Mask2Former folder, or weights that are missing, foreign or misshapen.
         """
         from transformers import Mask2FormerModel
 
         who = type(self).__name__
+        if self.resize is not None and self.resize < 1:
+            raise SailUsageError(f"{who}: resize must be 1 or more, not {self.resize}")
         hugging_face.settings(who, self.folder, ("mask2former",))
         # The segmentation model around it has a head for classes, and its loss.
         whole = hugging_face.load(who, self.folder, Mask2FormerModel, r"(class_predictor|criterion)\.")

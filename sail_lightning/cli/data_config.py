@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
     from sail_lightning.data.sources import Source
@@ -169,4 +169,9 @@ def _made(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
         parsed = parser.parse_object(config)
     except ArgumentError as error:
         raise SailUsageError(explain(str(error))) from None
-    return parser.instantiate(parsed)
+    try:
+        return parser.instantiate(parsed)
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        if isinstance(error.__cause__, SailError):
+            raise error.__cause__ from None
+        raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+import pickle
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sail_lightning.cli.arguments import Parser, comma_list
 from sail_lightning.cli.folders import output_folder
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.data.sources import Source
@@ -29,8 +31,8 @@ examples:
 SURVEYED = 1000
 """Records that classes are taken from, of a source without end."""
 MOST_CLASSES = 2000
-CHECKPOINT, EVERY = "last.ckpt", 250
-"""A run that was stopped goes on from it; steps between two."""
+CHECKPOINT, SETTINGS, EVERY = "last.ckpt", "settings.json", 250
+"""A run that was stopped goes on from the first, if it has the second; steps between two checkpoints."""
 
 
 def run(args: list[str]) -> int:
@@ -44,9 +46,13 @@ def run(args: list[str]) -> int:
             raise SailUsageError(f"--{option} must be 0 or more, not {getattr(given, option)}")
     if given.width < 32 or given.width % 32:  # its norms have 32 groups
         raise SailUsageError(f"--width must be a multiple of 32, not {given.width}")
-    if given.lr <= 0:
-        raise SailUsageError(f"--lr must be above 0, not {given.lr}")
-    folder = output_folder(given.out)
+    if given.size < 64:  # its coarsest features are of 32 pixels, and one alone has no spread to be normed by
+        raise SailUsageError(f"--size must be 64 or more, not {given.size}")
+    if not 0 < given.lr < math.inf:
+        raise SailUsageError(f"--lr must be a number above 0, not {given.lr}")
+    folder = output_folder(given.out).resolve()
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        raise SailUsageError(f"{given.out} is a folder that is in use; give --out one of its own")
     if folder.is_dir() and any(folder.iterdir()):
         raise SailUsageError(f"{folder} is not empty; give --out another folder, or remove it")
 
@@ -67,20 +73,21 @@ def run(args: list[str]) -> int:
     if len(classes) > MOST_CLASSES:
         raise SailUsageError(f"{len(classes)} classes are too many; give fewer --words, or 0 for one class of all")
     recipe = Recipe(**{name: getattr(given, name) for name in Recipe.__dataclass_fields__})
-    expert, seconds = _trained(source, classes, recipe, given.device, folder)
+    settings = {"data": config.described()["data"], "recipe": asdict(recipe), "classes": classes}
+    expert = _trained(source, classes, recipe, given.device, _training_folder(folder, settings))
     report: dict[str, Any] = {
-        "data": config.described()["data"],
-        "recipe": asdict(recipe),
-        "classes": classes,
+        **settings,
         "parameters": sum(parameter.numel() for parameter in expert.network.parameters()),
-        "seconds": round(seconds),
+        "seconds": round(expert.seconds),
     }
     if judged is not None:
+        expert.to(given.device)  # Lightning brings it back
         count = min(n for n in (judged.length, given.count) if n is not None)
-        report["held_out"] = {"split": held_out, "records": count, **expert.evaluate(judged, count)}
+        if figures := expert.evaluate(judged, count):
+            report["held_out"] = {"split": held_out, **figures}
     save_folder(expert, folder, report)
-    shutil.rmtree(_training_folder(folder), ignore_errors=True)
-    print(_summary(folder, report))
+    shutil.rmtree(_beside(folder), ignore_errors=True)
+    print(_summary(Path(given.out), report))
     return 0
 
 
@@ -107,11 +114,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _trained(
-    source: Source, classes: list[str], recipe: Recipe, device: str, folder: Path
-) -> tuple[Mask2FormerExpert, float]:
-    """The expert after all steps, and the seconds that this run took."""
+def _trained(source: Source, classes: list[str], recipe: Recipe, device: str, kept: Path) -> Mask2FormerExpert:
+    """The expert after all steps; those before a stop are in the folder `kept`."""
     import lightning as L
+    import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from sail_lightning.cli.noise import quiet
@@ -121,7 +127,6 @@ def _trained(
     quiet()
     L.seed_everything(recipe.seed, verbose=False)
     expert = Mask2FormerExpert(source, classes, recipe)
-    kept = _training_folder(folder)
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
@@ -132,23 +137,51 @@ def _trained(
         enable_model_summary=False,
         callbacks=[
             progress_bar("expert"),
-            ModelCheckpoint(
-                kept, filename=Path(CHECKPOINT).stem, every_n_train_steps=EVERY, enable_version_counter=False
-            ),
+            ModelCheckpoint(kept, Path(CHECKPOINT).stem, every_n_train_steps=EVERY, enable_version_counter=False),
         ],
     )
-    started = time.perf_counter()
     before = kept / CHECKPOINT
+    if before.is_file():
+        try:
+            torch.load(before, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            raise SailError(f"{before} is damaged; remove {kept} to begin again") from None
     trainer.fit(expert, ckpt_path=before if before.is_file() else None, weights_only=True)
-    return expert, time.perf_counter() - started
+    return expert
 
 
-def _training_folder(folder: Path) -> Path:
+def _beside(folder: Path) -> Path:
+    """Where a training is kept until it ends."""
     return folder.with_name(f"{folder.name}.training")
+
+
+def _training_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """Where this training is kept until it ends: new, or that of a run with the same settings that was stopped.
+
+    Raises:
+        SailUsageError: another training was stopped there.
+    """
+    kept = _beside(folder)
+    told = json.loads(json.dumps(settings, default=str))
+    told["recipe"].pop("workers")  # which change nothing
+    path = kept / SETTINGS
+    if path.is_file():
+        if (earlier := json.loads(path.read_text(encoding="utf-8"))) != told:
+            (first, *_) = (key for key in told if earlier.get(key) != told[key])
+            raise SailUsageError(
+                f"{kept} holds a training with another {first}, which was stopped; give the same settings, another "
+                f"--out, or remove it"
+            )
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told), encoding="utf-8")
+    return kept
 
 
 def _summary(folder: Path, report: dict[str, Any]) -> str:
     text = f"{folder}: {report['parameters']:,} parameters, {len(report['classes'])} classes"
     if held_out := report.get("held_out"):
-        text += f"; on {held_out['records']} held-out records: AP {held_out['map']:.3f}, AP50 {held_out['map_50']:.3f}"
+        text += (
+            f"; on {held_out['pictures']} held-out pictures: AP {held_out['map']:.3f}, AP50 {held_out['map_50']:.3f}"
+        )
     return f"{text}\ndistil it: --model.teachers.expert=Mask2FormerTeacher --model.teachers.expert.folder={folder}"

@@ -8,6 +8,7 @@ import warnings
 NOISE = (
     ".*does not have many workers.*",
     ".*treespec, LeafSpec.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # ours begin where a run was stopped
     ".*GPU available but not used.*",
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -21,6 +22,7 @@ NOISE = (
 
 
 def quiet() -> None:
+    """Of Lightning's loggers only warnings are left, and of warnings those that are not in `NOISE`."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):

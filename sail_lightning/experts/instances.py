@@ -21,6 +21,8 @@ from sail_lightning.vision import load_image, load_mask
 
 UNNAMED = "object"
 """The class of a mask without a phrase."""
+TRIED, ENDLESS = 100, 2**31
+"""Records that are drawn in place of one without masks, at most; numbers that are drawn of a source without end."""
 InputSize = Callable[[tuple[int, int]], tuple[int, int]]
 """From a picture's (height, width) to the one that the expert sees."""
 
@@ -65,7 +67,7 @@ def class_names(source: Source, records: int, words: int) -> list[str]:
 
 
 class InstanceDataset(Dataset[Instances | None]):
-    """Records `first`, `first + 1`, ... of a source without end, or of one that is shuffled anew for each pass.
+    """So many records of a source, in order; or, for training, shuffled anew for each pass over a finite one.
 
     Args:
         source: of the samples, all objects of which are taken (`Source.whole`).
@@ -73,8 +75,8 @@ class InstanceDataset(Dataset[Instances | None]):
         words: of a phrase that are its class.
         input_size: of the expert.
         count: how many.
-        first: number of the first one.
-        seed: of the shuffling; None keeps the order.
+        seed: for training: of the shuffling, and of what is drawn in place of records without masks, the same ones each
+            time; None keeps the order, and such records are None.
     """
 
     def __init__(
@@ -84,24 +86,34 @@ class InstanceDataset(Dataset[Instances | None]):
         words: int,
         input_size: InputSize,
         count: int,
-        first: int = 0,
         seed: int | None = None,
     ) -> None:
         self.source, self.words, self.input_size = source, words, input_size
         self.places = {name: place for place, name in enumerate(classes)}
-        self.count, self.first, self.seed = count, first, seed
+        self.count, self.seed = count, seed
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, place: int) -> Instances | None:
-        """None where a record has no picture, or no mask of a known class.
+        """None where a record has no picture, or no mask of a known class; never in training.
 
         Raises:
-            SailError: a picture or a mask that cannot be read; names it.
+            SailError: a picture or a mask that cannot be read, which it names; or no record that can be taken.
         """
-        sample = self.source.whole(self._record(self.first + place))
+        found = self._read(self._record(place))
+        if found is not None or self.seed is None:
+            return found
+        rng = np.random.default_rng((self.seed, place))
+        for _ in range(TRIED):
+            found = self._read(int(rng.integers(self.source.length or ENDLESS)))
+            if found is not None:
+                return found
+        raise SailError(f"{type(self.source).__name__}: {TRIED} records, drawn one after the other, hold no known mask")
+
+    def _read(self, record: int) -> Instances | None:
+        sample = self.source.whole(record)
         named = [(mask, self.places[name]) for mask, name in named_masks(sample, self.words) if name in self.places]
         if not named or not sample.images:
             return None

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,24 +104,24 @@ class Mask2FormerExpert(L.LightningModule):
 
     def __init__(self, source: Source, classes: Sequence[str], recipe: Recipe) -> None:
         super().__init__()
+        self.seconds = 0.0
+        """That training took, before a stop too."""
         self.source, self.classes, self.recipe = source, list(classes), recipe
         self.network = make_network(classes, recipe.width, recipe.queries)
         self.register_buffer("mean", 255 * torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGE_STD).view(1, 3, 1, 1), persistent=False)
 
-    def dataset(self, source: Source, count: int, first: int = 0, seed: int | None = None) -> InstanceDataset:
-        """Records of a source as this expert sees them."""
+    def dataset(self, source: Source, count: int, seed: int | None = None) -> InstanceDataset:
+        """Records of a source as this expert sees them; a `seed` is for training."""
         recipe = self.recipe
-        return InstanceDataset(
-            source, self.classes, recipe.words, lambda size: input_size(size, recipe.size), count, first, seed
-        )
+        sized = partial(input_size, side=recipe.size)
+        return InstanceDataset(source, self.classes, recipe.words, sized, count, seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """What is left of the training, from the step on that a checkpoint has reached."""
+        """All steps; after a stop, from the step on that the checkpoint has reached."""
         recipe = self.recipe
-        left = (recipe.steps - self.global_step) * recipe.batch
-        data = self.dataset(self.source, left, self.global_step * recipe.batch, recipe.seed)
-        return DataLoader(data, recipe.batch, num_workers=recipe.workers, collate_fn=collate)
+        data = self.dataset(self.source, recipe.steps * recipe.batch, recipe.seed)
+        return DataLoader(data, batch_sampler=_Steps(self), num_workers=recipe.workers, collate_fn=collate)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The loss draws points: the same ones in a step, whether the run was stopped before it or not."""
@@ -136,8 +138,6 @@ class Mask2FormerExpert(L.LightningModule):
         return loss
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if batch is None:
-            return None  # Lightning skips it
         lists = ([one.to(device) for one in values] for values in (batch.masks, batch.labels))
         return InstanceBatch(batch.pixels.to(device), *lists)
 
@@ -146,10 +146,25 @@ class Mask2FormerExpert(L.LightningModule):
         schedule = WarmupCosine(optimizer, self.recipe.steps, warmup_ratio=0.05)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        self._started = time.perf_counter() - self.seconds
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = time.perf_counter() - self._started
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]
+        self._started = time.perf_counter() - self.seconds
+
+    def on_fit_end(self) -> None:
+        self.seconds = time.perf_counter() - self._started
+
     @torch.no_grad()
-    def evaluate(self, source: Source, count: int) -> dict[str, float]:
-        """COCO's average precision of masks (`map`, `map_50`, in 0 .. 1) on the first `count` records of a source."""
-        loader = DataLoader(self.dataset(source, count), self.recipe.batch, collate_fn=collate)
+    def evaluate(self, source: Source, count: int) -> dict[str, float] | None:
+        """COCO's average precision of masks (`map`, `map_50`, in 0 .. 1) on the first `count` records of a source, and
+        `pictures`, how many of them hold a mask of a known class; None where none does."""
+        recipe, pictures = self.recipe, 0
+        loader = DataLoader(self.dataset(source, count), recipe.batch, num_workers=recipe.workers, collate_fn=collate)
         metric = MeanAveragePrecision(iou_type="segm")
         training = self.training
         self.eval()
@@ -157,9 +172,12 @@ class Mask2FormerExpert(L.LightningModule):
             if batch is not None:
                 moved = self.transfer_batch_to_device(batch, self.device, 0)
                 metric.update(self._predicted(moved.pixels), _wanted(batch))
+                pictures += len(batch.masks)
         self.train(training)
+        if not pictures:
+            return None
         found = metric.compute()
-        return {name: float(found[name]) for name in ("map", "map_50")}
+        return {"pictures": pictures, **{name: float(found[name]) for name in ("map", "map_50")}}
 
     def _predicted(self, pixels: Tensor) -> list[dict[str, Tensor]]:
         """Masks (n, H, W) bool, scores and classes of each picture: a query's best class, and how sure it is of the
@@ -177,6 +195,22 @@ class Mask2FormerExpert(L.LightningModule):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() - self.mean) / self.std
+
+
+class _Steps:
+    """The places of each step's records, from the step on that an expert has reached; its length is that of a whole
+    training, as Lightning counts the steps before a stop too."""
+
+    def __init__(self, expert: Mask2FormerExpert) -> None:
+        self.expert = expert
+
+    def __len__(self) -> int:
+        return self.expert.recipe.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.expert.recipe.batch
+        for step in range(self.expert.global_step, len(self)):
+            yield list(range(step * batch, (step + 1) * batch))
 
 
 def _wanted(batch: InstanceBatch) -> list[dict[str, Tensor]]:
@@ -203,7 +237,10 @@ def save_folder(expert: Mask2FormerExpert, folder: Path, report: dict[str, Any])
             draft
         )
         (draft / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp lets nobody else in
+        # mkdtemp lets nobody else in, and the library neither to the weights.
+        draft.chmod(0o755)
+        for path in draft.glob("*.safetensors"):
+            shutil.copymode(draft / "config.json", path)
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

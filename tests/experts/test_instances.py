@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,15 +100,29 @@ def test_masks_of_another_size_are_told_by_record() -> None:
         InstanceDataset(Listed([wrong]), ["circle"], 1, identity, 1)[0]
 
 
-def test_each_pass_over_a_finite_source_is_shuffled_anew_and_goes_on_anywhere() -> None:
+def test_each_pass_over_a_finite_source_is_shuffled_anew() -> None:
     source = Listed([sample(8 + 2 * number, 16) for number in range(7)])
-
-    def heights(first: int, count: int) -> list[int]:
-        data = InstanceDataset(source, ["circle", "cross", "object"], 1, identity, count, first, seed=3)
-        return [one.pixels.shape[1] for one in (data[place] for place in range(count)) if one is not None]
-
-    whole = heights(0, 21)
+    data = InstanceDataset(source, ["circle", "cross", "object"], 1, identity, 21, seed=3)
+    whole = [one.pixels.shape[1] for one in (data[place] for place in range(21)) if one is not None]
     passes = [whole[start : start + 7] for start in (0, 7, 14)]
     assert [sorted(one) for one in passes] == [[8, 10, 12, 14, 16, 18, 20]] * 3
     assert len({tuple(one) for one in passes}) > 1
-    assert heights(10, 11) == whole[10:]
+
+
+def test_training_draws_another_record_where_one_has_no_masks_always_the_same() -> None:
+    nothing = Sample(picture(24, 40), (Turn("?", "no."),))
+    source = Listed([nothing, *(sample(8 + 2 * number, 16) for number in range(5)), nothing])
+
+    def heights() -> list[int]:
+        data = InstanceDataset(source, ["circle"], 1, identity, 14, seed=3)
+        return [one.pixels.shape[1] for one in (data[place] for place in range(14)) if one is not None]
+
+    assert len(heights()) == 14 and heights() == heights()
+    with pytest.raises(SailError, match="100 records, drawn one after the other, hold no known mask"):
+        InstanceDataset(Listed([nothing]), ["circle"], 1, identity, 1, seed=0)[0]
+
+
+def test_a_dataset_goes_to_other_processes() -> None:
+    data = InstanceDataset(Listed([sample()]), ["circle"], 1, identity, 1, seed=0)
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[0].pixels, data[0].pixels)  # type: ignore[union-attr]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sail_lightning.cli import expert as command
 from sail_lightning.data.sources.laboratory import LaboratorySource
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.experts import mask2former
 from sail_lightning.experts.instances import collate
 from sail_lightning.experts.mask2former import Mask2FormerExpert, Recipe, save_folder
@@ -64,11 +66,12 @@ def test_it_learns_one_picture_by_heart() -> None:
     before = expert.evaluate(expert.source, 2)
     assert expert.training, "as it was"
     after = trained(expert).evaluate(expert.source, 2)
+    assert before and after
     assert before["map_50"] < 0.1 < 0.25 < after["map_50"] <= 1
 
 
 @needs_scipy
-def test_average_precision_is_one_for_what_is_asked_for_and_less_with_a_false_alarm(
+def test_average_precision_is_one_for_what_is_asked_for_and_less_with_other_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expert = made()
@@ -86,7 +89,9 @@ def test_average_precision_is_one_for_what_is_asked_for_and_less_with_a_false_al
     for expected in (1.0, None):
         false = next(wrong)
         monkeypatch.setattr(expert, "_predicted", perfect)
-        found = expert.evaluate(expert.source, 2)["map"]
+        figures = expert.evaluate(expert.source, 2)
+        assert figures is not None and figures["pictures"] == 2
+        found = figures["map"]
         assert found == 1.0 if expected else found < 1.0
 
 
@@ -114,41 +119,77 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
     words = ["-c", "data/laboratory_scenes", "--data.train.max_objects=3", *SMALL, f"--out={out}", "--steps=3"]
     assert command.run(words) == 0
     told = capsys.readouterr().out
-    assert "4 classes; on 4 held-out records: AP " in told and "Mask2FormerTeacher" in told
+    assert "4 classes; on 4 held-out pictures: AP " in told and "Mask2FormerTeacher" in told
     report = json.loads((out / mask2former.REPORT).read_text())
     assert report["classes"] == SHAPES and report["recipe"]["steps"] == 3
-    assert report["held_out"].keys() == {"split", "records", "map", "map_50"}
+    assert report["held_out"].keys() == {"split", "pictures", "map", "map_50"}
     assert not (tmp_path / "shapes.training").exists()
     with pytest.raises(SailUsageError, match="is not empty"):
         command.run(words)
 
 
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the command until a step, keeping every other step, and ends it there."""
+    whole = Mask2FormerExpert.training_step
+    monkeypatch.setattr(command, "EVERY", 1)
+
+    def run(words: list[str], step: int) -> None:
+        def stops(self: Mask2FormerExpert, batch: Any, batch_idx: int) -> torch.Tensor:
+            if self.global_step == step:
+                raise MemoryError
+            return whole(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Mask2FormerExpert, "training_step", stops)
+            with pytest.raises(MemoryError):
+                command.run(words)
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+WORDS = ["-c", "data/laboratory_scenes", *SMALL, "--steps=4", "--data.val=null", "--data.test=null"]
+
+
 @needs_scipy
+@pytest.mark.parametrize("step", [1, 3])
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
-    words = ["-c", "data/laboratory_scenes", *SMALL, "--steps=4", "--data.val=null"]
-    monkeypatch.setattr(command, "EVERY", 2)
-    assert command.run([*words, f"--out={tmp_path / 'whole'}"]) == 0
-    step, stopped = Mask2FormerExpert.training_step, f"--out={tmp_path / 'stopped'}"
-
-    def interrupted(self: Mask2FormerExpert, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 3:
-            raise MemoryError
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Mask2FormerExpert, "training_step", interrupted)
-    with pytest.raises(MemoryError):
-        command.run([*words, stopped])
-    monkeypatch.setattr(Mask2FormerExpert, "training_step", step)
-    assert command.run([*words, stopped]) == 0
-    from safetensors.torch import load_file
-
-    whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert command.run([*WORDS, f"--out={tmp_path / 'whole'}"]) == 0
+    interrupted([*WORDS, f"--out={tmp_path / 'stopped'}"], step)
+    assert not (tmp_path / "stopped").exists()
+    assert command.run([*WORDS, f"--out={tmp_path / 'stopped'}", "--workers=1"]) == 0
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     report = json.loads((tmp_path / "stopped" / mask2former.REPORT).read_text())
     assert "held_out" not in report and report["recipe"]["steps"] == 4
+    assert (tmp_path / "stopped" / "model.safetensors").stat().st_mode == (
+        tmp_path / "stopped" / "config.json"
+    ).stat().st_mode
+
+
+@needs_scipy
+def test_another_run_does_not_go_on_from_what_was_stopped(tmp_path: Path, interrupted: Callable[..., None]) -> None:
+    words = [*WORDS, f"--out={tmp_path / 'expert'}"]
+    interrupted(words, 2)
+    for other, named in (("--steps=3", "recipe"), ("--data.train.max_objects=3", "data"), ("--words=2", "recipe")):
+        with pytest.raises(SailUsageError, match=f"holds a training with another {named}, which was stopped"):
+            command.run([*words, other])
+    checkpoint = tmp_path / "expert.training" / command.CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(SailError, match=r"last\.ckpt is damaged; remove .*expert\.training"):
+        command.run(words)
+
+
+@needs_scipy
+def test_held_out_pictures_without_masks_are_not_judged() -> None:
+    expert = made()
+    assert expert.evaluate(LaboratorySource(samples=2, tasks={"describe": 1.0}), 2) is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +198,10 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         (["--steps=0"], "--steps must be 1 or more"),
         (["--words=-1"], "--words must be 0 or more"),
         (["--width=48"], "--width must be a multiple of 32"),
-        (["--lr=0"], "--lr must be above 0"),
+        (["--lr=nan"], "--lr must be a number above 0"),
+        (["--size=32"], "--size must be 64 or more"),
+        (["--out=."], "is a folder that is in use"),
+        (["--data.train.tasks={chat: 1.0}"], "unknown key 'chat' in tasks"),
         (["--model.max_side=3"], "unknown option --model.max_side; expert takes --data.train"),
     ],
 )

@@ -30,7 +30,7 @@ from sail_lightning.losses import CosineDistillation, MSEDistillation
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
-from sail_lightning.plugins.teachers import StudentTeacher
+from sail_lightning.plugins.teachers import StudentTeacher, TimmTeacher
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
 
 
@@ -267,6 +267,35 @@ def test_nothing_but_projections_is_left_out_of_a_checkpoint(name: str, taught: 
     torch.save(stored, taught[0])
     with pytest.raises(RuntimeError, match=rf"Unexpected key\(s\) in state_dict: \"{name}\""):
         PixelSAIL.load_from_checkpoint(taught[0])
+
+
+def test_weights_are_loaded_as_strategies_do_that_ask_no_hook_of_ours(taught: Taught) -> None:
+    ckpt, folder, projections = taught
+    model = student(folder)
+    model.configure_model()
+    model.load_state_dict(torch.load(ckpt, weights_only=True)["state_dict"], strict=True)
+    model.configure_teachers()
+    assert equal(dict(model.distill.state_dict()), projections)
+
+
+def test_a_model_that_was_loaded_is_saved_again_with_its_projections(taught: Taught, tmp_path: Path) -> None:
+    ckpt, _, projections = taught
+    model, runner = PixelSAIL.load_from_checkpoint(ckpt), trainer(limit_val_batches=1)
+    runner.validate(model, datamodule=data(), verbose=False)
+    runner.save_checkpoint(tmp_path / "again.ckpt")
+    again = PixelSAIL.load_from_checkpoint(tmp_path / "again.ckpt")
+    again.configure_teachers()
+    assert equal(dict(again.distill.state_dict()), projections)
+
+
+def test_teachers_are_made_where_the_model_is() -> None:
+    parts = (SailQwen(**BACKBONE), DeconvUpsampler(), PromptInjection(num_prompts=4))
+    model = PixelSAIL(*parts, {"expert": TimmTeacher("test_convnext", resize=64, layer=0)})
+    model.configure_model()
+    model.to("meta")
+    model.configure_teachers()
+    made = [*model.distill.parameters(), *model._teachers["expert"].parameters()]
+    assert {parameter.device.type for parameter in made} == {"meta"}
 
 
 def test_a_loop_of_ones_own_is_told_to_make_the_teachers_first() -> None:

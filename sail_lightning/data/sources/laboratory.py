@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
+from sail_lightning.errors import SailUsageError
 
 
 class LaboratorySource(Source):
@@ -28,6 +29,9 @@ class LaboratorySource(Source):
         vres_kinds: weight of each kind of question that refers by words and a region; null for all alike.
         num_prompts: ids that visual prompts carry, 0 to num_prompts - 1.
         prompts: weight of each form of a visual prompt (mask, box, point); null for the laboratory's own.
+
+    Raises:
+        SailUsageError: a setting is out of range, or names an unknown split, task or kind.
     """
 
     def __init__(
@@ -45,19 +49,22 @@ class LaboratorySource(Source):
         num_prompts: int = 4,
         prompts: dict[str, float] | None = None,
     ) -> None:
-        laboratory = Laboratory(
-            seed=seed,
-            split=split,
-            size=size,
-            min_objects=min_objects,
-            max_objects=max_objects,
-            tasks=dict(tasks or TASKS),
-            kinds=kinds,
-            vres_kinds=vres_kinds,
-            questions=questions,
-            num_prompts=num_prompts,
-            prompts=prompts,
-        )
+        try:
+            laboratory = Laboratory(
+                seed=seed,
+                split=split,
+                size=size,
+                min_objects=min_objects,
+                max_objects=max_objects,
+                tasks=dict(tasks or TASKS),
+                kinds=kinds,
+                vres_kinds=vres_kinds,
+                questions=questions,
+                num_prompts=num_prompts,
+                prompts=prompts,
+            )
+        except ValueError as error:
+            raise SailUsageError(f"LaboratorySource: {error}") from None
         self._samples = samples
         self._list = laboratory if samples is None else laboratory.balanced(samples)
 
