@@ -100,12 +100,12 @@ def fingerprint(content: Any) -> str:
 
 
 def finished(run: Run) -> Result | None:
-    """The result of an earlier time, if it was found with just this config."""
+    """The result of an earlier time, if it was found with just this config, whatever its variant was called."""
     stored = _read(run.folder / "result.json")
     if stored.get("fingerprint") != run.whole:
         return None
-    values = {key: stored[key] for key in ("variant", "seed", "metrics", "curves", "answers")}
-    return Result(**values, cost=Cost(**stored["cost"]))
+    values = {key: stored[key] for key in ("metrics", "curves", "answers")}
+    return Result(run.variant, run.seed, **values, cost=Cost(**stored["cost"]))
 
 
 def execute(run: Run, stop: Event) -> Result:
