@@ -1,4 +1,4 @@
-"""What docs/ablations.md says beside its tables: how loud prompts are, how teachers' features vary, what an expert knows.
+"""What docs/ablations.md says beside its tables: loudness of prompts, variance of features, what an expert knows.
 
 Give a checkpoint of the variant `upsampling_injection` of study/reduced, and the folder of an expert:
 
