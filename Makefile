@@ -40,7 +40,7 @@ $(PY):
 $(READY): pyproject.toml constraints.txt | $(PY)
 	@test -x $(BIN)/uv || $(PY) -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
 	@echo "installing the pinned versions (about 5 GB with CUDA; minutes on the first run)"
-	@$(UV) pip install --constraints constraints.txt --build-constraints constraints.txt --editable ".[caption,cuda,dev,expert,parquet,peft]"
+	@$(UV) pip install --constraints constraints.txt --build-constraints constraints.txt --editable ".[caption,cuda,dev,parquet,peft]"
 	@$(PY) -c 'import torch, torchvision' || \
 	  { echo "torch and torchvision do not match; remove .venv and UV_FIND_LINKS from the environment, then make setup" >&2; exit 1; }
 	@touch $@

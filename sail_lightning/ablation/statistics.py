@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 Floats = NDArray[np.float64]
@@ -56,8 +57,8 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Paired | None
     if error <= 1e-12 * max(abs(mean), 1e-300):
         p = 1.0 if mean == 0 else 0.0
         return Paired(mean, mean, mean, p, p)
-    reach = t_quantile((1 + LEVEL) / 2, n - 1) * error
-    p = t_tails(mean / error, n - 1)
+    reach = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Paired(mean, mean - reach, mean + reach, p, p)
 
 
@@ -87,55 +88,3 @@ def holm(ps: Sequence[float]) -> list[float]:
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
     found: list[float] = corrected.tolist()
     return found
-
-
-def t_tails(t: float, freedom: int) -> float:
-    """The chance that Student's t with these degrees of freedom is as far from zero as `t`.
-
-    It is the regularised incomplete beta function at freedom / (freedom + t^2), parameters freedom / 2 and 1 / 2
-    (Abramowitz and Stegun 26.7.1).
-    """
-    square = t * t
-    return _beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
-
-
-def t_quantile(level: float, freedom: int) -> float:
-    """The t below which a share `level`, above one half, of Student's distribution lies; by bisection."""
-    tails = 2 * (1 - level)
-    low, high = 0.0, 1.0
-    while t_tails(high, freedom) > tails:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tails(middle, freedom) > tails else (low, middle)
-    return (low + high) / 2
-
-
-def _beta(x: float, rest: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction (Abramowitz and Stegun 26.5.8).
-
-    `rest` is 1 - x, which could not be told from x where that is close to 1.
-    """
-    if x <= 0 or rest <= 0:
-        return float(x > 0)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
-        return 1 - _beta(rest, x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)) / a
-    tiny = 1e-300
-    c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)
-    value = d
-    for m in range(1, 1000):  # Lentz's method; two steps of the fraction at a time
-        for step in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / (_away(1 + step * d, tiny))
-            c = _away(1 + step / c, tiny)
-            value *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * value
-
-
-def _away(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny

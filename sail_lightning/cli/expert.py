@@ -23,7 +23,7 @@ Where no published expert knows your pictures, train one on your masks. It learn
 measured on data.val (or data.test). DIR is then a Hugging Face folder of Mask2Former; distil it with
 --model.teachers.NAME=Mask2FormerTeacher --model.teachers.NAME.folder=DIR. A mask's class are the last words of its
 phrase in the answer (<p> a red circle </p> [SEG]); masks without one are all of the class "object".
-A run that was stopped goes on where it was when it is run again. Needs scipy: pip install sail-lightning[expert]
+A run that was stopped goes on where it was when it is run again.
 
 examples:
   sail-lightning expert -c data/laboratory_scenes --out experts/shapes --words 2

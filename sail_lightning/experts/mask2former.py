@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
 from sail_lightning.data.sources.base import Source
-from sail_lightning.errors import SailUsageError
 from sail_lightning.experts.instances import InstanceBatch, InstanceDataset, collate
 from sail_lightning.optim import WarmupCosine
 from sail_lightning.plugins.teachers.hugging_face import quiet
@@ -52,11 +51,7 @@ class Recipe:
 
 
 def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
-    """A Mask2Former with random weights (about 3 million at a width of 64) on a ResNet of four stages.
-
-    Raises:
-        SailUsageError: scipy, which the library's loss needs, is not installed.
-    """
+    """A Mask2Former with random weights (about 3 million at a width of 64) on a ResNet of four stages."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 
     stages = [width // 2 * factor for factor in (1, 2, 4, 8)]
@@ -84,10 +79,7 @@ def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
             id2label=dict(enumerate(classes)),
             label2id={name: place for place, name in enumerate(classes)},
         )
-    try:
-        return Mask2FormerForUniversalSegmentation(config)
-    except ImportError as error:
-        raise SailUsageError("Mask2Former's loss needs scipy; install sail-lightning[expert]") from error
+    return Mask2FormerForUniversalSegmentation(config)
 
 
 class Mask2FormerExpert(L.LightningModule):

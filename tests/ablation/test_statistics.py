@@ -9,37 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.ablation.statistics import holm, over_samples, over_seeds, spread, t_quantile, t_tails
-
-
-def density(t: np.ndarray, freedom: int) -> np.ndarray:
-    """Student's density."""
-    front = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-    return front * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
-
-
-@given(t=st.floats(-30, 30))
-def test_tails_of_one_and_two_degrees_of_freedom_have_a_closed_form(t: float) -> None:
-    assert t_tails(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(abs(t)), abs=1e-12)
-    assert t_tails(t, 2) == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t), abs=1e-12)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30])
-@pytest.mark.parametrize("t", [0.0, 0.1, 0.7, 1.9, 4.5])
-def test_tails_are_the_integral_of_the_density(t: float, freedom: int) -> None:
-    grid = np.linspace(0, t, 20_001)
-    inner = float(np.trapezoid(density(grid, freedom), grid))
-    assert t_tails(t, freedom) == pytest.approx(1 - 2 * inner, abs=1e-8)
-
-
-@given(level=st.floats(0.51, 0.9999), freedom=st.integers(1, 60))
-def test_a_quantile_cuts_off_its_share(level: float, freedom: int) -> None:
-    assert t_tails(t_quantile(level, freedom), freedom) == pytest.approx(2 * (1 - level), rel=1e-9)
-
-
-def test_quantiles_are_those_of_printed_tables() -> None:
-    known = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042}
-    assert {freedom: round(t_quantile(0.975, freedom), 3) for freedom in known} == known
+from sail_lightning.ablation.statistics import holm, over_samples, over_seeds, spread
 
 
 def test_spread_divides_by_one_less_than_the_number_of_seeds() -> None:

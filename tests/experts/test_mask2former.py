@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from sail_lightning.experts.mask2former import Mask2FormerExpert, Recipe, save_f
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.teachers import Mask2FormerTeacher
 
-needs_scipy = pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed")
 SCENES = {"tasks": {"caption": 1.0}, "max_objects": 3}
 SHAPES = ["circle", "cross", "square", "triangle"]
 RECIPE = Recipe(steps=4, batch=2, size=64, width=32, queries=5)
@@ -41,7 +39,6 @@ def trained(expert: Mask2FormerExpert, **settings: Any) -> Mask2FormerExpert:
     return expert
 
 
-@needs_scipy
 def test_a_training_step_is_the_librarys_loss_on_normalised_pictures() -> None:
     expert = made()
     batch = collate([expert.dataset(expert.source, 2)[place] for place in range(2)])
@@ -59,7 +56,6 @@ def test_a_training_step_is_the_librarys_loss_on_normalised_pictures() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
 
 
-@needs_scipy
 def test_it_learns_one_picture_by_heart() -> None:
     recipe = Recipe(steps=60, batch=2, size=64, width=32, queries=5, lr=2e-3)
     expert = Mask2FormerExpert(LaboratorySource(**SCENES, samples=2), SHAPES, recipe)
@@ -70,7 +66,6 @@ def test_it_learns_one_picture_by_heart() -> None:
     assert before["map_50"] < 0.1 < 0.25 < after["map_50"] <= 1
 
 
-@needs_scipy
 def test_average_precision_is_one_for_what_is_asked_for_and_less_with_other_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -95,7 +90,6 @@ def test_average_precision_is_one_for_what_is_asked_for_and_less_with_other_clas
         assert found == 1.0 if expected else found < 1.0
 
 
-@needs_scipy
 def test_the_folder_is_a_teacher_that_sees_what_the_expert_saw(tmp_path: Path) -> None:
     expert = trained(made())
     folder = tmp_path / "experts" / "shapes"
@@ -113,7 +107,6 @@ def test_the_folder_is_a_teacher_that_sees_what_the_expert_saw(tmp_path: Path) -
     assert own.std() > 0 and torch.allclose(teacher(batch.pixels), own, atol=1e-5)
 
 
-@needs_scipy
 def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shapes"
     words = ["-c", "data/laboratory_scenes", "--data.train.max_objects=3", *SMALL, f"--out={out}", "--steps=3"]
@@ -155,7 +148,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 WORDS = ["-c", "data/laboratory_scenes", *SMALL, "--steps=4", "--data.val=null", "--data.test=null"]
 
 
-@needs_scipy
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     step: int, tmp_path: Path, interrupted: Callable[..., None]
@@ -173,7 +165,6 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     ).stat().st_mode
 
 
-@needs_scipy
 def test_another_run_does_not_go_on_from_what_was_stopped(tmp_path: Path, interrupted: Callable[..., None]) -> None:
     words = [*WORDS, f"--out={tmp_path / 'expert'}"]
     interrupted(words, 2)
@@ -186,7 +177,6 @@ def test_another_run_does_not_go_on_from_what_was_stopped(tmp_path: Path, interr
         command.run(words)
 
 
-@needs_scipy
 def test_held_out_pictures_without_masks_are_not_judged() -> None:
     expert = made()
     assert expert.evaluate(LaboratorySource(samples=2, tasks={"describe": 1.0}), 2) is None
@@ -214,14 +204,3 @@ def test_too_many_classes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(command, "MOST_CLASSES", 3)
     with pytest.raises(SailUsageError, match="4 classes are too many; give fewer --words"):
         command.run(["-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}"])
-
-
-def test_without_scipy_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
-
-    def lacking(config: Any) -> None:
-        raise ImportError("Mask2FormerLoss requires the scipy library")
-
-    monkeypatch.setattr(transformers, "Mask2FormerForUniversalSegmentation", lacking)
-    with pytest.raises(SailUsageError, match=r"install sail-lightning\[expert\]"):
-        mask2former.make_network(SHAPES, 32, 5)
