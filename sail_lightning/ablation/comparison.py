@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
 from sail_lightning.ablation.study import Figure
 from sail_lightning.scoring import read_answers, score
+from sail_lightning.scoring.benchmarks import perbench_name
 
 ROUNDS = 1000
 """Draws of the bootstrap over samples."""
@@ -48,7 +49,7 @@ def compare(
     by_variant: dict[str, dict[int, Result]] = {}
     for result in results:
         by_variant.setdefault(result.variant, {})[result.seed] = result
-    scores = _Scores(folders, {(figure.evaluation, figure.benchmark) for figure in figures})
+    scores = _Scores(folders, figures)
     table: dict[str, dict[Figure, Cell]] = {}
     for variant, runs in by_variant.items():
         table[variant] = {}
@@ -98,11 +99,14 @@ def _cell(
 
 
 class _Scores:
-    """Bootstrap draws of runs' figures; each file of answers is scored once, for the benchmarks (evaluation, name) that
-    are `wanted`."""
+    """Bootstrap draws of runs' figures; each file of answers is scored once, for the benchmarks that `figures` name."""
 
-    def __init__(self, folders: Mapping[tuple[str, int], Path], wanted: Collection[tuple[str, str]]) -> None:
-        self.folders, self.wanted = folders, wanted
+    def __init__(self, folders: Mapping[tuple[str, int], Path], figures: Sequence[Figure]) -> None:
+        self.folders = folders
+        self.wanted: dict[str, set[str]] = {}
+        for figure in figures:
+            self.wanted.setdefault(figure.evaluation, set()).add(figure.benchmark)
+        self.meteor = any(figure.metric in ("meteor", "perbench_overall") for figure in figures)
         self._kept: dict[Path, tuple[dict[str, frozenset[str]], dict[str, dict[str, Floats]]]] = {}
 
     def difference(self, first: Sequence[Result], second: Sequence[Result], figure: Figure) -> Floats | None:
@@ -124,12 +128,15 @@ class _Scores:
         if not path.is_file():
             return frozenset(), None
         if path not in self._kept:
-            evaluation = figure.evaluation
-            answers = [answer for answer in read_answers(path) if (evaluation, answer.benchmark) in self.wanted]
-            asked: dict[str, set[str]] = {}
-            for answer in answers:
-                asked.setdefault(answer.benchmark, set()).add(answer.truth)
-            reports = score(answers, bootstrap=ROUNDS)
+            wanted = self.wanted[figure.evaluation]
+            answers = []
+            asked: dict[str, set[str]] = {name: set() for name in wanted}
+            for answer in read_answers(path):
+                about = wanted & {answer.benchmark, perbench_name(answer.benchmark)}
+                answers += [answer] if about else []
+                for name in about:
+                    asked[name].add(answer.truth)
+            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor)
             questions = {name: frozenset(truths) for name, truths in asked.items()}
             self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
         questions, draws = self._kept[path]

@@ -23,7 +23,7 @@ Sentences = list[list[str]]
 
 
 def captions(answers: Sequence[Answer], options: Options, kind: Kind) -> list[Part]:
-    """`meteor` (where Java and pycocoevalcap are), `meteor_lite`, `cider`, `token_f1`.
+    """`meteor` (where it is wanted, and Java and pycocoevalcap are), `meteor_lite`, `cider`, `token_f1`.
 
     Each answer's score holds the same four. The weights of CIDEr are counted in all references, and stay as they are
     when answers are drawn again.
@@ -45,7 +45,7 @@ def captions(answers: Sequence[Answer], options: Options, kind: Kind) -> list[Pa
     samples = [dict(zip(scores, line, strict=True)) for line in zip(*scores.values(), strict=True)]
     rows = [{"count": 1} | {name: to_units(score) for name, score in sample.items()} for sample in samples]
     parts: list[Part] = [SumsPart.of([*scores, "count"], rows, _means, samples)]
-    return [MeteorPart.of(predictions, references), *parts] if meteor_program() else parts
+    return [MeteorPart.of(predictions, references), *parts] if options.meteor and meteor_program() else parts
 
 
 def _told(text: str, options: Options, kind: Kind) -> str:

@@ -31,6 +31,7 @@ class Options:
     no_target_from: NoTargetFrom = "mask"
     combine: Combine = "union"
     similarity: Similarity = token_f1
+    meteor: bool = True
 
     @property
     def official(self) -> bool:

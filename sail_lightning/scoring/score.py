@@ -55,6 +55,7 @@ def score(
     similarity: Similarity = token_f1,
     bootstrap: int = 1000,
     seed: int = 0,
+    meteor: bool = True,
 ) -> dict[str, Report]:
     """Judges answers, benchmark by benchmark.
 
@@ -71,6 +72,7 @@ def score(
         similarity: of phrases of grounded captions, to [0, 1]; each pair is asked for once.
         bootstrap: number of draws for the intervals; 0 for none.
         seed: of the draws.
+        meteor: whether captions are also put to METEOR's own program, where it is installed; it takes seconds.
 
     Returns:
         reports by benchmark, in the order in which they first come. Where the three tasks of PerBench are there, one
@@ -81,7 +83,7 @@ def score(
         SailUsageError: an option that does not exist, or does not go with the protocol.
         SailError: an answer that cannot be judged; the message names it.
     """
-    options = _options(protocol, no_target_from, combine, similarity)
+    options = _options(protocol, no_target_from, combine, similarity, meteor)
     if bootstrap < 0:
         raise SailUsageError(f"bootstrap must be 0 or more draws, not {bootstrap}")
     settings = {
@@ -100,7 +102,11 @@ def score(
 
 
 def _options(
-    protocol: ProtocolName, no_target_from: NoTargetFrom, combine: Combine | None, similarity: Similarity
+    protocol: ProtocolName,
+    no_target_from: NoTargetFrom,
+    combine: Combine | None,
+    similarity: Similarity,
+    meteor: bool,
 ) -> Options:
     for name, value, known in (
         ("protocol", protocol, get_args(ProtocolName)),
@@ -114,7 +120,7 @@ def _options(
         setting = "no_target_from=text" if no_target_from == "text" else "combine=union"
         raise SailUsageError(f"the official protocol does not go with {setting}; leave it out, or use the standard one")
     united = combine or ("first" if protocol == "official" else "union")
-    return Options(protocol, no_target_from, united, lru_cache(maxsize=None)(similarity))
+    return Options(protocol, no_target_from, united, lru_cache(maxsize=None)(similarity), meteor)
 
 
 def _report(name: str, group: Sequence[Answer], options: Options, settings: Mapping[str, Any]) -> Report:

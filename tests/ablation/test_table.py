@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import result_files
-from result_files import folders, study, write
+from result_files import answer, folders, study, write
 
 from sail_lightning.ablation.comparison import Cell, compare
 from sail_lightning.ablation.cost import Cost
 from sail_lightning.ablation.curves import draw_curves, together
 from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Paired, Spread, holm
+from sail_lightning.ablation.study import Figure
 from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
+from sail_lightning.scoring import captions
 
 PLAIN = ([2, 4, 6, 8], [3, 5, 5, 7])  # means 0.5 and 0.5
 BETTER = ([4, 6, 8, 9], [4, 7, 6, 8])  # means 0.675 and 0.625
@@ -123,6 +125,29 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Resu
     assert cell.spread.mean == pytest.approx(0.65), "all of its own seeds"
     assert cell.difference == pytest.approx(0.675 - 0.5), "seed 0 alone"
     assert cell.over_seeds is None and cell.over_samples is not None
+
+
+def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captions, "meteor_program", lambda: pytest.fail("no figure is METEOR's: it need not start"))
+    figure = Figure("test", "perbench", "perbench_overall_lite")
+    results = []
+    for variant, letters in (("plain", "BBBA"), ("better", "AABA")):  # one and three of four are right
+        result = write(tmp_path, variant, 0, [5])
+        told = [{"id": "c", "benchmark": "perbench/caption", "text": "a red car", "reference": ["a red car"]}]
+        told += [
+            {"id": f"m{n}", "benchmark": "perbench/mcq", "text": letter, "answer": "A", "choices": ["x", "y"]}
+            for n, letter in enumerate(letters)
+        ]
+        told += [answer(0, 5) | {"benchmark": "perbench/vres"}]
+        (folders(tmp_path, [result])[variant, 0] / result.answers["test"]).write_text("\n".join(map(json.dumps, told)))
+        overall = 100 * (1 + letters.count("A") / 4 + 0.5) / 3
+        results.append(replace(result, metrics={"test": {"perbench": {"perbench_overall_lite": overall}}}))
+    cell = compare(results, [figure], "plain", folders(tmp_path, results))["better"][figure]
+    assert cell.over_samples is not None
+    assert cell.over_samples.difference == pytest.approx(100 / 3 / 2), "two answers of four are one third of the score"
+    assert (cell.over_samples.low, cell.over_samples.high) == pytest.approx((0.0, 100 / 3)), "none of the two, and all"
 
 
 def test_markdown_holds_the_numbers(tmp_path: Path, results: list[Result]) -> None:
