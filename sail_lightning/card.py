@@ -127,7 +127,7 @@ def _data(data: Data | None, model: PixelSAIL) -> str:
         raise SailUsageError(f"data is a list of names, or names with their licences, not the text {data!r}")
     licences = data if isinstance(data, Mapping) else dict.fromkeys(data or (), "")
     lines = [f"- {name}: {licence or f'licence {UNSTATED}'}" for name, licence in licences.items()]
-    teachers = [f"{name} (`{type(teacher).__name__}`)" for name, teacher in model._teachers.items()]
+    teachers = [f"{name} (`{type(teacher).__name__}`)" for name, teacher in model.distill.teachers.items()]
     if teachers:
         lines.append(
             f"- Distilled from {', '.join(teachers)}: seen in training only, and not in this folder; their licences "

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -25,16 +25,15 @@ from sail_lightning import checkpoint as checkpoints
 from sail_lightning.adapters import LoRA
 from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.card import Data, Figures
-from sail_lightning.conversion.strict import fill, some
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
 from sail_lightning.data.transform import EncodedSample, Encoder
-from sail_lightning.errors import PictureError, SailError, SailUsageError
+from sail_lightning.distillation import Distillation
+from sail_lightning.errors import SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.metrics.tasks import TaskMetrics
-from sail_lightning.model import FeatureGroup, put_together
 from sail_lightning.network import Network
 from sail_lightning.optim import WarmupCosine, parameter_groups
 from sail_lightning.prediction import Prediction
@@ -121,17 +120,13 @@ class PixelSAIL(L.LightningModule):
         self.loss_normalization = loss_normalization
         self.optimizer, self.schedule = optimizer, schedule
         self.weights, self.adapter = weights, adapter
-        # A plain dict: teachers are in no checkpoint and no wrapper. Only their projections are trained and saved.
-        self._teachers = {name: teacher for name, teacher in (teachers or {}).items() if teacher is not None}
-        if taken := sorted(self._teachers.keys() & OWN_LOSSES):
+        self.distill = Distillation(teachers or {})
+        if taken := sorted(self.distill.teachers.keys() & OWN_LOSSES):
             raise SailUsageError(
                 f"no teacher may be called {taken[0]}, as a loss of the model's own is; choose another name"
             )
-        self.distill = nn.ModuleDict()
-        self._projections: dict[str, Tensor] = {}  # of a checkpoint, until the teachers are made
         self.metrics = TaskMetrics()
-        self._built = self._taught = False
-        self.register_load_state_dict_pre_hook(_set_projections_aside)
+        self._built = False
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -167,22 +162,12 @@ class PixelSAIL(L.LightningModule):
             SailUsageError: a teacher has a setting that cannot be.
         """
         self._build()
-        if self._taught:
+        if self.distill.made:
             return
-        dims = self.model.dims
-        for name, teacher in self._teachers.items():
-            teacher.build(dims)
-            channels = dims.hidden_size if teacher.tap == "vision" else self.model.mask_channels
-            projection = nn.Linear(channels, teacher.channels)
-            prefix = f"distill.{name}."
-            found = {key.removeprefix(prefix): t for key, t in self._projections.items() if key.startswith(prefix)}
-            if found:
-                fill(projection.state_dict(), found, f"the projection to teacher {name} in the checkpoint does not fit")
-            self.distill[name] = projection
-            if not self._fits():  # a trainer moves the model later, and teachers where training starts
-                projection.to(self.device)
-                teacher.to(self.device)
-        self._projections, self._taught = {}, True
+        self.distill.make(self.model.dims, self.model.mask_channels)
+        if not self._fits():  # a trainer moves the model later, and teachers where training starts
+            self.distill.to(self.device)
+            self.distill.place(self.device)
 
     def _fits(self) -> bool:
         """Whether a trainer has begun to `fit`."""
@@ -209,8 +194,7 @@ class PixelSAIL(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        for teacher in self._teachers.values():
-            teacher.to(self.device).eval().requires_grad_(False)
+        self.distill.place(self.device)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -223,11 +207,11 @@ class PixelSAIL(L.LightningModule):
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
         # A teacher that rests has no loss to show, and one that does not shows that of `every: 1`.
-        often = {name: teacher.every for name, teacher in self._teachers.items()}
+        teachers = self.distill.teachers
         shown = {
-            f"train/{name}": value.detach() / often.get(name, 1)
+            f"train/{name}": value.detach() / (teachers[name].every if name in teachers else 1)
             for name, value in parts.items()
-            if not self._rests(name)
+            if name not in teachers or not self.distill.rests(name, self.global_step)
         }
         self.log_dict({"train/loss": loss.detach(), **shown}, batch_size=len(batch.samples))
         return loss
@@ -239,51 +223,17 @@ class PixelSAIL(L.LightningModule):
             SailError: a teacher cannot say anything about a picture; names the record.
             SailUsageError: the teachers are not made yet.
         """
-        if self._teachers.keys() - self.distill.keys():
+        if not self.distill.made:
             raise SailUsageError("the teachers are not made yet; call configure_teachers() before making an optimiser")
-        taps = {teacher.tap for name, teacher in self._teachers.items() if not self._rests(name)}
-        output = self.model(batch, taps, self.language_loss)
+        step = self.global_step
+        output = self.model(batch, self.distill.taps(step), self.language_loss)
         masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
         sums = {"language": self.language_weight * output.language, "mask": masks.bce, "dice": masks.dice}
         counts = {"language": "tokens", "mask": "masks", "dice": "masks"}
-        for name, teacher in self._teachers.items():
-            groups = output.vision if teacher.tap == "vision" else output.mask
-            sums[name] = teacher.weight * teacher.every * self._distil(name, teacher, groups, batch)
-            counts[name] = "images"
-        return sums, counts
+        taught = self.distill(output, batch, step, self.distillation_loss)
+        return sums | taught, counts | dict.fromkeys(taught, "images")
 
-    def _rests(self, name: str) -> bool:
-        """Whether a teacher is left out of this optimiser step, and of all its batches."""
-        return name in self._teachers and self.global_step % self._teachers[name].every != 0
-
-    def _distil(self, name: str, teacher: Teacher, groups: Sequence[FeatureGroup], batch: PackedBatch) -> Tensor:
-        """Sum over pictures; teachers see the picture as the student does, put together again from its patches."""
-        projection = self.distill[name]
-        total = sum(
-            (parameter.sum() * 0.0 for parameter in projection.parameters()), batch.patches.new_zeros(()).float()
-        )
-        if self._rests(name):
-            return total
-        taught = _taught(teacher, batch)
-        pixels = batch.patches.split([rows * columns for rows, columns in batch.grids]) if batch.grids else ()
-        for group in groups:
-            places = [place for place, image in enumerate(group.images) if image in taught]
-            if not places:
-                continue
-            cells = torch.stack([pixels[group.images[place]] for place in places])
-            pictures = put_together(cells, batch.grids[group.images[0]])
-            maps = group.maps if len(places) == len(group.images) else group.maps[places]
-            with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-                try:
-                    target = teacher(pictures)
-                except PictureError as error:
-                    told = _names(batch, [group.images[places[place]] for place in error.places])
-                    raise SailError(f"{told}: {error}" if told else str(error)) from None
-            student = projection(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            total = total + self.distillation_loss(student, target).sum()
-        return total
-
-    def _totals(self, batch: PackedBatch) -> dict[str, float]:
+    def _totals(self, batch: PackedBatch) -> dict[str, float | Tensor]:
         """What sums are divided by; at least 1, so that an empty window gives zero."""
         counts = batch.counts
         if self.loss_normalization == "window":
@@ -520,39 +470,9 @@ class PixelSAIL(L.LightningModule):
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Of a model that was loaded, and whose teachers are not made: `fit` will want them.
-        checkpoint["state_dict"].update(self._projections)
+        checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.waiting.items()}
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
-
-
-def _set_projections_aside(module: PixelSAIL, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before any strategy loads weights: projections to teachers that are not made yet, or are switched off, have no
-    place, and wait for `configure_teachers`. All else is loaded strictly."""
-    start = f"{prefix}distill."
-    own = tuple(f"{start}{name}." for name in module.distill)
-    left = [key for key in state if key.startswith(start) and not key.startswith(own)]
-    waiting = {key.removeprefix(prefix): state.pop(key) for key in left}
-    module._projections = {} if module._taught else waiting
-
-
-def _taught(teacher: Teacher, batch: PackedBatch) -> set[int]:
-    """Which pictures of a batch a teacher has something to say about."""
-    if teacher.tasks is None:
-        return set(range(len(batch.grids)))
-    owners = enumerate(_owners(batch))
-    return {number for number, owner in owners if any(turn.task in teacher.tasks for turn in owner.turns)}
-
-
-def _owners(batch: PackedBatch) -> list[Sample]:
-    """The record that each picture of a batch belongs to."""
-    return [sample for sample in batch.samples for _ in sample.images]
-
-
-def _names(batch: PackedBatch, pictures: Iterable[int]) -> str:
-    """The records of some pictures of a batch, by source and id, in a message; empty if they have no names."""
-    owners = _owners(batch)
-    named = [" ".join(part for part in (owners[n].source, owners[n].id) if part) for n in pictures]
-    return some([name for name in dict.fromkeys(named) if name])
 
 
 def as_sample(question: Question) -> Sample:

@@ -31,6 +31,7 @@ from sail_lightning.conversion.official import official_names
 from sail_lightning.data.collate import pack
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.decode_step import DecodeStep
+from sail_lightning.distillation import Distillation
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.losses import MaskLoss, uncertain_points
@@ -499,14 +500,16 @@ def distillation(family: str, together: bool) -> Iterator[Row]:
     batch = next(batch for batch in recorded(family) if batch.name == "case3_batch2_corrected")
     side = model.model.dims.patch_size
     sizes = [tuple(side * count for count in item.sequence.grids[0]) for item in batch.samples]
-    teachers, linears = {}, nn.ModuleDict()
+    teachers, linears = {}, {}
     for name, tap in (("mask2former", "mask"), ("sam2", "vision")):
         maps = [facts[f"teacher.{name}.{picture}"] for picture in "ab"]
         teachers[name] = RecordedTeacher(tap, dict(zip(sizes, maps, strict=True)))
         weight = facts[f"{name}_distill_linear.weight"]
         linears[name] = nn.Linear(*weight.shape[::-1])
         linears[name].load_state_dict({"weight": weight, "bias": facts[f"{name}_distill_linear.bias"]})
-    with patch.object(model, "_teachers", teachers), patch.object(model, "distill", linears), torch.no_grad():
+    distill = Distillation(teachers)
+    distill.update(linears)
+    with patch.object(model, "distill", distill), torch.no_grad():
         first, second = (model.losses(pack([item]))[0] for item in batch.samples)
         both = {key: first[key] + second[key] for key in first}
         if together:

@@ -175,6 +175,12 @@ def test_a_teacher_may_not_take_the_name_of_another_loss(name: str) -> None:
     tiny(teachers={name: None})
 
 
+@pytest.mark.parametrize("name", ["", "sam.2", "values", "teachers"])
+def test_a_teachers_name_must_be_one_that_a_module_can_have(name: str) -> None:
+    with pytest.raises(SailUsageError, match=f"no teacher may be called '{name}'; choose another name"):
+        tiny(teachers={name: Expert()})
+
+
 # -- teachers are made where training begins --------------------------------------------------------------------------
 
 
@@ -294,7 +300,7 @@ def test_teachers_are_made_where_the_model_is() -> None:
     model.configure_model()
     model.to("meta")
     model.configure_teachers()
-    made = [*model.distill.parameters(), *model._teachers["expert"].parameters()]
+    made = [*model.distill.parameters(), *model.distill.teachers["expert"].parameters()]
     assert {parameter.device.type for parameter in made} == {"meta"}
 
 
