@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from sail_lightning.data.sample import BoolMask, Box, Mask, Prompt, Scribble
 from sail_lightning.vision import load_mask
@@ -33,15 +34,7 @@ def tint(pixels: NDArray[np.uint8], mask: BoolMask, colour: Colour, alpha: float
     """
     tone = np.asarray(colour, np.float32)
     pixels[mask] = (pixels[mask] * (1 - alpha) + tone * alpha).round().astype(np.uint8)
-    pixels[mask & ~inner(mask, 2)] = colour
-
-
-def inner(mask: BoolMask, width: int) -> BoolMask:
-    """A mask (H, W) without its outermost `width` pixels; what lies outside the picture is off."""
-    for _ in range(width):
-        padded = np.pad(mask, 1)
-        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask
+    pixels[mask & ~ndimage.binary_erosion(mask, iterations=2)] = colour
 
 
 def label(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: tuple[int, int]) -> None:
@@ -70,7 +63,7 @@ def draw_prompt(draw: ImageDraw.ImageDraw, prompt: Prompt, place: int, scale: fl
         at = (left + 3, top + 1)
     elif isinstance(prompt, Mask):
         mask = enlarged(load_mask(prompt.mask), size)
-        ys, xs = np.nonzero(mask & ~inner(mask, 3))
+        ys, xs = np.nonzero(mask & ~ndimage.binary_erosion(mask, iterations=3))
         # Dashes, so that it does not pass for the contour of an answer.
         draw.point([(int(x), int(y)) for y, x in zip(ys, xs, strict=True) if (x + y) // 3 % 2], LIGHT)
         at = (float(xs.mean()) - 4, float(ys.min()) - LINE) if len(xs) else (0.0, 0.0)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from sail_lightning.data import wording
 from sail_lightning.data.choosing import Choice
@@ -31,7 +32,6 @@ STROKES = (3, 5)
 ABSENT = "absent"
 """Key of `Sample.meta`: ids that the text asks about although no prompt carries them, to be denied."""
 
-_FAR = 1 << 20  # more than any squared distance within reach
 _REGION = re.compile(r"<[Rr]egi?on([0-9]+)>|\b[Rr]egi?on([0-9]+)\b")
 
 
@@ -195,52 +195,18 @@ class Shaped:
 
     def __call__(self) -> BoolMask:
         mask = load_mask(self.mask)
-        if self.shape == "mask" or not is_one_piece(mask):
+        if self.shape == "mask" or ndimage.label(mask)[1] != 1:  # pieces hang together by their sides
             return mask
         return _DRAWN[self.shape](mask, np.random.default_rng(self.seed))
 
 
-def is_one_piece(mask: BoolMask) -> bool:
-    """Whether the pixels of a mask (H, W) that are on hang together by their sides; False if there are none.
+def depths(mask: BoolMask) -> NDArray[np.float64]:
+    """The distance (H, W) of each pixel, in pixels, to the nearest that is off; infinite where none is.
 
-    Pixels in a row that follow each other are joined first, and these runs then with the runs below that they touch.
+    Beyond the picture's border nothing is off.
     """
-    width = mask.shape[1] + 1  # a column that is off, so that no run goes on in the next row
-    flat = np.pad(mask, ((0, 0), (0, 1))).ravel()
-    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
-    first = np.searchsorted(ends, starts + width, side="right")
-    last = np.searchsorted(starts, ends + width, side="left")
-    owner = list(range(len(starts)))
-
-    def root(run: int) -> int:
-        while owner[run] != run:
-            owner[run] = run = owner[owner[run]]
-        return run
-
-    pieces = len(owner)
-    for run, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-        for below in range(low, high):
-            one, other = root(run), root(below)
-            if one != other:
-                owner[one] = other
-                pieces -= 1
-    return pieces == 1
-
-
-def squared_depths(mask: BoolMask) -> NDArray[np.int32]:
-    """The squared Euclidean distance (H, W) of each pixel to the nearest that is off, exact up to `DEPTH` squared.
-
-    What is deeper gets some larger number. Beyond the picture's border nothing is off.
-    """
-    squares = np.where(mask, np.int32(_FAR), np.int32(0))
-    for _ in range(2):  # down the columns, then along the rows
-        nearest = squares.copy()
-        for step in range(1, min(DEPTH, len(squares) - 1) + 1):
-            np.minimum(nearest[step:], squares[:-step] + step * step, out=nearest[step:])
-            np.minimum(nearest[:-step], squares[step:] + step * step, out=nearest[:-step])
-        squares = np.ascontiguousarray(nearest.T)
-    return squares
+    found: NDArray[np.float64] = np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask)
+    return found
 
 
 def _box(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
@@ -252,7 +218,7 @@ def _box(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
 def _point(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
     part = _extent(mask, 1)
     drawn = np.zeros_like(mask)
-    drawn[part][_inside(squared_depths(mask[part]), rng)] = True
+    drawn[part][_inside(depths(mask[part]), rng)] = True
     return drawn
 
 
@@ -260,12 +226,12 @@ def _scribble(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
     part = _extent(mask, 1)
     height, width = mask[part].shape
     upright = mask[part] if height >= width else mask[part].T
-    depths = squared_depths(upright)
-    bands = np.linspace(0, len(depths), int(rng.integers(STROKES[0], STROKES[1] + 1)) + 1).astype(int)
+    deep = depths(upright)
+    bands = np.linspace(0, len(deep), int(rng.integers(STROKES[0], STROKES[1] + 1)) + 1).astype(int)
     points = []
     for start, end in pairwise(bands.tolist()):
-        if depths[start:end].any():
-            row, column = _inside(depths[start:end], rng)
+        if deep[start:end].any():
+            row, column = _inside(deep[start:end], rng)
             points.append((column, row + start))
     canvas = Image.new("1", upright.shape[::-1])
     draw = ImageDraw.Draw(canvas)
@@ -293,11 +259,11 @@ def _extent(mask: BoolMask, margin: int = 0) -> tuple[slice, slice]:
     )
 
 
-def _inside(depths: NDArray[np.int32], rng: np.random.Generator) -> tuple[int, int]:
+def _inside(deep: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, int]:
     """The (row, column) of any pixel that is deep inside, or else of the deepest."""
-    deep = np.flatnonzero(depths > DEPTH * DEPTH)
-    place = int(deep[rng.integers(len(deep))]) if len(deep) else int(depths.argmax())
-    return divmod(place, depths.shape[1])
+    places = np.flatnonzero(deep > DEPTH)
+    place = int(places[rng.integers(len(places))]) if len(places) else int(deep.argmax())
+    return divmod(place, deep.shape[1])
 
 
 def _chances(shapes: Mapping[str, float] | None) -> tuple[tuple[Shape, float], ...]:

@@ -21,9 +21,8 @@ from sail_lightning.data.prompting import (
     Prompting,
     Region,
     Shaped,
+    depths,
     described,
-    is_one_piece,
-    squared_depths,
     with_names,
 )
 from sail_lightning.data.sample import BoolMask, Mask, Sample, Turn
@@ -251,16 +250,23 @@ def test_an_object_of_several_pieces_keeps_its_mask() -> None:
 
 @settings(max_examples=300)
 @given(small_masks)
-def test_pieces_are_counted_by_sides(mask: BoolMask) -> None:
-    assert is_one_piece(mask) == (pieces_by_filling(mask, diagonally=False) == 1)
+def test_only_what_hangs_together_by_sides_is_drawn_otherwise(mask: BoolMask) -> None:
+    drawn = Shaped(mask, "box", 0)()
+    if pieces_by_filling(mask, diagonally=False) != 1:
+        assert np.array_equal(drawn, mask)
+        return
+    rows, columns = np.nonzero(mask)
+    box = np.zeros_like(mask)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    assert np.array_equal(drawn, box)
 
 
 @given(st.one_of(small_masks, pieces()))
 def test_depths_are_euclidean_up_to_a_patch(mask: BoolMask) -> None:
-    ours, exact = squared_depths(mask), exact_squares(mask)
+    ours, exact = depths(mask), exact_squares(mask)
     near = exact <= DEPTH**2
-    assert np.array_equal(ours[near], exact[near])
-    assert (ours[~near] > DEPTH**2).all()
+    assert ours[near] == pytest.approx(np.sqrt(exact[near]))
+    assert (ours[~near] > DEPTH).all()
 
 
 def exact_squares(mask: BoolMask) -> np.ndarray:

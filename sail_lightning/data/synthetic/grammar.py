@@ -12,6 +12,7 @@ from itertools import product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from scipy import ndimage
 
 from sail_lightning.data.sample import BoolMask, Box, Mask, Point, Prompt, Task
 from sail_lightning.data.synthetic.scenes import ALL_PAIRS, COLOURS, SHAPES, SIZES, TEXTURES, Pair, Scene
@@ -451,13 +452,7 @@ def _weight(subset: Iterable[bool]) -> float:
 def _core(mask: BoolMask, depth: int) -> BoolMask:
     """The pixels at least `depth` steps inside a mask, or as deep as it goes."""
     for _ in range(depth):
-        inner = mask.copy()
-        inner[1:] &= mask[:-1]
-        inner[:-1] &= mask[1:]
-        inner[:, 1:] &= mask[:, :-1]
-        inner[:, :-1] &= mask[:, 1:]
-        inner[[0, -1]] = False
-        inner[:, [0, -1]] = False
+        inner = ndimage.binary_erosion(mask)
         if not inner.any():
             break
         mask = inner
