@@ -12,8 +12,10 @@ from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError, SailUsageError
 
-CYCLE = 1000
-"""Samples in which the shares of a weighted mixture are exact, to a sample."""
+CYCLE = 997
+"""Samples in which the shares of a weighted mixture are exact, to a sample, each source having one at least. A prime:
+readers that take every n-th sample then see all of the cycle."""
+SPREAD = 32
 
 
 class Mixture(Source):
@@ -25,7 +27,7 @@ class Mixture(Source):
     Args:
         sources: by name; null drops one that an earlier config named.
         repeats: how often a pass holds each record, by source; 1 where none is given. With `weights` it is not allowed.
-        weights: shares by source, of any sum; a source without one is left out.
+        weights: shares by source, of any sum, at least one sample in 997; a source without one is left out.
         limits: how many records are used, by source: the same random ones in every run.
         exclude: held-out sets whose pictures are left out of all sources, by name.
         seed: of the choice of limited records, and of the order of a weighted mixture.
@@ -52,13 +54,16 @@ class Mixture(Source):
                 if name not in sources:
                     raise SailUsageError(f"{argument} names {name}, but the sources are {', '.join(sources)}")
                 if value <= 0 or (argument != "weights" and value != int(value)):
-                    raise SailUsageError(f"{argument} of {name} must be 1 or more, not {value}")
+                    least = "more than 0" if argument == "weights" else "1 or more"
+                    raise SailUsageError(f"{argument} of {name} must be {least}, not {value}")
         if self.weights and self.repeats:
             raise SailUsageError("a mixture has repeats or weights, not both: weights are shares, however many records")
         if weights is not None:
             self.sources = {name: source for name, source in self.sources.items() if name in self.weights}
             if not self.sources:
                 raise SailUsageError("the weights leave no source")
+            if len(self.sources) > CYCLE:
+                raise SailUsageError(f"a mixture can weigh {CYCLE} sources, not {len(self.sources)}")
 
     @property
     def parts(self) -> Mapping[str, Source]:
@@ -173,15 +178,22 @@ class Mixture(Source):
 
     @cached_property
     def _cycle(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each slot of a cycle: its source, and how many slots of that source come before it in the cycle."""
+        """Of each slot of a cycle: its source, and how many slots of that source come before it in the cycle.
+
+        A source with n slots has one in each n-th of the cycle, at a random place, moved back by up to `SPREAD` slots.
+        Were they evenly spaced, readers that take every other sample might each see one source only.
+        """
         weights = np.array([self.weights[name] for name in self.sources])
         share = weights / weights.sum() * CYCLE
         counts = np.maximum(np.floor(share).astype(int), 1)
         while (left := CYCLE - counts.sum()) != 0:  # largest remainders first
-            gap = share - counts
+            gap = np.where((counts > 1) | (left > 0), share - counts, np.inf)
             counts[np.argmax(gap) if left > 0 else np.argmin(gap)] += 1 if left > 0 else -1
-        places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-        owners = np.repeat(np.arange(len(counts)), counts)
-        ranks = np.concatenate([np.arange(count) for count in counts])
-        order = np.lexsort((owners, places))  # evenly spread, ties in the order of the sources
-        return owners[order], ranks[order]
+        rng = np.random.default_rng([self.seed, 2])
+        places = np.concatenate([(np.arange(count) + rng.random(count)) / count for count in counts])
+        places += rng.random(CYCLE) * SPREAD / CYCLE
+        owners = np.repeat(np.arange(len(counts)), counts)[np.argsort(places)]
+        ranks = np.empty(CYCLE, np.int64)
+        for part, count in enumerate(counts):
+            ranks[owners == part] = np.arange(count)
+        return owners, ranks
