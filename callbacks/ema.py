@@ -10,13 +10,16 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from sail_lightning.errors import SailUsageError
+
 
 class EMA(WeightAveraging):
     """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
 
     Validation runs on the average; a checkpoint's `state_dict` is the average, so that `load_from_checkpoint` gives
     it, and the weights in training lie beside it (`current_model_state`) for resume. After training the model holds
-    the average. Buffers are copied. Teachers are not averaged, nor copied. Sharded models (FSDP) are not supported.
+    the average. Buffers are copied. Teachers are not averaged, nor copied. Sharded models (FSDP) are not supported, and
+    weights in half precision (`bf16-true`) are refused: what one step adds to an average is less than they can hold.
 
     Args:
         decay: of the average, 0 to 1; about 1 / (1 - decay) steps are averaged.
@@ -38,13 +41,30 @@ class EMA(WeightAveraging):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if str(trainer.precision) in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+            raise SailUsageError(
+                f"EMA cannot average weights in half precision (trainer.precision {trainer.precision}); "
+                f"use {'bf16-mixed' if 'bf16' in str(trainer.precision) else '16-mixed'}"
+            )
         pl_module.configure_model()
+        self._device = trainer.strategy.root_device  # the model itself is moved there later
         # The averaged copy is a copy of the whole module, and teachers may be large: they stay out of it.
-        teachers = pl_module.__dict__.pop("_teachers", None)
+        distill = getattr(pl_module, "distill", None)
+        teachers = getattr(distill, "teachers", None)
+        if teachers is not None:
+            distill.teachers = {}
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model")
                 super().setup(trainer, pl_module, stage)
         finally:
             if teachers is not None:
-                pl_module._teachers = teachers
+                distill.teachers = teachers
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing yet: checkpoints are saved after this, and hold the weights in training too."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+            self._average_model = None

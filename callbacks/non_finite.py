@@ -16,8 +16,9 @@ class NonFiniteGuard(L.Callback):
     """Stops training when a loss is NaN or infinite; the error names the step and the samples of that batch.
 
     On the CPU each loss is looked at as it comes. On other devices that would make the host wait for every step, so
-    they are marked there and read together every `every` batches, before validation and at the end: the run stops up
-    to that many batches late, the step and the samples named are still those of the first bad loss.
+    they are marked there and read together every `every` batches, before validation, before a checkpoint is saved and
+    at the end: the run stops up to that many batches late, the step and the samples named are still those of the first
+    bad loss.
 
     Args:
         every: batches between two looks, on other devices than the CPU.
@@ -47,6 +48,9 @@ class NonFiniteGuard(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look()  # before the file is written: it would take the place of a good one
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look()

@@ -32,12 +32,20 @@ class Throughput(L.Callback):
         self.every = every
         self._tokens = self._samples = 0
         self._fills: list[float] = []
-        self._start = self._paused = 0.0
+        self._start = 0.0
+        self._paused: float | None = None
         self._last = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last = trainer.global_step
+        self._last, self._paused = trainer.global_step, None
         self._restart()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        if self._paused is not None:
+            self._start += time.perf_counter() - self._paused
+            self._paused = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -71,9 +79,6 @@ class Throughput(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused = time.perf_counter()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start += time.perf_counter() - self._paused
 
     def _restart(self) -> None:
         self._tokens = self._samples = 0

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from sail_lightning.errors import SailUsageError
+
 SHARED = "SAIL_RUN_FOLDER"
 """Tells the processes that this one starts (one per device) which folder is theirs too."""
 
@@ -59,7 +61,7 @@ class RunCheckpoint(ModelCheckpoint):
         mode: whether more or less of it is better.
         filename: of the best checkpoint.
         save_top_k: how many of the best are kept; -1 keeps all.
-        every_n_train_steps: also save every so many steps; null is at validation only.
+        every_n_train_steps: also save the last one every so many steps; null is at validation only.
         save_weights_only: leave out what resuming needs.
     """
 
@@ -72,17 +74,33 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_train_steps: int | None = None,
         save_weights_only: bool = False,
     ) -> None:
-        super().__init__(
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise SailUsageError(f"checkpoint.every_n_train_steps must be 1 or more, not {every_n_train_steps}")
+        self.every, self._seen = every_n_train_steps, 0
+        super().__init__(  # not given the steps: it would then save after them alone, and not after a validation
             monitor=monitor,
             mode=mode,
             filename=filename,
             save_top_k=save_top_k,
-            every_n_train_steps=every_n_train_steps,
             save_weights_only=save_weights_only,
             save_last=True,
             auto_insert_metric_name=True,
             enable_version_counter=False,
         )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == self._seen:  # within an accumulation window
+            return
+        self._seen = trainer.global_step
+        if self.every and self._seen % self.every == 0 and not getattr(trainer, "fast_dev_run", False):
+            self._save_newest(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:

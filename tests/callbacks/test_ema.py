@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from sail_lightning.callbacks import EMA
+from sail_lightning.cli.run_folder import RunCheckpoint
+from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.module import PixelSAIL
 
@@ -118,3 +120,25 @@ def test_teachers_are_not_copied_and_still_teach(trainer: MakeTrainer) -> None:
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay must be"):
         EMA(decay)
+
+
+def test_the_last_checkpoint_of_a_run_holds_the_weights_in_training(trainer: MakeTrainer, tmp_path: Path) -> None:
+    follow, saver, average_of = Follow(), RunCheckpoint(), EMA(0.5)
+    saver.dirpath = str(tmp_path)
+    model = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    trainer(follow, average_of, saver).fit(model, datamodule=tiny_data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    wanted = average(follow.steps, 0.5)
+    equal(saved["current_model_state"], follow.steps[-1])
+    equal(saved["state_dict"], wanted)
+    equal(dict(model.named_parameters()), wanted)
+    other = tiny_model()
+    before = {name: value.clone() for name, value in other.named_parameters()}
+    trainer(average_of, limit_val_batches=1).validate(other, datamodule=tiny_data(), verbose=False)
+    equal(dict(other.named_parameters()), before)
+
+
+@pytest.mark.parametrize(("precision", "mend"), [("bf16-true", "bf16-mixed"), ("16-true", "16-mixed")])
+def test_weights_in_half_precision_are_not_averaged(precision: str, mend: str, trainer: MakeTrainer) -> None:
+    with pytest.raises(SailUsageError, match=f"trainer.precision {precision}.*; use {mend}"):
+        trainer(EMA(), precision=precision).fit(tiny_model(), datamodule=tiny_data())

@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from callback_harness import tiny_data, tiny_model
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def batch(tokens: int, samples: int) -> Any:
     return made
 
 
-def test_rates_are_averages_since_the_last_entry_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_averages_since_the_last_entry_without_validation_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, entries = Clock(), []
     monkeypatch.setattr(throughput_module, "time", clock)
     logger = SimpleNamespace(log_metrics=lambda values, step: entries.append((step, values)))
@@ -65,8 +66,8 @@ def test_rates_are_averages_since_the_last_entry_without_validation(monkeypatch:
         clock.now += 3.0
         measure.on_train_batch_end(trainer, module, None, batch(tokens, 6), 0)
         measure.on_validation_start(trainer, module)
-        clock.now += 100.0
-        measure.on_validation_end(trainer, module)
+        clock.now += 100.0  # it validates, and then saves
+        measure.on_train_batch_start(trainer, module, batch(1, 1), 0)
     (first, values), (second, later) = entries
     assert (first, second) == (1, 3)  # loggers count from zero
     assert values["train/tokens_per_s"] == pytest.approx(2 * 300 / 6)
@@ -188,6 +189,21 @@ def test_on_a_device_losses_are_read_together_and_the_first_bad_one_is_named() -
             remote = Remote(value=torch.tensor(loss), device=torch.device("cuda"))
             guard.on_train_batch_end(trainer, Any, {"loss": remote}, batch(4, 2), step)
     assert looked == [1, 2, 3]
+
+
+def test_a_lost_run_is_not_saved_over_a_good_one(trainer: MakeTrainer, tmp_path: Path) -> None:
+    class Late(NonFiniteGuard):
+        """Looks as it does where losses are on a device: not by itself."""
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self._marks.append(torch.isfinite(args[2]["loss"]))
+            self._where.append((args[0].global_step, ()))
+
+    saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+    with pytest.raises(SailError, match="not finite at step 3"):
+        trainer(Late(), Poison(at=2), saver).fit(tiny_model(), datamodule=tiny_data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2 and all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 def test_finite_losses_pass(trainer: MakeTrainer) -> None:

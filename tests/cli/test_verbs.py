@@ -8,13 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from cli_harness import FIT, Command
+from tiny_sail import tiny
 
 from sail_lightning import PixelSAIL, registry
 from sail_lightning.cli.lightning_cli import run
+from sail_lightning.cli.run_folder import RunCheckpoint
+from sail_lightning.data.datamodule import SailDataModule
+from sail_lightning.data.sources import LaboratorySource
+from sail_lightning.errors import SailUsageError
 
 CPU = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
 ASK = ("--data.text", "Please segment the red circle.", *CPU)
@@ -234,3 +240,38 @@ def test_private_names_of_lightning_are_still_there() -> None:
 
     assert callable(LightningCLI._parse_ckpt_path) and _given_hyperparameters.get() is None
     assert "self._subcommand_parsers[subcommand]" in Path(LightningCLI.setup_parser.__code__.co_filename).read_text()
+
+
+def test_the_last_checkpoint_is_also_saved_every_so_many_steps(tmp_path: Path) -> None:
+    class Seen(L.Callback):
+        """Steps of the checkpoints that lie there when a batch begins."""
+
+        def __init__(self) -> None:
+            self.steps: dict[str, list[int]] = {"last": [], "best": []}
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            for path in tmp_path.glob("*.ckpt"):
+                step = torch.load(path, weights_only=True)["global_step"]
+                steps = self.steps[path.stem[:4]]
+                steps += [step] if step not in steps else []
+
+    seen, saver = Seen(), RunCheckpoint(every_n_train_steps=2)
+    saver.dirpath = str(tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        val_check_interval=5,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[seen, saver],
+    )
+    source = LaboratorySource("val", samples=2, tasks={"refer": 1.0})
+    trainer.fit(tiny(), datamodule=SailDataModule(LaboratorySource(questions=1), source, token_budget=200))
+    assert seen.steps == {"last": [2, 4, 5, 6, 8], "best": [5]}, "the best is of a validation"
+
+
+def test_checkpoints_every_no_steps_are_refused() -> None:
+    with pytest.raises(SailUsageError, match="checkpoint.every_n_train_steps must be 1 or more, not 0"):
+        RunCheckpoint(every_n_train_steps=0)
