@@ -158,6 +158,16 @@ class AnswerWriter(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self._log is not None:
             self._log.close()
+        self._let_go()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The data module may serve another test, which is to ask everything."""
+        if self._data is not None:
+            self._data.answered = tuple
+            self._data = None
 
 
 def to_line(number: int, benchmark: Benchmark, item: EncodedSample, prediction: Prediction) -> Line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from typing import Any, TextIO
 
 import lightning as L
 
-from sail_lightning.data.datamodule import PICTURES
 from sail_lightning.data.sample import Box, Point, Prompt, Scribble
 from sail_lightning.data.transform import EncodedSample
 from sail_lightning.prediction import Prediction, encode_rle
-from sail_lightning.vision import load_mask
+from sail_lightning.scoring.answer_log import encoded
+from sail_lightning.vision import PICTURES, load_mask
 
 FILE, OVERLAYS = "predictions.jsonl", "overlays"
 
@@ -86,7 +85,7 @@ class PredictionWriter(L.Callback):
                 overlay = f"{OVERLAYS}/{self._name(answer.source or item.sample.id)}.png"
                 answer.overlay().save(self.path.parent / overlay)
             record = to_record(answer, item.sample.id, overlay)
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(encoded([record]))
             self._file.flush()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -111,7 +110,7 @@ class PredictionWriter(L.Callback):
         """Joins the ranks' files, taking turns, as the pictures were dealt out."""
         assert self.path is not None
         parts = [self._own(f"-rank{rank}") for rank in range(ranks)]
-        lines = [part.read_text(encoding="utf-8").splitlines() for part in parts]
+        lines = [part.read_text(encoding="utf-8").split("\n")[:-1] for part in parts]  # `splitlines` cuts at U+2028 too
         joined = [line for turn in zip_longest(*lines) for line in turn if line is not None]
         whole = self.path.with_suffix(".tmp")
         whole.write_text("".join(f"{line}\n" for line in joined), encoding="utf-8")

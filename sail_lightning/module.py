@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,12 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from sail_lightning import adapters, hub
 from sail_lightning import checkpoint as checkpoints
 from sail_lightning.adapters import LoRA
-from sail_lightning.batch import Counts, PackedBatch
+from sail_lightning.batch import PackedBatch
 from sail_lightning.card import Data, Figures
 from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
 from sail_lightning.data.transform import EncodedSample, Encoder
 from sail_lightning.distillation import Distillation
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.generation import generate
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
@@ -38,7 +40,7 @@ from sail_lightning.network import Network
 from sail_lightning.optim import WarmupCosine, parameter_groups
 from sail_lightning.prediction import Prediction
 from sail_lightning.registry import SOURCES
-from sail_lightning.vision import MAX_SIDE, load_image, load_mask
+from sail_lightning.vision import MAX_SIDE, Upright, load_image, load_mask
 
 OWN_LOSSES = {"loss", "language", "mask", "dice"}
 """Names that losses are logged by, those of teachers beside them."""
@@ -65,12 +67,16 @@ class PixelSAIL(L.LightningModule):
             plain cross-entropy.
         mask_loss: over masks; null is cross-entropy 2.0 and dice 0.5.
         distillation_loss: between student and teacher features; null is the mean squared difference.
-        loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks;
-            `microbatch` by those of each batch alone (the official means).
+        loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks (of a loader
+            that does not tell a window's counts, by those of the batch and all ranks); `microbatch` by those of each
+            batch alone (the official means).
         optimizer: makes the optimiser from parameter groups.
         schedule: makes the learning-rate schedule from the optimiser and the number of steps.
         weights: a model folder, or a packaged model's name, whose weights to start from.
         adapter: low-rank adapters to train in place of the decoder's own weights; null trains these.
+
+    A checkpoint holds these settings, so that `load_from_checkpoint` needs none. Of a model that was made in Python it
+    holds all but losses, optimiser and schedule: give those again to train on.
     """
 
     def __init__(
@@ -101,6 +107,8 @@ class PixelSAIL(L.LightningModule):
             "max_side": max_side,
             "max_tokens": max_tokens,
             "max_new_tokens": max_new_tokens,
+            "language_weight": language_weight,
+            "loss_normalization": loss_normalization,
         }
         plugins = {"backbone": backbone, "upsampler": upsampler, "prompt_encoder": prompt_encoder}
         if _given_hyperparameters.get() is None:  # made from Python: the command line saves its own form
@@ -189,8 +197,13 @@ class PixelSAIL(L.LightningModule):
         return self.network.encoder
 
     def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 <= steps < math.inf:
+            raise SailUsageError(
+                "training data has no end; give the trainer max_steps, or max_epochs and limit_train_batches"
+            )
         optimizer = self.optimizer(parameter_groups(self))
-        schedule = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self.schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -201,9 +214,9 @@ class PixelSAIL(L.LightningModule):
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         sums, counts = self.losses(batch)
         totals = self._totals(batch)
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        if self.loss_normalization == "microbatch":
-            scale = 1
+        scale = 1  # what Lightning averages over, batches and processes, makes up for what sums were divided by
+        if self.loss_normalization == "window":
+            scale = self.trainer.world_size * (self.trainer.accumulate_grad_batches if batch.window else 1)
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
         # A teacher that rests has no loss to show, and one that does not shows that of `every: 1`.
@@ -238,13 +251,19 @@ class PixelSAIL(L.LightningModule):
         counts = batch.counts
         if self.loss_normalization == "window":
             counts = batch.window or counts
-            if self.trainer.world_size > 1:
+            if self.trainer.world_size > 1:  # stays on the device, so that the host need not wait
                 values = torch.tensor([counts.tokens, counts.masks, counts.images], device=self.device)
                 dist.all_reduce(values)
-                counts = Counts(*values.tolist())
+                return dict(zip(("tokens", "masks", "images"), values.clamp(min=1).unbind(), strict=True))
         return {name: max(1.0, getattr(counts, name)) for name in ("tokens", "masks", "images")}
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        self.metrics.reset()  # of a validation that broke off
+
+    def on_test_start(self) -> None:
+        self.metrics.reset()
 
     def validation_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
         return self._evaluate(batch)
@@ -265,8 +284,11 @@ class PixelSAIL(L.LightningModule):
         predictions = self._answer(batch)
         for item, prediction in zip(batch, predictions, strict=True):
             turn = item.sample.turns[-1]
-            targets = [load_mask(item.sample.masks[index]) for index in turn.targets]
             size = item.image_size or (0, 0)
+            targets = [load_mask(item.sample.masks[index]) for index in turn.targets]
+            if wrong := [mask.shape for mask in targets if mask.shape != size]:
+                name = " ".join(part for part in (item.sample.source, item.sample.id) if part)
+                raise SailError(f"{name}: a mask of {wrong[0]} pixels (height, width), but the picture has {size}")
             self.metrics.update(
                 turn.task,
                 text=prediction.text,
@@ -296,7 +318,7 @@ class PixelSAIL(L.LightningModule):
         """Answers one question about a picture.
 
         Args:
-            image: a file, an array (H, W, 3) uint8, or None for text only.
+            image: a file (turned as its EXIF orientation says), an array (H, W, 3) uint8, or None for text only.
             text: the question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
             prompts: regions, by their `id` or else by their place in the list.
             max_new_tokens: longest answer; the model's own setting if None.
@@ -336,17 +358,21 @@ class PixelSAIL(L.LightningModule):
         answers = generate(self.model, self.tokens, batch, max_new_tokens or self.max_new_tokens)
         seconds = (time.perf_counter() - start) / max(1, len(batch))
         predictions = []
+        pictures: dict[str | int, NDArray[np.uint8]] = {}  # those that several questions are about are decoded once
         for item, answer in zip(batch, answers, strict=True):
             sample = item.sample
             image = next(iter(sample.images), None)
+            named = str(image) if isinstance(image, str | Path | Upright) else id(image)
+            if image is not None and named not in pictures:
+                pictures[named] = load_image(image)
             predictions.append(
                 Prediction(
                     text=self.tokens.decode(answer.ids),
                     masks=answer.masks,
-                    image=None if image is None else load_image(image),
+                    image=pictures.get(named),
                     question=sample.turns[-1].question,
                     prompts=sample.prompts,
-                    source=str(image) if isinstance(image, str | Path) else sample.id,
+                    source=named if isinstance(named, str) else sample.id,
                     finish=answer.finish,
                     seconds=seconds,
                     meta=sample.meta,
@@ -482,4 +508,9 @@ def as_sample(question: Question) -> Sample:
     image, text, *rest = question
     prompts = tuple(rest[0]) if rest else ()
     name = str(Path(image)) if isinstance(image, str | Path) else ""
-    return Sample(image=image, turns=(Turn(text),), prompts=prompts, source=name)
+    return Sample(
+        image=Upright(image) if isinstance(image, str | Path) else image,
+        turns=(Turn(text),),
+        prompts=prompts,
+        source=name,
+    )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -114,7 +115,8 @@ class WarmupCosine(LambdaLR):
         final_ratio: of the base rate, at the end.
         horizon: steps of the curve, where a run is to end before its rate is down; null for those of the run.
         minutes: time limit of the run (`trainer.max_time`), if it may end it before the steps do: the rate follows
-            whichever is further on, so a slow machine ends its run with a low rate too.
+            whichever is further on, so a slow machine ends its run with a low rate too. The time before a resume
+            counts, as it does for `trainer.max_time`; of several processes the first one's clock counts.
     """
 
     def __init__(
@@ -128,15 +130,29 @@ class WarmupCosine(LambdaLR):
     ) -> None:
         warmup = max(1, round(total_steps * warmup_ratio))
         horizon = horizon or total_steps
-        begin: list[float] = []
+        self.elapsed = 0.0  # seconds from the first step on; a checkpoint holds them, as it does every attribute
+        looked: dict[int, float] = {}  # the clock at the step that was looked at last
 
         def factor(step: int) -> float:
             progress = (step - warmup) / max(1, horizon - warmup)
             if minutes is not None and step > 0:  # the clock runs from the first step, not from the set-up
-                begin[:] = begin or [time.monotonic()]
-                progress = max(progress, (time.monotonic() - begin[0]) / (60 * minutes))
+                if step not in looked:  # once for all groups of parameters
+                    now = time.monotonic()
+                    self.elapsed = _of_first_process(self.elapsed + now - next(iter(looked.values()), now), optimizer)
+                    looked.clear()
+                    looked[step] = now
+                progress = max(progress, self.elapsed / (60 * minutes))
             if step < warmup:
                 return (step + 1) / warmup
             return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
         super().__init__(optimizer, factor)
+
+
+def _of_first_process(seconds: float, optimizer: Optimizer) -> float:
+    """The first process's number in all of them: copies of a model must step alike."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return seconds
+    told = torch.tensor(seconds, dtype=torch.float32, device=optimizer.param_groups[0]["params"][0].device)
+    dist.broadcast(told, 0)
+    return told.item()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from sail_lightning.data.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
 from sail_lightning.data.segmentations import decode_rle
@@ -23,6 +24,8 @@ from sail_lightning.errors import SailError
 
 MAX_SIDE = 1024
 """Longest side of a resized picture, in pixels (official default)."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of picture files."""
 ResizeRule = Literal["longest", "area"]
 CoverageRule = Literal["cover", "nearest", "nearest_floor"]
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -35,7 +38,8 @@ def resized_size(
 ) -> tuple[int, int]:
     """The (height, width), multiples of `patch`, that a picture of (height, width) is resized to.
 
-    `longest` (Pixel-SAIL): the longer side is rounded up to a multiple of the patch and capped; the shorter follows,
+    `longest` (Pixel-SAIL): the longer side is rounded up to a multiple of the patch, at most `max_side` (of which only
+    whole patches count; it is one patch or more); the shorter follows,
     rounded up (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme
     shapes). `area` (EVE): small pictures are enlarged, large ones shrunk, to about `max_side` squared pixels.
     """
@@ -44,7 +48,7 @@ def resized_size(
         height, width = (max(math.ceil(side / ratio / patch) * patch, patch) for side in size)
         return height, width
     longer, shorter = max(size), min(size)
-    new_longer = min(math.ceil(longer / patch) * patch, max_side)
+    new_longer = min(math.ceil(longer / patch), max_side // patch) * patch
     new_shorter = max(math.ceil(int(new_longer * shorter / longer) / patch) * patch, patch)
     return (new_longer, new_shorter) if size[0] >= size[1] else (new_shorter, new_longer)
 
@@ -61,6 +65,38 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
     with _opened(content, image) as opened:
         opened.load()
         return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))  # `convert` always copies
+
+
+@dataclass(frozen=True)
+class Upright:
+    """A picture file as people see it, turned as its EXIF orientation says: a function that `ImageRef` may be.
+
+    Photographs of phones lie on their side without it. Pictures of data sets are read as they are stored, since that is
+    what their annotations count pixels in (official behaviour).
+    """
+
+    path: str | Path
+
+    def __call__(self) -> NDArray[np.uint8]:
+        with _opened(Path(self.path), self.path) as opened:
+            opened.load()
+            picture: Image.Image = opened
+            with suppress(Exception):  # a damaged orientation, as PIL tells in many ways, leaves the pixels as they are
+                picture = ImageOps.exif_transpose(opened)
+            return np.asarray(picture.convert("RGB"))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def orientation(image: ImageRef) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1, upright, where it says none. Raises as `load_image`."""
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return 1
+    with _opened(content, image) as opened, suppress(Exception):  # damaged EXIF, as PIL tells in many ways
+        return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def image_size(image: ImageRef) -> tuple[int, int]:

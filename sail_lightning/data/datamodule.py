@@ -20,9 +20,9 @@ from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import PackedStream, Progress, Windows
 from sail_lightning.data.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.vision import PICTURES, Upright
 
 logger = logging.getLogger(__name__)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class SailDataModule(L.LightningDataModule):
@@ -36,7 +36,7 @@ class SailDataModule(L.LightningDataModule):
         train: source of `fit`.
         val: source of `validate` and of the checks during `fit`.
         test: source of `test`.
-        images: pictures of `predict`: a folder, a file, or a list of both.
+        images: pictures of `predict`: a folder, a file, or a list of both; turned as their EXIF orientation says.
         text: the question that `predict` asks of each picture.
         prompts: regions for that question: `mask:FILE.png`, `box:X0,Y0,X1,Y1`, `point:X,Y` or `scribble:X,Y,X,Y,...`,
             with `K=` in front to be <PromptK>.
@@ -68,9 +68,14 @@ class SailDataModule(L.LightningDataModule):
         max_fault_rate: float = 0.05,
     ) -> None:
         super().__init__()
-        for name, value in (("token_budget", token_budget), ("look_ahead", look_ahead)):
-            if value < 1:
-                raise SailUsageError(f"{name} must be 1 or more, not {value}")
+        for name, value, least in (
+            ("token_budget", token_budget, 1),
+            ("look_ahead", look_ahead, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise SailUsageError(f"{name} must be {least} or more, not {value}")
         self.train, self.val, self.test = train, val, test
         if not 0 <= max_fault_rate <= 1:
             raise SailUsageError(f"max_fault_rate must be from 0 to 1, not {max_fault_rate}")
@@ -116,7 +121,9 @@ class SailDataModule(L.LightningDataModule):
         stream.progress, self._stream = self._progress, stream
         pin = self.trainer.strategy.root_device.type == "cuda"
         loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
-        return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun)
+        limit = self.trainer.limit_train_batches
+        epoch = limit if isinstance(limit, int) else None
+        return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun, epoch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Opens a batch; counts a training batch when its step begins (Lightning reads ahead before it calls this)."""
@@ -178,7 +185,7 @@ class SailDataModule(L.LightningDataModule):
         if not self.images or not self.text:
             raise SailUsageError("predict needs --data.images (a folder or files) and --data.text (a question)")
         samples = [
-            Sample(image=path, turns=(Turn(self.text),), prompts=self.prompts, source=str(path))
+            Sample(image=Upright(path), turns=(Turn(self.text),), prompts=self.prompts, source=str(path))
             for path in find_pictures(self.images)
         ]
         shard = samples[self.trainer.global_rank :: self.trainer.world_size]
@@ -189,6 +196,10 @@ class SailDataModule(L.LightningDataModule):
         if source.length is None:
             raise SailUsageError(f"{type(source).__name__} has no end; give data a number of samples to evaluate")
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        if source.length < ranks:
+            raise SailUsageError(
+                f"{source.length} questions cannot be dealt to {ranks} processes; use as many devices at most"
+            )
         return deal(source.pictures(), self.eval_batch_size, rank, ranks, answered)
 
     def _loader(self, source: Source, batches: Sequence[Numbers]) -> DataLoader:

@@ -191,17 +191,24 @@ class Windows:
     Args:
         batches: to wrap.
         size: batches a window.
-        begun: batches of the first window that a resumed run had trained on before; its rest is a window of its own.
+        begun: batches of the first epoch that a resumed run had trained on before; what they leave of a window is one
+            of its own.
+        limit: batches of an epoch, after which the optimiser steps, whole window or not; None where it has no end.
     """
 
-    def __init__(self, batches: Iterable[PackedBatch], size: int, begun: int = 0) -> None:
-        self.batches, self.size, self.begun = batches, size, begun
+    def __init__(self, batches: Iterable[PackedBatch], size: int, begun: int = 0, limit: int | None = None) -> None:
+        self.batches, self.size, self.begun, self.limit = batches, size, begun, limit
 
     def __iter__(self) -> Iterator[PackedBatch]:
         batches = iter(self.batches)
-        begun, self.begun = self.begun % self.size, 0
-        while window := list(islice(batches, self.size - begun)):
-            begun = 0
+        done, self.begun = self.begun, 0
+        while window := list(islice(batches, self._end(done) - done)):
+            done += len(window)
             total = sum((batch.counts for batch in window), Counts(0, 0, 0))
             for batch in window:
                 yield replace(batch, window=total)
+
+    def _end(self, done: int) -> int:
+        """Where in the epoch the window ends that the next batch is in."""
+        end = (done // self.size + 1) * self.size
+        return end if self.limit is None else min(end, self.limit)

@@ -20,6 +20,7 @@ from sail_lightning.vision import (
     MAX_SIDE,
     CoverageRule,
     ResizeRule,
+    Upright,
     load_image,
     load_mask,
     patch_coverage,
@@ -78,6 +79,9 @@ class Encoder:
         resize: how pictures are resized, as the backbone wants them.
         overlap: whether a patch under several prompts belongs to all of them, or to the last.
         coverage: which patches a prompt covers (`vision.patch_coverage`).
+
+    Raises:
+        SailUsageError: `max_side` is less than a patch.
     """
 
     tokens: Tokens
@@ -89,6 +93,10 @@ class Encoder:
     resize: ResizeRule = "longest"
     overlap: Literal["sum", "last"] = "sum"
     coverage: CoverageRule = "cover"
+
+    def __post_init__(self) -> None:
+        if self.max_side < self.patch_size:
+            raise SailUsageError(f"max_side must be one patch ({self.patch_size} pixels) or more, not {self.max_side}")
 
     def encode(self, sample: Sample, *, answers: bool = True, answer_prefix: str = "") -> EncodedSample:
         """Lays a sample out. Without `answers`, the last turn's answer is left to be generated, after `answer_prefix`.
@@ -102,7 +110,7 @@ class Encoder:
             return self._encode(sample, answers, answer_prefix)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            own_file = isinstance(sample.image, str | Path) and name == str(Path(sample.image))
+            own_file = isinstance(sample.image, str | Path | Upright) and name == str(Path(str(sample.image)))
             told = not name or (own_file and name in str(error))  # faults of a file name it themselves
             raise type(error)(str(error) if told else f"{name}: {error}") from None
 

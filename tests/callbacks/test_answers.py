@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from sail_lightning.callbacks.answers import to_line
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sample import Box, Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.prediction import Prediction
 from sail_lightning.scoring import Answer, score
 from sail_lightning.vision import load_mask
@@ -132,3 +133,43 @@ def test_other_loaders_than_ours_are_left_alone(trainer: MakeTrainer, tmp_path: 
     loader: Any = DataLoader([batch], batch_size=None, collate_fn=Sealed)
     trainer(writer).test(model, loader, verbose=False)
     assert writer.folder is None and not (tmp_path / "out").exists()
+
+
+def test_another_test_of_the_same_data_asks_everything(trainer: MakeTrainer, tmp_path: Path) -> None:
+    model, writer = tiny_model(), AnswerWriter(out=str(tmp_path), bootstrap=0, gallery=0)
+    data = SailDataModule(test=LaboratorySource("test", samples=5, tasks={"refer": 1.0}), eval_batch_size=2)
+    trainer(writer).test(model, datamodule=data, verbose=False)
+    trainer().test(model, datamodule=data, verbose=False)
+    assert sorted(number for batch in data.asked for number in batch) == list(range(5))
+
+
+def test_a_test_that_broke_off_lets_its_data_go(trainer: MakeTrainer, tmp_path: Path) -> None:
+    class Breaks(L.Callback):
+        def on_test_batch_end(self, *_: Any) -> None:
+            raise ZeroDivisionError
+
+    model, writer = tiny_model(), AnswerWriter(out=str(tmp_path), bootstrap=0, gallery=0)
+    data = SailDataModule(test=LaboratorySource("test", samples=5, tasks={"refer": 1.0}), eval_batch_size=2)
+    with pytest.raises(ZeroDivisionError):
+        trainer(writer, Breaks()).test(model, datamodule=data, verbose=False)
+    assert model.metrics.refer._update_count
+    figures = trainer().test(model, datamodule=data, verbose=False)[0]
+    assert sorted(number for batch in data.asked for number in batch) == list(range(5))
+    assert figures == trainer().test(model, datamodule=data, verbose=False)[0], "the first batch is not counted twice"
+
+
+def test_a_mask_of_another_size_than_its_picture_is_named(trainer: MakeTrainer) -> None:
+    class Wrong(LaboratorySource):
+        def __getitem__(self, index: int) -> Sample:
+            return replace(super().__getitem__(index), masks=(np.ones((3, 5), bool),) * 9, source="mine", id=str(index))
+
+    data = SailDataModule(val=Wrong("val", samples=2, tasks={"refer": 1.0}), eval_batch_size=2)
+    with pytest.raises(SailError, match=r"^mine 0: a mask of \(3, 5\) pixels \(height, width\), but the picture has"):
+        trainer(limit_val_batches=1).validate(tiny_model(), datamodule=data, verbose=False)
+
+
+def test_questions_that_are_fewer_than_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SailDataModule(val=LaboratorySource("val", samples=3))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4)  # type: ignore[assignment]
+    with pytest.raises(SailUsageError, match="3 questions cannot be dealt to 4 processes"):
+        data.val_dataloader()

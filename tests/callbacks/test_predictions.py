@@ -140,3 +140,15 @@ def test_any_source_gives_a_file_name_inside_the_folder(source: str, tmp_path: P
     writer.on_predict_start(trainer, Any)
     write(writer, trainer, prediction(source=source))
     assert len(list((tmp_path / "overlays").iterdir())) == 1
+
+
+def test_answers_and_names_of_any_characters_are_one_line_each(tmp_path: Path) -> None:
+    ranks = [(PredictionWriter(overlays=False), Ranks(tmp_path, rank, 2)) for rank in (0, 1)]
+    for writer, trainer in ranks:
+        writer.on_predict_start(trainer, Any)
+        write(writer, trainer, prediction(text="one\u2028two\x85three", source="caf\udce9.jpg"))
+    for writer, trainer in reversed(ranks):
+        writer.on_predict_end(trainer, Any)
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line]
+    assert [(one["text"], one["source"]) for one in records] == [("one\u2028two\x85three", "caf\udce9.jpg")] * 2

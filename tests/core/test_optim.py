@@ -122,3 +122,23 @@ def test_the_rate_comes_down_by_the_time_limit_too(monkeypatch: pytest.MonkeyPat
     assert factor(2) == pytest.approx(0.5, abs=1e-3)
     now[0] += 5 * 60
     assert factor(3) == 0.0
+
+
+def test_the_time_before_a_resume_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("sail_lightning.optim.time.monotonic", lambda: now[0])
+
+    def made() -> WarmupCosine:
+        groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(3)]
+        return WarmupCosine(torch.optim.SGD(groups, lr=1.0), total_steps=1_000_000, warmup_ratio=0.0, minutes=8)
+
+    first = made()
+    first.lr_lambdas[0](1)
+    now[0] += 4 * 60
+    first.lr_lambdas[0](2)
+    now[0] += 3600  # until it is resumed
+    again = made()
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert again.lr_lambdas[0](3) == pytest.approx(0.5, abs=1e-3)
+    now[0] += 2 * 60
+    assert again.lr_lambdas[0](4) == pytest.approx(0.5 * (1 + math.cos(math.pi * 6 / 8)), abs=1e-3)

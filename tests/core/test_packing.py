@@ -693,3 +693,14 @@ def test_an_encoder_needs_no_model() -> None:
     ours, wanted = encoder.encode(sample), ENCODER.encode(sample)
     assert (ours.sequence.ids == wanted.sequence.ids).all()
     assert (ours.patches == wanted.patches).all()
+
+
+@given(st.integers(8, 90), st.integers(1, 200), st.integers(1, 200))
+def test_any_longest_side_of_a_patch_or_more_cuts_into_patches(max_side: int, height: int, width: int) -> None:
+    cells, (rows, columns) = patchify(np.zeros((height, width, 3), np.uint8), 8, max_side)
+    assert len(cells) == rows * columns and 8 * max(rows, columns) <= max_side
+
+
+def test_a_longest_side_below_a_patch_is_refused() -> None:
+    with pytest.raises(SailUsageError, match=r"max_side must be one patch \(8 pixels\) or more, not 7"):
+        tiny(max_side=7).encoder  # noqa: B018

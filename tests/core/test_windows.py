@@ -20,6 +20,7 @@ from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import Windows
+from sail_lightning.errors import SailUsageError
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.teachers import TimmTeacher
 
@@ -62,7 +63,13 @@ class Fixed(L.LightningDataModule):
         return Windows(DataLoader(packs, batch_size=None), self.window)  # type: ignore[arg-type, type-var]
 
 
-def one_step(net: PixelSAIL, batches: list[list[Sample]], accumulate: int = 1, **settings: Any) -> Weights:
+def one_step(
+    net: PixelSAIL,
+    batches: list[list[Sample]],
+    accumulate: int = 1,
+    data: type[Fixed] = Fixed,
+    **settings: Any,
+) -> Weights:
     """What one optimiser step moved each weight by: minus the gradient."""
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     trainer = L.Trainer(
@@ -76,7 +83,7 @@ def one_step(net: PixelSAIL, batches: list[list[Sample]], accumulate: int = 1, *
         use_distributed_sampler=False,
         **settings,
     )
-    trainer.fit(net, datamodule=Fixed(batches, accumulate))
+    trainer.fit(net, datamodule=data(batches, accumulate))
     return {name: parameter.detach() - before[name] for name, parameter in net.named_parameters()}
 
 
@@ -139,6 +146,43 @@ def test_a_resumed_window_is_made_of_what_is_left_of_it() -> None:
     assert [batch.window for batch in windows][3] == batches[3].counts, "the next pass begins with a whole window"
 
 
+def test_an_epoch_that_is_cut_short_cuts_its_last_window() -> None:
+    net = tiny()
+    batches = [packed(net, group) for group in groups()]
+    counts = [batch.counts for batch in batches]
+    for begun in (0, 1):
+        windows = Windows(batches[begun:], 2, begun, limit=3)
+        first = [counts[0] + counts[1]] * 2 if not begun else [counts[1]]
+        assert [batch.window for batch in windows] == [*first, counts[2]]
+
+
+def test_every_step_of_short_epochs_is_divided_by_what_it_was_made_of() -> None:
+    seen = Losses()
+    fit(data_module(), seen, accumulate=2, max_steps=4, limit_train_batches=3, val_check_interval=3)
+    assert len(seen.batches) == 6
+    for start in (0, 3):
+        pair, rest = seen.batches[start : start + 2], seen.batches[start + 2]
+        assert [batch.window for batch in pair] == [pair[0].counts + pair[1].counts] * 2
+        assert rest.window == rest.counts
+
+
+def test_batches_that_know_no_window_are_averaged() -> None:
+    class Bare(Fixed):
+        def train_dataloader(self) -> Any:
+            return super().train_dataloader().batches
+
+    parts = [one_step(model(), [group]) for group in groups()]
+    mean = {name: sum((part[name] for part in parts), torch.zeros(())) / 4 for name in parts[0]}
+    assert error(one_step(model(), groups(), accumulate=4, data=Bare), mean) < 1e-4
+
+
+def test_without_a_number_of_steps_there_is_no_training() -> None:
+    for settings in ({"max_epochs": 5}, {"max_time": "00:01:00:00"}, {"max_epochs": -1}):
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)  # type: ignore[arg-type]
+        with pytest.raises(SailUsageError, match="training data has no end; give the trainer max_steps"):
+            trainer.fit(model(), datamodule=SailDataModule(train=Records(), token_budget=60))
+
+
 class Records(Source):
     """The records of this file, over and over."""
 
@@ -164,14 +208,13 @@ def consecutive(batches: list[PackedBatch], size: int) -> Iterator[list[PackedBa
     return (batches[start : start + size] for start in range(0, len(batches), size))
 
 
-def fit(data: SailDataModule, *callbacks: L.Callback, **settings: Any) -> PixelSAIL:
+def fit(data: SailDataModule, *callbacks: L.Callback, accumulate: int = 2, **settings: Any) -> PixelSAIL:
     """Two steps of two batches each, and a validation after them."""
     net = model()
+    settings = {"max_steps": 2, "val_check_interval": 4} | settings
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=2,
-        accumulate_grad_batches=2,
-        val_check_interval=4,
+        accumulate_grad_batches=accumulate,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -125,6 +125,14 @@ def test_clean_sets_have_no_fault_and_are_counted(root: Path, tmp_path: Path) ->
     assert by_name["val", "RefCOCO"] == {"records": 18, "pictures": 3, "turns": 18, "masks": 18, "prompts": 0}
 
 
+def turned(path: Path) -> None:
+    """Says that a picture is to be turned by a quarter, as phones do."""
+    picture = Image.open(path)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(path, exif=exif, quality=95)
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -159,6 +167,7 @@ IN_RECORD: dict[str, Callable[[Row], Any]] = {
 IN_PICTURE: dict[str, Callable[[Path], Any]] = {
     "missing_picture": lambda path: path.unlink(),
     "corrupt_picture": cut_short,
+    "turned_picture": turned,
     "picture_size": lambda path: Image.new("RGB", (70, 70)).save(path),
 }
 

@@ -187,6 +187,16 @@ def test_faults_of_the_whole_folder_are_one_sentence(folder: Path) -> None:
         by_phrase(source(folder)[3])
 
 
+def test_a_mask_that_may_be_of_two_pictures_is_told_and_the_others_are_read(folder: Path) -> None:
+    before = source(folder)
+    photo(1).save(folder / "images/0.png")
+    read = source(folder)
+    assert read.length > before.length - 1
+    with pytest.raises(SailError, match=r"the mask .*0\.png may belong to .*0\.jpg or .*0\.png; rename one"):
+        read[0]
+    assert by_phrase(read.whole(read.length - 1)).keys() == by_phrase(before.whole(before.length - 1)).keys()
+
+
 def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
     photo(0).save(tmp_path / "images/01.png")
     things = photo(0).things

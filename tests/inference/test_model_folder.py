@@ -483,6 +483,15 @@ def test_a_checkpoint_of_such_a_model_does_too(decoder: Path, tmp_path: Path) ->
     assert equal(model, PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", map_location="cpu"))
 
 
+def test_a_checkpoint_keeps_how_losses_are_weighed(tmp_path: Path) -> None:
+    model = tiny_model(language_weight=0.25, loss_normalization="microbatch")
+    trainer = L.Trainer(accelerator="cpu", logger=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = PixelSAIL.load_from_checkpoint(tmp_path / "x.ckpt", map_location="cpu")
+    assert (again.language_weight, again.loss_normalization) == (0.25, "microbatch")
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 from inference_harness import chatter, exact_model, ids_of, picture, script
@@ -13,8 +14,10 @@ from PIL import Image
 
 from sail_lightning import Box, Mask, PixelSAIL, Point, Sample, Scribble, Turn
 from sail_lightning.data.collate import pack
+from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import as_sample
+from sail_lightning.vision import Upright, load_image
 
 TEXT = "please segment the red circle."
 
@@ -249,3 +252,27 @@ def test_a_sample_without_a_turn_is_refused(tiny: PixelSAIL) -> None:
 def test_a_limit_below_one_is_refused(tiny: PixelSAIL, limit: int) -> None:
     with pytest.raises(SailUsageError, match="max_new_tokens must be at least 1"):
         tiny.predict(picture(0), TEXT, max_new_tokens=limit)
+
+
+def test_a_photo_of_a_phone_is_answered_upright(tmp_path: Path) -> None:
+    upright = picture(0, 30, 44)
+    lying = Image.fromarray(np.rot90(upright))  # as the sensor was held
+    exif = lying.getexif()
+    exif[0x0112] = 6  # turn it a quarter clockwise
+    lying.save(tmp_path / "phone.png", exif=exif)
+    model = exact_model()
+    wanted = model.predict(upright, "segment the circle.")
+    found = model.predict(tmp_path / "phone.png", "segment the circle.")
+    assert found.image is not None and np.array_equal(found.image, upright)
+    assert found.text == wanted.text and np.array_equal(found.masks, wanted.masks)
+    assert found.source == str(tmp_path / "phone.png")
+    data = SailDataModule(images=str(tmp_path), text="segment the circle.")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (answered,) = trainer.predict(model, datamodule=data)  # type: ignore[misc]
+    assert np.array_equal(answered[0].image, upright) and answered[0].source == found.source
+    assert np.array_equal(load_image(tmp_path / "phone.png"), np.rot90(upright)), "data sets count stored pixels"
+
+
+def test_a_damaged_orientation_leaves_a_picture_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(picture(0, 30, 44)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage", quality=100)
+    assert np.array_equal(Upright(tmp_path / "a.jpg")(), load_image(tmp_path / "a.jpg"))

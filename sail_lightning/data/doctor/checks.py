@@ -24,7 +24,7 @@ from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.data.sources.pictures import UnsizedSegmentation
 from sail_lightning.data.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import load_image, load_mask, region_mask, resized_size
+from sail_lightning.vision import load_image, load_mask, orientation, region_mask, resized_size
 
 Size = tuple[int, int]
 NO_TARGET = "no target"
@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture's (height, width) and a hash of its file, or why there is none: a kind of fault and a message."""
+    """A picture's (height, width), None if it cannot be read; a kind of fault and a message; a hash of its file."""
 
     size: Size | None
     kind: str = ""
@@ -234,7 +234,13 @@ def _looked_at(image: ImageRef) -> _Picture:
     except SailError as error:
         missing = isinstance(image, str | Path) and not Path(image).exists()
         return _Picture(None, "missing_picture" if missing else "corrupt_picture", str(error).partition(";")[0])
-    return _Picture((height, width), content=_content_hash(image))
+    kind, told = "", ""
+    if (turn := orientation(image)) != 1:
+        kind, told = (
+            "turned_picture",
+            f"EXIF says that it is turned (orientation {turn}), and it is read as it is stored",
+        )
+    return _Picture((height, width), kind, told, _content_hash(image))
 
 
 def _content_hash(image: ImageRef) -> int:

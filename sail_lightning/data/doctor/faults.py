@@ -11,6 +11,7 @@ KINDS = {
     "empty_record": "give the record a question and an answer, or remove it",
     "missing_picture": "put the picture there, or remove the record",
     "corrupt_picture": "copy the picture again, or remove the record",
+    "turned_picture": "store its pixels as they are seen, without an orientation, and check that its masks fit",
     "picture_size": "use the picture that was annotated, or correct the size that the annotation file says",
     "mask_size": "draw the mask at the picture's size",
     "undecodable_mask": "encode the mask again (polygons, COCO RLE or PNG), or remove it",

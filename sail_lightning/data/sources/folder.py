@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,7 @@ from sail_lightning.data.sample import BoolMask, Sample
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import load_mask
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from sail_lightning.vision import PICTURES, load_mask
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class FolderSource(IndexedSource):
 
     def rows(self) -> Iterator[Row]:
         pictures = _by_name(self.images, PICTURES, self.masks)
-        masks = _by_name(self.masks, (".png",))
+        masks = {name: paths[0] for name, paths in _by_name(self.masks, (".png",)).items()}
         said: dict[str, list[tuple[str, str]]] = {}
         for name, phrase, place in _phrases(self.files[0]):
             fault, mask = "", name.replace("\\", "/").removesuffix(".png")
@@ -113,6 +111,9 @@ class FolderSource(IndexedSource):
                 fault = f"{place} of {self.files[0].name} names a mask that is absent, {self.masks / mask}.png"
             elif owner is None:
                 fault = f"the mask {masks[mask]} belongs to no picture of {self.images}; call it as its picture"
+            elif len(pictures[owner]) > 1:
+                named = " or ".join(map(str, pictures[owner]))
+                fault = f"the mask {masks[mask]} may belong to {named}; rename one of them"
             if fault:
                 yield {"id": name, "wrong": fault}
             elif owner is not None and phrase is not None:
@@ -120,7 +121,7 @@ class FolderSource(IndexedSource):
         silent = _silent(masks, pictures, said)
         for picture in kept(sorted(said), self.part, self.val_share):
             objects = [{"phrases": names, "masks": paths} for names, paths in objects_of(said[picture])]
-            row: Row = {"id": picture, "image": str(pictures[picture]), "objects": objects}
+            row: Row = {"id": picture, "image": str(pictures[picture][0]), "objects": objects}
             told = {"silent": silent[picture]} if picture in silent else {}
             first, *others = separated(row) if self.separate else [row]
             yield from ({**first, **told}, *others)
@@ -150,23 +151,26 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _by_name(folder: Path, endings: tuple[str, ...], without: Path | None = None) -> dict[str, Path]:
+def _by_name(folder: Path, endings: tuple[str, ...], without: Path | None = None) -> dict[str, list[Path]]:
     """Files by their path in a folder without the ending; those in the folder `without` are left out."""
     found = [path for path in _files(folder) if path.suffix.lower() in endings]
     if without is not None and without.resolve().is_relative_to(folder.resolve()):
         apart = folder / without.resolve().relative_to(folder.resolve())
         found = [path for path in found if not path.is_relative_to(apart)]
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    named: dict[str, list[Path]] = {}
+    for path in found:
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return named
 
 
-def _owner(mask: str, pictures: Mapping[str, Path]) -> str | None:
+def _owner(mask: str, pictures: Collection[str]) -> str | None:
     """The picture with the longest name that a mask's name begins with."""
     cuts = [match.start() for match in re.finditer("[_/]", mask)]
     return next((mask[:end] for end in [len(mask), *reversed(cuts)] if mask[:end] in pictures), None)
 
 
 def _silent(
-    masks: Mapping[str, Path], pictures: Mapping[str, Path], said: Mapping[str, list[tuple[str, str]]]
+    masks: Mapping[str, Path], pictures: Collection[str], said: Mapping[str, list[tuple[str, str]]]
 ) -> dict[str, list[str]]:
     """Masks without a phrase, of pictures of which something else is said."""
     found: dict[str, list[str]] = {}
