@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,7 +28,7 @@ from sail_lightning.features.codec import Entry, Error, StoredAs
 
 SUMMARY = "features.json"
 SHARD = "features-{:05d}.safetensors"
-UNFINISHED = ".unfinished-"
+UNFINISHED, LOCK = ".unfinished-", ".lock"
 SCALE = ".scale"
 FORMAT = 1
 
@@ -145,7 +146,8 @@ class FeatureWriter:
         shard_size: bytes at which a shard is written.
 
     Raises:
-        SailUsageError: the folder holds features of other settings, or no features but something else.
+        SailUsageError: the folder holds features of other settings, or no features but something else, or another
+            process writes to it.
     """
 
     folder: Path
@@ -159,25 +161,35 @@ class FeatureWriter:
     def __post_init__(self) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         self._names: list[str] = []
-        self._error, self._bytes, self._number = Error(), 0, 0
+        self._error, self._bytes = Error(), 0
         self.written = Summary(0, 0, Error())
         self._prepare()
-        for shard in map(_open, _files(self.folder)):
+        shards = _files(self.folder)
+        # One of them may have been removed, as damaged: the others keep their names.
+        self._number = max((int(path.stem.rpartition("-")[2]) for path in shards), default=-1) + 1
+        for shard in map(_open, shards):
             self.keys.update(shard.keys)
             self.names.update(shard.names)
             self.written += Summary(len(shard.keys), shard.path.stat().st_size, shard.error)
-            self._number += 1
 
     def _prepare(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SailUsageError(f"{self.folder} cannot be made ({error.strerror}); name another folder") from None
+        foreign = (path for path in self.folder.iterdir() if not path.name.startswith((UNFINISHED, LOCK)))
+        if not (self.folder / SUMMARY).exists() and any(foreign):
+            raise SailUsageError(f"{self.folder} is not empty, and holds no {SUMMARY}; name another folder")
+        self._lock = FileLock(self.folder / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise SailUsageError(
+                f"another process writes features to {self.folder}; wait for it, or name another folder"
+            ) from None
         for stale in self.folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
             stale.unlink()
         if not (self.folder / SUMMARY).exists():
-            if any(self.folder.iterdir()):
-                raise SailUsageError(f"{self.folder} is not empty, and holds no {SUMMARY}; name another folder")
             self._write_summary()
             return
         own, there = json.loads(json.dumps(asdict(self.settings))), asdict(read_settings(self.folder))
@@ -193,7 +205,11 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
+            (self.folder / LOCK).unlink(missing_ok=True)
 
     def add(self, key: str, entry: Entry, error: Error, name: str) -> None:
         """Adds a picture; `name` says which one of the source it is, so that a later run need not read it again."""

@@ -72,6 +72,7 @@ def test_a_run_that_was_killed_leaves_whole_shards_and_is_gone_on_with(
 
     monkeypatch.setattr(store, "save_file", killed_in_the_third)
     writer = FeatureWriter(folder, SETTINGS, shard_size=40)
+    writer._lock.release()  # as the system does when the process is killed
     with pytest.raises(KeyboardInterrupt):
         add(writer, range(9))
     monkeypatch.setattr(store, "save_file", real)
@@ -82,6 +83,26 @@ def test_a_run_that_was_killed_leaves_whole_shards_and_is_gone_on_with(
         add(again, range(len(before), 9))
     assert len(FeatureStore(folder)) == 9
     assert not list(folder.glob(".*")), "nothing half-written is left"
+
+
+def test_a_damaged_shard_that_was_removed_costs_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    with FeatureWriter(folder, SETTINGS, shard_size=1) as writer:
+        add(writer, range(3))
+    (folder / "features-00000.safetensors").unlink()
+    with FeatureWriter(folder, SETTINGS, shard_size=1) as writer:
+        assert len(writer.keys) == 2
+        add(writer, range(1))
+    assert len(FeatureStore(folder)) == 3
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path / "f", SETTINGS) as writer:
+        with pytest.raises(SailUsageError, match="another process writes features to .*; wait for it"):
+            FeatureWriter(tmp_path / "f", SETTINGS)
+        add(writer, range(2))
+    with FeatureWriter(tmp_path / "f", SETTINGS) as writer:
+        assert len(writer.keys) == 2
 
 
 def test_a_fault_or_an_interrupt_loses_nothing_that_was_computed(tmp_path: Path) -> None:
