@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sail_lightning.ablation.runs import Result
+from sail_lightning.ablation.runs import REPORT, Result
 from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
 from sail_lightning.ablation.study import Figure
 from sail_lightning.scoring import read_answers, score
@@ -125,7 +126,8 @@ class _Scores:
     def _draws(self, run: Result, figure: Figure) -> tuple[frozenset[str], Floats | None]:
         """The questions that the figure is about, and its draws."""
         path = self.folders[run.variant, run.seed] / run.answers[figure.evaluation]
-        if not path.is_file():
+        report = path.with_name(REPORT)
+        if not path.is_file() or not report.is_file():
             return frozenset(), None
         if path not in self._kept:
             wanted = self.wanted[figure.evaluation]
@@ -136,7 +138,9 @@ class _Scores:
                 answers += [answer] if about else []
                 for name in about:
                     asked[name].add(answer.truth)
-            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor)
+            told = json.loads(report.read_text(encoding="utf-8"))
+            judged = {key: told[key] for key in ("protocol", "no_target_from", "combine")}  # as the table's figures
+            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, **judged)
             questions = {name: frozenset(truths) for name, truths in asked.items()}
             self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
         questions, draws = self._kept[path]

@@ -55,6 +55,8 @@ def write(
     (folder / "test").mkdir(parents=True)
     lines = [json.dumps(answer(number, pixels, true)) for number, pixels in enumerate(found)]
     (folder / "test" / "per_sample.jsonl").write_text("\n".join(lines) + "\n")
+    told = {"protocol": "standard", "no_target_from": "mask", "combine": "union"}
+    (folder / "test" / "report.json").write_text(json.dumps(told))
     ious = [pixels / true for pixels in found]
     metrics = {"ciou": sum(found) / (true * len(found)), "giou": sum(ious) / len(ious)}
     return Result(

@@ -75,6 +75,23 @@ def test_paired_over_samples_draws_the_mean_over_seeds_of_each_question(tmp_path
     assert cell.over_samples.p < 0.01, "every question gained"
 
 
+def test_samples_are_judged_as_the_report_says(tmp_path: Path) -> None:
+    figure = Figure("test", "refer", "n_acc")
+    results = []
+    for variant, texts in (("plain", ("it is [SEG].",) * 4), ("better", ("there is no target.",) * 4)):
+        result = write(tmp_path, variant, 0, [5])
+        folder = folders(tmp_path, [result])[variant, 0] / "test"
+        lines = [answer(number, 0) | {"target": [], "text": text} for number, text in enumerate(texts)]  # empty masks
+        (folder / "per_sample.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (folder / "report.json").write_text(
+            json.dumps({"protocol": "standard", "no_target_from": "text", "combine": "union"})
+        )
+        results.append(replace(result, metrics={"test": {"refer": {"n_acc": float(variant == "better")}}}))
+    cell = compare(results, [figure], "plain", folders(tmp_path, results))["better"][figure]
+    assert cell.difference == 1.0 and cell.over_samples is not None
+    assert (cell.over_samples.low, cell.over_samples.high) == (1.0, 1.0), "by the masks they would be alike"
+
+
 def test_p_is_corrected_over_the_variants_of_each_figure(tmp_path: Path, results: list[Result]) -> None:
     odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]  # other questions: no samples
     near = [write(tmp_path, "near", seed, found) for seed, found in enumerate(([2, 4, 6, 9], [3, 5, 5, 8]))]
