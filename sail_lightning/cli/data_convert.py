@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_lightning.cli.arguments import Parser, comma_list
+from sail_lightning.cli.folders import output_folder
 from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
@@ -52,17 +54,24 @@ def run(args: list[str]) -> int:
 
     from sail_lightning.cli.data_config import read_source
     from sail_lightning.data.jsonl_writer import JsonlWriter  # after --help: it takes seconds
+    from sail_lightning.data.shard_store import is_remote
     from sail_lightning.data.shards import ShardWriter, as_bytes
 
     source = read_source(given.config, given.split, comma_list(given.plugins), rest, "convert")
     records = _count(source, given.count)
     size = as_bytes(given.shard_size or "512MB")
-    with JsonlWriter(given.out, given.copy_images) if given.out else ShardWriter(given.shards, size) as writer:
-        written, skipped = _convert(source, records, given.passes, writer, given.skip_broken)
-        if not written:
-            raise SailError(f"data.{given.split} has no record{' that is not broken' if skipped else ''} to write")
+    place = given.out or given.shards
+    if not is_remote(place):
+        output_folder(Path(place).parent, "--out" if given.out else "--shards")
+    try:
+        with JsonlWriter(place, given.copy_images) if given.out else ShardWriter(place, size) as writer:
+            written, skipped = _convert(source, records, given.passes, writer, given.skip_broken)
+            if not written:
+                raise SailError(f"data.{given.split} has no record{' that is not broken' if skipped else ''} to write")
+    except OSError as error:
+        raise SailError(f"{place} cannot be written ({error.strerror or error}); nothing is left of it") from None
     left = f", {skipped} broken ones left out" if skipped else ""
-    print(f"{given.out or given.shards}: {written} samples of data.{given.split}{left}")
+    print(f"{place}: {written} samples of data.{given.split}{left}")
     return 0
 
 

@@ -32,10 +32,9 @@ def find_config(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    packaged = config_root() / f"{name.removesuffix('.yaml')}.yaml"
     known = config_names()
-    if packaged.relative_to(config_root()).with_suffix("").as_posix() in known:
-        return packaged
+    if (packaged := name.removesuffix(".yaml")) in known:
+        return config_root() / f"{packaged}.yaml"
     near = difflib.get_close_matches(name.removesuffix(".yaml"), known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else "sail-lightning configs list shows the packaged ones"
     raise SailUsageError(f"no config {name}, neither a file nor a packaged name; {hint}")

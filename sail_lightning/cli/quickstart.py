@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sail_lightning.cli.arguments import Parser
+from sail_lightning.errors import SailUsageError
 
 PHOTO_QUESTION = "Please segment the white object."
 REFER_KEYS = ("ciou", "giou", "n_acc", "t_acc", "pr@0.5")
@@ -33,6 +34,9 @@ def run(args: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="train this many steps only")
     parser.add_argument("--samples", type=int, default=600, help="held-out questions per test (600)")
     given = parser.parse_args(args)
+    for option, value in (("--steps", given.steps), ("--samples", given.samples)):
+        if value is not None and value < 1:
+            raise SailUsageError(f"{option} must be 1 or more, not {value}")
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _run(Path(given.out), given.model, given.steps, given.samples, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path, PureWindowsPath
 
@@ -12,6 +13,7 @@ from dataset_writers import reason_seg
 from dataset_writers.scenes import dump, photo
 
 from sail_lightning.data import jsonl_writer
+from sail_lightning.data.jsonl_writer import JsonlWriter
 from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import (
     CocoInstances,
@@ -216,6 +218,8 @@ MISUSES = {
         "x_images exists already; name another file or remove it",
     ),
     "argument": (["--out", "a.jsonl", "--data.val.sample=3"], "no argument 'sample'"),
+    "below a file": (["--out", "there.jsonl/a.jsonl"], "there.jsonl is a file; give --out a folder"),
+    "shards below a file": (["--shards", "there.jsonl/a"], "there.jsonl is a file; give --shards a folder"),
     "foreign": (["--out", "a.jsonl", "--model.x=3"], "data convert takes --data.val.ARGUMENT=VALUE"),
 }
 
@@ -227,6 +231,16 @@ def test_a_wrong_command_is_one_sentence_and_writes_nothing(options: list[str], 
     assert sail("data", "convert", *LABORATORY, *options).is_one_sentence(2, sentence)
     assert sorted(path.name for path in Path().iterdir()) == ["there.jsonl", "x_images"]
     assert Path("there.jsonl").read_text() == "kept"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(sail: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: JsonlWriter, sample: Sample) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(JsonlWriter, "add", full)
+    result = sail("data", "convert", *LABORATORY, "--out", "a.jsonl", "--copy-images")
+    assert result.is_one_sentence(1, "a.jsonl cannot be written (No space left on device); nothing is left of it")
+    assert not list(Path().iterdir())
 
 
 def test_help_fits_a_screen(sail: Command) -> None:

@@ -35,6 +35,8 @@ from sail_lightning.cli.errors import explain
         (["--model.schedule.warmup=1"], ["WarmupCosine has no argument 'warmup'", "warmup_ratio"]),
         (["--model.backbone.hidden_size=33"], ["hidden_size 33 must be divisible"]),
         (["--plugins", "gone.py"], ["no plugin file gone.py"]),
+        (["-c", "/nowhere/typo.yaml"], ["no config /nowhere/typo.yaml, neither a file nor a packaged name"]),
+        (["-c", "../quickstart"], ["no config ../quickstart, neither a file nor a packaged name"]),
         (["-c", "ablation/no_promts"], ["no config ablation/no_promts", "did you mean ablation/no_prompts?"]),
         (["quickstart"], ["unexpected 'quickstart'", "-c"]),
     ],

@@ -64,3 +64,8 @@ def test_the_zoo_script_packs_a_finished_run(
         PixelSAIL.from_pretrained(out).predict(None, "please segment the red circle.", max_new_tokens=2).text
         is not None
     )
+
+
+@pytest.mark.parametrize("option", ["--steps", "--samples"])
+def test_numbers_below_one_are_refused_before_anything_is_trained(option: str, sail: Command) -> None:
+    assert sail("quickstart", option, "0").is_one_sentence(2, f"{option} must be 1 or more, not 0")

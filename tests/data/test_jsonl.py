@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sail_lightning.data.jsonl import as_line, from_json, task_of, to_json
+from sail_lightning.data.records import picture_hash
 from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble, Turn
 from sail_lightning.data.sources import JsonlSource, ParquetSource
 from sail_lightning.errors import SailError
@@ -72,6 +73,17 @@ def test_a_line_is_a_sample_whose_files_lie_relative_to_the_file(folder: Path) -
     assert (sample.source, sample.id, sample.meta) == (str(folder / "data.jsonl"), "a", {"kind": "façade"})
     assert source[1].id == "7"
     assert source.pictures().tolist() == [source.pictures()[0]] * 2 != [0, 0]
+
+
+def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(folder: Path) -> None:
+    hashes = []
+    for name in ("train", "val"):
+        (folder / name).mkdir()
+        source = written(folder / name, record(image="0001.png"))
+        hashes += [source.pictures()[0], picture_hash(folder / name / "0001.png")]
+    assert hashes[0] == hashes[1] and hashes[2] == hashes[3] and hashes[0] != hashes[2]
+    other = JsonlSource(str(folder / "train/data.jsonl"), images=str(folder / "val"))
+    assert other.pictures()[0] == hashes[3], "not that of the index that was made before"
 
 
 def test_pictures_and_masks_may_lie_in_another_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from sail_lightning.data.sample import Box, Mask, Point
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.synthetic.grammar import PROMPTS
 from sail_lightning.data.synthetic.laboratory import Laboratory
+from sail_lightning.errors import SailUsageError
 
 TASKS = {"vres": 0.5, "describe": 0.5}
 
@@ -39,3 +40,16 @@ def test_left_out_it_is_as_it_was() -> None:
 def test_an_unknown_form_is_told() -> None:
     with pytest.raises(ValueError, match="unknown key 'circle' in prompts"):
         Laboratory(prompts={"circle": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"samples": -1}, "samples must be 1 or more, not -1"),
+        ({"samples": 2, "min_objects": 200, "max_objects": 200}, "200 objects do not fit in 64 x 64 pixels"),
+        ({"min_objects": 200, "max_objects": 200}, "200 objects do not fit in 64 x 64 pixels"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn_are_told(settings: dict[str, int], told: str) -> None:
+    with pytest.raises(SailUsageError, match=f"^LaboratorySource: {told}"):
+        LaboratorySource(**settings)[0]  # type: ignore[arg-type]

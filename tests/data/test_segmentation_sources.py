@@ -469,6 +469,22 @@ def test_refcoco_m_asks_about_a_photo_or_every_phrase_once(data_root: Path) -> N
     assert samples[0].image == str(data_root / "coco/train2014" / refcoco_m.file_name(photo(500)))
 
 
+def test_reasonseg_is_found_from_another_folder_too(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data_root)
+    monkeypatch.delenv("SAIL_DATA")
+    here = ReasonSeg()[0]
+    monkeypatch.chdir(data_root.parent)
+    monkeypatch.setenv("SAIL_DATA", str(data_root))
+    there = ReasonSeg()[0]  # its index was made of relative names
+    assert there.turns == here.turns and there.image == str(data_root / str(here.image))
+
+
+def test_refcoco_m_below_a_relative_root(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data_root.parent)
+    monkeypatch.setenv("SAIL_DATA", data_root.name)
+    assert RefCOCOM().length == len(refcoco_m.NUMBERS)
+
+
 def test_refcoco_m_reads_its_rows_from_parquet_and_json_lines_too(data_root: Path, tmp_path: Path) -> None:
     as_json = RefCOCOM()
     pytest.importorskip("pyarrow")

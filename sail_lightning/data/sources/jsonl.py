@@ -28,6 +28,13 @@ class JsonlSource(IndexedSource):
         super().__init__([path])
         self.root = self.files[0].parent if images is None else data_path(images)
 
+    def settings(self) -> Any:
+        return str(self.root)  # the folder may be part of what names a picture
+
+    def picture(self, row: Row) -> str | None:
+        image = row["image"]
+        return None if image is None else str(self.root / image)
+
     def rows(self) -> Iterator[Row]:
         start = 0
         with self.files[0].open("rb") as file:

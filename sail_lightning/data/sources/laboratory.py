@@ -49,6 +49,8 @@ class LaboratorySource(Source):
         num_prompts: int = 4,
         prompts: dict[str, float] | None = None,
     ) -> None:
+        if samples is not None and samples < 1:
+            raise SailUsageError(f"LaboratorySource: samples must be 1 or more, not {samples}")
         try:
             laboratory = Laboratory(
                 seed=seed,
@@ -63,13 +65,16 @@ class LaboratorySource(Source):
                 num_prompts=num_prompts,
                 prompts=prompts,
             )
+            self._list = laboratory if samples is None else laboratory.balanced(samples)
         except ValueError as error:
             raise SailUsageError(f"LaboratorySource: {error}") from None
         self._samples = samples
-        self._list = laboratory if samples is None else laboratory.balanced(samples)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._list[index]
+        try:
+            return self._list[index]
+        except ValueError as error:  # no scene is like that, or none that was found
+            raise SailUsageError(f"LaboratorySource: {error}") from None
 
     @property
     def length(self) -> int | None:

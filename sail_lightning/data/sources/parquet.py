@@ -31,6 +31,9 @@ class ParquetSource(IndexedSource):
         super().__init__([path])
         self.root = self.files[0].parent if images is None else data_path(images)
 
+    def settings(self) -> Any:
+        return str(self.root)  # the folder may be part of what names a picture
+
     def rows(self) -> Iterator[Row]:
         try:
             from pyarrow import ArrowException, parquet
@@ -51,7 +54,7 @@ class ParquetSource(IndexedSource):
         image = row["record"].get("image")
         if isinstance(image, list) and image:
             image = image[0]
-        return image if isinstance(image, str) else None
+        return str(self.root / image) if isinstance(image, str) else None
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         return from_json(row["record"], self.root, str(self.files[0]))

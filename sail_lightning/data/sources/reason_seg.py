@@ -77,6 +77,9 @@ class ReasonSeg(IndexedSource):
         super().__init__([Path(folder) / split])
         self.sentences, self.separate = sentences, separate
 
+    def settings(self) -> Any:
+        return str(self.files[0])  # rows begin with it
+
     def rows(self) -> Iterator[Row]:
         """The names of the files. What they hold is small, and read anew each time, so the index never outlives it."""
         stems = {path.stem: path for path in self.files[0].iterdir() if path.suffix in (".jpg", ".json")}

@@ -91,7 +91,7 @@ def refs_file(folder: Path, stem: str) -> Path:
 
 
 def read_refs(path: Path, split: str) -> list[dict[str, Any]]:
-    """The refs of a split. RefCOCO's `testA` and `testB` are told by their last letter, as its tool does.
+    """The refs of a split.
 
     Raises:
         SailError: no such file, or no such split in it.

@@ -44,7 +44,7 @@ class RefCOCOM(IndexedSource):
         objects: int = 5,
         separate: bool = False,
     ) -> None:
-        super().__init__(row_files(data_path(annotations)))
+        super().__init__(row_files(data_path(annotations).absolute()))  # no longer below $SAIL_DATA
         self.images, self.objects, self.separate = data_path(images), objects, separate
 
     def settings(self) -> Any:
