@@ -71,6 +71,7 @@ def test_training_batches_are_pinned_before_they_are_sealed_where_training_is_on
         global_rank=0,
         world_size=1,
         accumulate_grad_batches=2,
+        limit_train_batches=1.0,
         strategy=SimpleNamespace(root_device=torch.device(device)),
     )
     sealed = next(iter(data.train_dataloader()))
