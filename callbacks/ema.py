@@ -20,6 +20,7 @@ class EMA(WeightAveraging):
     it, and the weights in training lie beside it (`current_model_state`) for resume. After training the model holds
     the average. Buffers are copied. Teachers are not averaged, nor copied. Sharded models (FSDP) are not supported, and
     weights in half precision (`bf16-true`) are refused: what one step adds to an average is less than they can hold.
+    So are checkpoints of weights only, which callbacks have no part in.
 
     Args:
         decay: of the average, 0 to 1; about 1 / (1 - decay) steps are averaged.
@@ -45,6 +46,10 @@ class EMA(WeightAveraging):
             raise SailUsageError(
                 f"EMA cannot average weights in half precision (trainer.precision {trainer.precision}); "
                 f"use {'bf16-mixed' if 'bf16' in str(trainer.precision) else '16-mixed'}"
+            )
+        if any(getattr(saver, "save_weights_only", False) for saver in trainer.checkpoint_callbacks):
+            raise SailUsageError(
+                "EMA stores its average in whole checkpoints; set checkpoint.save_weights_only to false"
             )
         pl_module.configure_model()
         self._device = trainer.strategy.root_device  # the model itself is moved there later

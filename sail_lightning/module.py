@@ -358,21 +358,22 @@ class PixelSAIL(L.LightningModule):
         answers = generate(self.model, self.tokens, batch, max_new_tokens or self.max_new_tokens)
         seconds = (time.perf_counter() - start) / max(1, len(batch))
         predictions = []
-        pictures: dict[str | int, NDArray[np.uint8]] = {}  # those that several questions are about are decoded once
+        pictures: dict[Any, NDArray[np.uint8]] = {}  # those that several questions are about are decoded once
         for item, answer in zip(batch, answers, strict=True):
             sample = item.sample
             image = next(iter(sample.images), None)
-            named = str(image) if isinstance(image, str | Path | Upright) else id(image)
-            if image is not None and named not in pictures:
-                pictures[named] = load_image(image)
+            named = isinstance(image, str | Path | Upright)
+            key = image if named else id(image)
+            if image is not None and key not in pictures:
+                pictures[key] = load_image(image)
             predictions.append(
                 Prediction(
                     text=self.tokens.decode(answer.ids),
                     masks=answer.masks,
-                    image=pictures.get(named),
+                    image=pictures.get(key),
                     question=sample.turns[-1].question,
                     prompts=sample.prompts,
-                    source=named if isinstance(named, str) else sample.id,
+                    source=str(image) if named else sample.id,
                     finish=answer.finish,
                     seconds=seconds,
                     meta=sample.meta,

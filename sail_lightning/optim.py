@@ -138,7 +138,7 @@ class WarmupCosine(LambdaLR):
             if minutes is not None and step > 0:  # the clock runs from the first step, not from the set-up
                 if step not in looked:  # once for all groups of parameters
                     now = time.monotonic()
-                    self.elapsed = _of_first_process(self.elapsed + now - next(iter(looked.values()), now), optimizer)
+                    self.elapsed = _of_first_process(self.elapsed + now - next(iter(looked.values()), now))
                     looked.clear()
                     looked[step] = now
                 progress = max(progress, self.elapsed / (60 * minutes))
@@ -149,10 +149,10 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, factor)
 
 
-def _of_first_process(seconds: float, optimizer: Optimizer) -> float:
+def _of_first_process(seconds: float) -> float:
     """The first process's number in all of them: copies of a model must step alike."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return seconds
-    told = torch.tensor(seconds, dtype=torch.float32, device=optimizer.param_groups[0]["params"][0].device)
-    dist.broadcast(told, 0)
-    return told.item()
+    told = [seconds]
+    dist.broadcast_object_list(told, 0)
+    return told[0]

@@ -90,12 +90,16 @@ class Upright:
 
 
 def orientation(image: ImageRef) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1, upright, where it says none. Raises as `load_image`."""
+    """The EXIF orientation, 2 to 8, by which a picture's stored pixels are to be turned; 1 is upright.
+
+    TIFF is never to be turned: PIL does so while it reads. Raises as `load_image`.
+    """
     content = _content(image)
     if isinstance(content, np.ndarray):
         return 1
     with _opened(content, image) as opened, suppress(Exception):  # damaged EXIF, as PIL tells in many ways
-        return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        return turn if 2 <= turn <= 8 and opened.format != "TIFF" else 1
     return 1
 
 

@@ -69,7 +69,9 @@ def run(args: list[str]) -> int:
             if not written:
                 raise SailError(f"data.{given.split} has no record{' that is not broken' if skipped else ''} to write")
     except OSError as error:
-        raise SailError(f"{place} cannot be written ({error.strerror or error}); nothing is left of it") from None
+        raise SailError(
+            f"{place} cannot be written ({error.strerror or error}); nothing half-written is left"
+        ) from None
     left = f", {skipped} broken ones left out" if skipped else ""
     print(f"{place}: {written} samples of data.{given.split}{left}")
     return 0

@@ -105,8 +105,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
-        elif not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._save_newest(trainer)  # data that this metric does not judge
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False)
+        if fits and self._last_global_step_saved != trainer.global_step:
+            self._save_newest(trainer)  # not among the best, or of data that this metric does not judge
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not getattr(trainer, "fast_dev_run", False):

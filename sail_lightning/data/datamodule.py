@@ -123,7 +123,8 @@ class SailDataModule(L.LightningDataModule):
         loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
         limit = self.trainer.limit_train_batches
         epoch = limit if isinstance(limit, int) else None
-        return _SealedWindows(loader, self.trainer.accumulate_grad_batches, self._begun, epoch)
+        begun, self._begun = self._begun, 0
+        return _SealedWindows(loader, self.trainer.accumulate_grad_batches, begun, epoch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Opens a batch; counts a training batch when its step begins (Lightning reads ahead before it calls this)."""

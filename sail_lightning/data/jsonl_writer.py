@@ -46,8 +46,8 @@ class JsonlWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
         try:
+            self._file.close()
             if kind is None:
                 if self.images is not None:
                     (self._draft / "images").rename(self.images)

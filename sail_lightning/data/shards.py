@@ -110,7 +110,8 @@ class ShardWriter:
                 done = True
         finally:
             if self._tar is not None:
-                self._tar.close()
+                with suppress(OSError):  # what has no room is not kept anyway
+                    self._tar.close()
             if not done and self._files is not None:
                 for name in self._names:
                     with suppress(OSError):

@@ -201,7 +201,8 @@ class Windows:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         batches = iter(self.batches)
-        done, self.begun = self.begun, 0
+        # An epoch may have become shorter than what was trained on of it: then this one is new.
+        done, self.begun = (self.begun if self.limit is None or self.begun < self.limit else 0), 0
         while window := list(islice(batches, self._end(done) - done)):
             done += len(window)
             total = sum((batch.counts for batch in window), Counts(0, 0, 0))

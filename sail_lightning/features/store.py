@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -163,16 +164,16 @@ class FeatureWriter:
         self._names: list[str] = []
         self._error, self._bytes = Error(), 0
         self.written = Summary(0, 0, Error())
-        self._prepare()
-        shards = _files(self.folder)
-        # One of them may have been removed, as damaged: the others keep their names.
-        self._number = max((int(path.stem.rpartition("-")[2]) for path in shards), default=-1) + 1
-        for shard in map(_open, shards):
-            self.keys.update(shard.keys)
-            self.names.update(shard.names)
-            self.written += Summary(len(shard.keys), shard.path.stat().st_size, shard.error)
+        self._hold()
+        try:
+            self._check()
+            self._read()
+        except BaseException:
+            self._let_go()
+            raise
 
-    def _prepare(self) -> None:
+    def _hold(self) -> None:
+        """Makes the folder, and sees to it that no other process writes there."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -187,6 +188,13 @@ class FeatureWriter:
             raise SailUsageError(
                 f"another process writes features to {self.folder}; wait for it, or name another folder"
             ) from None
+
+    def _let_go(self) -> None:
+        with suppress(OSError):  # Windows removes no open file
+            (self.folder / LOCK).unlink(missing_ok=True)  # before another can hold it
+        self._lock.release()
+
+    def _check(self) -> None:
         for stale in self.folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
             stale.unlink()
         if not (self.folder / SUMMARY).exists():
@@ -199,6 +207,15 @@ class FeatureWriter:
                     f"{self.folder} holds features of another {name} ({there[name]}, not {value}); name another folder"
                 )
 
+    def _read(self) -> None:
+        shards = _files(self.folder)
+        # One of them may have been removed, as damaged: the others keep their names.
+        self._number = max((int(path.stem.rpartition("-")[2]) for path in shards), default=-1) + 1
+        for shard in map(_open, shards):
+            self.keys.update(shard.keys)
+            self.names.update(shard.names)
+            self.written += Summary(len(shard.keys), shard.path.stat().st_size, shard.error)
+
     def __enter__(self) -> Self:
         return self
 
@@ -208,8 +225,7 @@ class FeatureWriter:
         try:
             self.flush()
         finally:
-            self._lock.release()
-            (self.folder / LOCK).unlink(missing_ok=True)
+            self._let_go()
 
     def add(self, key: str, entry: Entry, error: Error, name: str) -> None:
         """Adds a picture; `name` says which one of the source it is, so that a later run need not read it again."""
@@ -270,7 +286,9 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("features-*.safetensors"))
+    return sorted(
+        path for path in folder.glob("features-*.safetensors") if path.stem.removeprefix("features-").isdigit()
+    )
 
 
 def _open(path: Path) -> _Shard:

@@ -138,6 +138,11 @@ def test_the_last_checkpoint_of_a_run_holds_the_weights_in_training(trainer: Mak
     equal(dict(other.named_parameters()), before)
 
 
+def test_checkpoints_of_weights_only_are_refused(trainer: MakeTrainer) -> None:
+    with pytest.raises(SailUsageError, match="set checkpoint.save_weights_only to false"):
+        trainer(EMA(), RunCheckpoint(save_weights_only=True)).fit(tiny_model(), datamodule=tiny_data())
+
+
 @pytest.mark.parametrize(("precision", "mend"), [("bf16-true", "bf16-mixed"), ("16-true", "16-mixed")])
 def test_weights_in_half_precision_are_not_averaged(precision: str, mend: str, trainer: MakeTrainer) -> None:
     with pytest.raises(SailUsageError, match=f"trainer.precision {precision}.*; use {mend}"):

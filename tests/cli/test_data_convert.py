@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ from dataset_writers import reason_seg
 from dataset_writers.scenes import dump, photo
 
 from sail_lightning.data import jsonl_writer
-from sail_lightning.data.jsonl_writer import JsonlWriter
 from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import (
     CocoInstances,
@@ -234,12 +235,26 @@ def test_a_wrong_command_is_one_sentence_and_writes_nothing(options: list[str], 
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(sail: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: JsonlWriter, sample: Sample) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.BufferedWriter):
+        """Holds lines back, and has no room for them when it is closed."""
 
-    monkeypatch.setattr(JsonlWriter, "add", full)
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = jsonl_writer.JsonlWriter.__init__
+
+    def made(self: Any, *args: Any) -> None:
+        real(self, *args)
+        self._file.close()
+        self._file = Full(io.FileIO(self._draft / "lines", "wb"))
+
+    monkeypatch.setattr(jsonl_writer.JsonlWriter, "__init__", made)
     result = sail("data", "convert", *LABORATORY, "--out", "a.jsonl", "--copy-images")
-    assert result.is_one_sentence(1, "a.jsonl cannot be written (No space left on device); nothing is left of it")
+    assert result.is_one_sentence(
+        1, "a.jsonl cannot be written (No space left on device); nothing half-written is left"
+    )
     assert not list(Path().iterdir())
 
 

@@ -242,7 +242,16 @@ def test_private_names_of_lightning_are_still_there() -> None:
     assert "self._subcommand_parsers[subcommand]" in Path(LightningCLI.setup_parser.__code__.co_filename).read_text()
 
 
-def test_the_last_checkpoint_is_also_saved_every_so_many_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"every_n_train_steps": 2}, {"last": [2, 4, 5, 6, 8], "best": [5]}),  # the best is of a validation
+        ({"save_top_k": 0}, {"last": [5], "best": []}),
+    ],
+)
+def test_the_last_checkpoint_is_saved_at_every_validation_and_every_so_many_steps(
+    settings: dict[str, int], wanted: dict[str, list[int]], tmp_path: Path
+) -> None:
     class Seen(L.Callback):
         """Steps of the checkpoints that lie there when a batch begins."""
 
@@ -255,7 +264,7 @@ def test_the_last_checkpoint_is_also_saved_every_so_many_steps(tmp_path: Path) -
                 steps = self.steps[path.stem[:4]]
                 steps += [step] if step not in steps else []
 
-    seen, saver = Seen(), RunCheckpoint(every_n_train_steps=2)
+    seen, saver = Seen(), RunCheckpoint(**settings)  # type: ignore[arg-type]
     saver.dirpath = str(tmp_path)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -269,7 +278,7 @@ def test_the_last_checkpoint_is_also_saved_every_so_many_steps(tmp_path: Path) -
     )
     source = LaboratorySource("val", samples=2, tasks={"refer": 1.0})
     trainer.fit(tiny(), datamodule=SailDataModule(LaboratorySource(questions=1), source, token_budget=200))
-    assert seen.steps == {"last": [2, 4, 5, 6, 8], "best": [5]}, "the best is of a validation"
+    assert seen.steps == wanted
 
 
 def test_checkpoints_every_no_steps_are_refused() -> None:

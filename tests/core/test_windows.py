@@ -156,6 +156,13 @@ def test_an_epoch_that_is_cut_short_cuts_its_last_window() -> None:
         assert [batch.window for batch in windows] == [*first, counts[2]]
 
 
+def test_an_epoch_that_became_shorter_than_what_was_trained_on_is_a_new_one() -> None:
+    net = tiny()
+    batches = [packed(net, group) for group in groups()]
+    windows = list(Windows(batches, 2, begun=5, limit=3))
+    assert windows[0].window == windows[1].window == batches[0].counts + batches[1].counts and len(windows) == 3
+
+
 def test_every_step_of_short_epochs_is_divided_by_what_it_was_made_of() -> None:
     seen = Losses()
     fit(data_module(), seen, accumulate=2, max_steps=4, limit_train_batches=3, val_check_interval=3)

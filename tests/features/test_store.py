@@ -96,6 +96,25 @@ def test_a_damaged_shard_that_was_removed_costs_no_other(tmp_path: Path) -> None
     assert len(FeatureStore(folder)) == 3
 
 
+def test_a_shard_that_was_kept_under_another_name_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    with FeatureWriter(folder, SETTINGS, shard_size=1) as writer:
+        add(writer, range(2))
+    (folder / "features-00000.safetensors").rename(folder / "features-00000-bad.safetensors")
+    with FeatureWriter(folder, SETTINGS, shard_size=1) as writer:
+        assert len(writer.keys) == 1
+    assert len(FeatureStore(folder)) == 1
+
+
+def test_a_writer_that_is_refused_holds_nothing(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path / "f", SETTINGS) as writer:
+        add(writer, range(1))
+    with pytest.raises(SailUsageError) as caught:
+        FeatureWriter(tmp_path / "f", replace(SETTINGS, stride=4))
+    with FeatureWriter(tmp_path / "f", SETTINGS) as writer:
+        assert caught.value and len(writer.keys) == 1
+
+
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     with FeatureWriter(tmp_path / "f", SETTINGS) as writer:
         with pytest.raises(SailUsageError, match="another process writes features to .*; wait for it"):

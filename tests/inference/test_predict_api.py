@@ -17,7 +17,7 @@ from sail_lightning.data.collate import pack
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import as_sample
-from sail_lightning.vision import Upright, load_image
+from sail_lightning.vision import Upright, load_image, orientation
 
 TEXT = "please segment the red circle."
 
@@ -271,6 +271,28 @@ def test_a_photo_of_a_phone_is_answered_upright(tmp_path: Path) -> None:
     (answered,) = trainer.predict(model, datamodule=data)  # type: ignore[misc]
     assert np.array_equal(answered[0].image, upright) and answered[0].source == found.source
     assert np.array_equal(load_image(tmp_path / "phone.png"), np.rot90(upright)), "data sets count stored pixels"
+
+
+def test_a_photo_asked_about_both_ways_is_shown_both_ways(tmp_path: Path) -> None:
+    lying = Image.fromarray(picture(0, 30, 44))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "phone.png", exif=exif)
+    stored = Sample(str(tmp_path / "phone.png"), (Turn(TEXT),))
+    shown = exact_model().predict_batch([stored, (tmp_path / "phone.png", TEXT)])
+    assert [one.image.shape[:2] for one in shown if one.image is not None] == [(30, 44), (44, 30)]
+    assert [one.masks.shape[1:] for one in shown] == [(30, 44), (44, 30)]
+
+
+@pytest.mark.parametrize(("turn", "wanted"), [(0, 1), (1, 1), (6, 6), (9, 1)])
+def test_only_orientations_that_turn_are_told(turn: int, wanted: int, tmp_path: Path) -> None:
+    image = Image.fromarray(picture(0, 30, 44))
+    exif = image.getexif()
+    exif[0x0112] = turn
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert orientation(tmp_path / "a.jpg") == wanted
+    image.save(tmp_path / "a.tif", exif=exif)
+    assert orientation(tmp_path / "a.tif") == 1, "PIL turns it"
 
 
 def test_a_damaged_orientation_leaves_a_picture_as_it_is(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class FolderSource(IndexedSource):
         SailUsageError: one folder for both, a share that is not from 0 to 1, or as `Wording`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class ParquetSource(IndexedSource):
 
     def __init__(self, path: str, images: str | None = None) -> None:
         super().__init__([path])
-        self.root = self.files[0].parent if images is None else data_path(images)
+        self.root = (self.files[0].parent if images is None else data_path(images)).absolute()
 
     def settings(self) -> Any:
         return str(self.root)  # the folder may be part of what names a picture
