@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,11 +125,19 @@ def test_variants_take_turns() -> None:
     assert all(low <= timing.median <= high for timing in timings.values() for low, high in [timing.spread])
 
 
+TOUCHES_64_MIB = """
+import torch
+from sail_lightning.benchmarks.measure import peak_memory
+print(peak_memory(lambda: torch.ones(64, 2**18).sum(), torch.device("cpu")))
+"""
+
+
 def test_peak_memory_is_what_a_run_touches() -> None:
-    found = peak_memory(lambda: torch.ones(64, 2**18).sum(), CPU)
-    if found is None:
+    # In a process of its own: this one holds memory that other tests have left.
+    found = subprocess.run([sys.executable, "-c", TOUCHES_64_MIB], capture_output=True, text=True, check=True).stdout
+    if found.strip() == "None":
         pytest.skip("this system does not tell")
-    assert 60 < found < 120
+    assert 60 < float(found) < 120
 
 
 def test_peak_of_training_is_all_that_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
