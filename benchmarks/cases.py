@@ -15,11 +15,11 @@ from torch import Tensor
 from sail_lightning.benchmarks import official_style, workloads
 from sail_lightning.benchmarks.settings import Settings, Size
 from sail_lightning.benchmarks.workloads import VOCABULARY
-from sail_lightning.data.collate import pack
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.generation import Generation, generate
-from sail_lightning.losses import LanguageLoss, MaskLoss
-from sail_lightning.model import SailModel
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.generation.engine import Generation, generate
+from sail_lightning.model.losses import LanguageLoss, MaskLoss
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.attention import AutoAttention, SDPAAttention
 
 OURS, BASELINE = "ours", "official style"

@@ -23,13 +23,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import BoolMask, Sample, Turn
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import PackedStream
-from sail_lightning.data.transform import Encoder
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_image, load_mask, patchify, resize_image
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import Encoder
+from sail_lightning.image.preprocessing import load_image, load_mask, patchify, resize_image
+from sail_lightning.sample import BoolMask, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 WIDTH, HEIGHT = 640, 480
 PATCH = 16

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from sail_lightning.model import SailModel
-from sail_lightning.plan import AttentionPlan
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
 def seen_keys(plan: AttentionPlan) -> int:

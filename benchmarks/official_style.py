@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from sail_lightning.batch import PackedBatch
-from sail_lightning.data.collate import pack
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.losses import MaskLoss, resize
-from sail_lightning.model import SailModel
+from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.model.losses import MaskLoss, resize
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sail_lightning.batch import PackedBatch
 from sail_lightning.benchmarks import cases, flops, workloads
 from sail_lightning.benchmarks.measure import MIB, alternate
 from sail_lightning.benchmarks.settings import Settings, Size
-from sail_lightning.data.collate import pack
-from sail_lightning.model import SailModel
+from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.encoding.collate import pack
+from sail_lightning.model.model import SailModel
 
 STRIDE = 2
 """Of the mask features: that of the official weights."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from sail_lightning.benchmarks import flops, workloads
 from sail_lightning.benchmarks.measure import alternate, peak_allocated
 from sail_lightning.benchmarks.settings import Settings
-from sail_lightning.data.collate import pack
+from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError
-from sail_lightning.losses import LanguageLoss, MaskLoss
+from sail_lightning.model.losses import LanguageLoss, MaskLoss
 
 PEAKS = {"of_measured_product": 790.0, "of_data_sheet": 989.0}
 """TFLOP/s of an H100 or H200 (SXM) in bfloat16: of a large matrix product, measured, and by the data sheet."""

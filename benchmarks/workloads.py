@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from sail_lightning.benchmarks.settings import Settings
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.model import SailModel
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
-from sail_lightning.sequence import SequenceBuilder
+from sail_lightning.sample import Sample, Turn
+from sail_lightning.sequence.layout import SequenceBuilder
 
 WORDS = 100
 """Ids below this one are special; words are drawn above it."""

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from sail_lightning.callbacks.predictions import to_record
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import BoolMask
 from sail_lightning.data.sources import Source
-from sail_lightning.data.transform import EncodedSample
+from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.errors import SailUsageError
+from sail_lightning.generation.prediction import Prediction, encode_rle
+from sail_lightning.image.preprocessing import load_image, load_mask
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.module import PixelSAIL
-from sail_lightning.prediction import Prediction, encode_rle
 from sail_lightning.provenance import annotations_of, questions_of, weights_of
+from sail_lightning.sample import BoolMask
 from sail_lightning.scoring import Answer, read_answers, score
 from sail_lightning.scoring.answer_log import NUMBER, AnswerLog, Line
 from sail_lightning.scoring.report import COUNTED, write_report
-from sail_lightning.templates import phrases_of
-from sail_lightning.vision import load_image, load_mask
+from sail_lightning.sequence.chat_template import phrases_of
 
 Benchmark = str | dict[str, str] | None
 NAMES = {"caption": "gcg"}

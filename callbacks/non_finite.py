@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sail_lightning.batch import PackedBatch
+from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.errors import SailError
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from sail_lightning.drawing import grid
-from sail_lightning.prediction import Prediction
+from sail_lightning.generation.prediction import Prediction
+from sail_lightning.image.drawing import grid
 
 WIDTH = 256
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from sail_lightning.batch import PackedBatch
+from sail_lightning.encoding.batch import PackedBatch
 
 
 class Throughput(L.Callback):

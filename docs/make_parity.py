@@ -12,7 +12,7 @@ import torch
 from sail_lightning import registry
 from sail_lightning.conversion.official import IGNORED, PREFIXES
 from sail_lightning.interfaces import Backbone, Dims
-from sail_lightning.model import SailModel
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.backbones import EVEv2, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
-from sail_lightning.data.collate import pack
 from sail_lightning.data.sources.laboratory import LaboratorySource
+from sail_lightning.encoding.collate import pack
 from sail_lightning.experts.mask2former import Mask2FormerExpert, Recipe
 from sail_lightning.interfaces import Dims
 from sail_lightning.module import PixelSAIL

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from sail_lightning.data.sample import BoolMask, Sample, Turn
 from sail_lightning.data.sources import Source
 from sail_lightning.errors import SailError
+from sail_lightning.sample import BoolMask, Sample, Turn
 
 SIDE = {  # which of two or more objects: the first by this measure, ahead of the second by a margin
     "left": lambda box, photo: (box[0] + box[2] / 2) / photo["width"],

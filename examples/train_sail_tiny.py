@@ -18,12 +18,12 @@ from torch import nn
 
 from sail_lightning import PixelSAIL, registry
 from sail_lightning.callbacks import draw_learning_curve
-from sail_lightning.checkpoint import read_config
 from sail_lightning.cli.lightning_cli import run
 from sail_lightning.cli.progress import progress_bar
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.evaluation import measure
 from sail_lightning.metrics.table import markdown_table
+from sail_lightning.pretrained.model_folder import read_config
 
 FIRST = "experiment/sail_tiny_words"
 LATER = (

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sail_lightning.settings import renames
+
 __version__ = "0.1.0"
 __all__ = ["Box", "LoRA", "Mask", "PixelSAIL", "Point", "Prediction", "Sample", "Scribble", "Turn", "__version__"]
 
 if TYPE_CHECKING:
-    from sail_lightning.adapters import LoRA
-    from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble, Turn
+    from sail_lightning.generation.prediction import Prediction
     from sail_lightning.module import PixelSAIL
-    from sail_lightning.prediction import Prediction
+    from sail_lightning.pretrained.lora import LoRA
+    from sail_lightning.sample import Box, Mask, Point, Sample, Scribble, Turn
 
+renames.install()
 _HOMES = {
-    "LoRA": "sail_lightning.adapters",
+    "LoRA": "sail_lightning.pretrained.lora",
     "PixelSAIL": "sail_lightning.module",
-    "Prediction": "sail_lightning.prediction",
-    **{name: "sail_lightning.data.sample" for name in ("Box", "Mask", "Point", "Sample", "Scribble", "Turn")},
+    "Prediction": "sail_lightning.generation.prediction",
+    **{name: "sail_lightning.sample" for name in ("Box", "Mask", "Point", "Sample", "Scribble", "Turn")},
 }
 
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.registry import socket
-from sail_lightning.sequence import PictureLayout
-from sail_lightning.templates import SOLO_CHAT, Chat
+from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.sequence.chat_template import SOLO_CHAT, Chat
+from sail_lightning.sequence.layout import PictureLayout
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sail_lightning import adapters, hub
-from sail_lightning import checkpoint as checkpoints
-from sail_lightning.adapters import LoRA
-from sail_lightning.batch import PackedBatch
-from sail_lightning.card import Data, Figures
-from sail_lightning.data.sample import ImageRef, Prompt, Sample, Turn
-from sail_lightning.data.transform import EncodedSample, Encoder
-from sail_lightning.distillation import Distillation
+from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.generation import generate
+from sail_lightning.generation.engine import generate
+from sail_lightning.generation.prediction import Prediction
+from sail_lightning.image.preprocessing import MAX_SIDE, Upright, load_image, load_mask
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
-from sail_lightning.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.metrics.tasks import TaskMetrics
-from sail_lightning.network import Network
-from sail_lightning.optim import WarmupCosine, parameter_groups
-from sail_lightning.prediction import Prediction
+from sail_lightning.model.bundle import Network
+from sail_lightning.model.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
+from sail_lightning.pretrained import hub, lora, model_folder
+from sail_lightning.pretrained.card import Data, Figures
+from sail_lightning.pretrained.lora import LoRA
 from sail_lightning.registry import SOURCES
-from sail_lightning.vision import MAX_SIDE, Upright, load_image, load_mask
+from sail_lightning.sample import ImageRef, Prompt, Sample, Turn
+from sail_lightning.training.distillation import Distillation
+from sail_lightning.training.optim import WarmupCosine, parameter_groups
 
 OWN_LOSSES = {"loss", "language", "mask", "dice"}
 """Names that losses are logged by, those of teachers beside them."""
@@ -154,7 +153,7 @@ class PixelSAIL(L.LightningModule):
             return
         self.network.build()
         if self.weights:
-            checkpoints.load_weights(self.network, self.weights)
+            model_folder.load_weights(self.network, self.weights)
         if self.adapter is not None:
             self.adapter.apply(self.model.backbone)
         self._built = True
@@ -397,7 +396,7 @@ class PixelSAIL(L.LightningModule):
         """
         if unknown := sorted(overrides.keys() - (inspect.signature(cls).parameters.keys() - {"weights"})):
             raise SailUsageError(f"from_pretrained cannot override {unknown[0]}: PixelSAIL has no such setting")
-        model = cls(**(checkpoints.read_config(folder) | overrides), weights=str(folder))
+        model = cls(**(model_folder.read_config(folder) | overrides), weights=str(folder))
         model.configure_model()
         return model.eval()
 
@@ -426,7 +425,7 @@ class PixelSAIL(L.LightningModule):
             SailError: a file has the folder's name.
             SailUsageError: a size that cannot be read, or what a card cannot be made of.
         """
-        return checkpoints.save_folder(self, Path(folder), card, dtype, max_shard_size, metrics, data, licence)
+        return model_folder.save_folder(self, Path(folder), card, dtype, max_shard_size, metrics, data, licence)
 
     def push_to_hub(self, repo_id: str, private: bool = True, token: str | None = None, **saving: Any) -> str:
         """Saves the model to a repository of the Hugging Face Hub, `owner/name`, and returns its address.
@@ -463,7 +462,7 @@ class PixelSAIL(L.LightningModule):
         Raises:
             SailUsageError: the model has no adapter.
         """
-        return adapters.save(self, Path(folder))
+        return lora.save(self, Path(folder))
 
     def load_adapter(self, folder: str | Path) -> Self:
         """Puts an adapter that `save_adapter` wrote on this model, which must be the one that it was trained on.
@@ -471,7 +470,7 @@ class PixelSAIL(L.LightningModule):
         Raises:
             SailError: a missing or damaged file, or names, shapes or settings that differ; the model is then as before.
         """
-        self._set_adapter(adapters.load(self, Path(folder)))
+        self._set_adapter(lora.load(self, Path(folder)))
         return self
 
     def merge_adapter(self) -> Self:
@@ -493,7 +492,7 @@ class PixelSAIL(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
-        lasting = self.config | {"tokenizer": checkpoints.lasting_source(self.tokens), "weights": None}
+        lasting = self.config | {"tokenizer": model_folder.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Of a model that was loaded, and whose teachers are not made: `fit` will want them.

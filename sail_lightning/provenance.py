@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sail_lightning import shards
-from sail_lightning.checkpoint import is_folder, locate
 from sail_lightning.data.sources import IndexedSource, Source
+from sail_lightning.pretrained.model_folder import is_folder, locate
+from sail_lightning.weights import safetensors_io
 
 PROBES = 5
 """Questions that stand for all of a source."""
@@ -21,8 +21,10 @@ PROBES = 5
 def files_digest(paths: list[Path]) -> str:
     """The sha256 of one file; of several, that of their names and sums, in the order of the names."""
     if len(paths) == 1:
-        return shards.digest(paths[0])
-    listed = "".join(f"{path.name} {shards.digest(path)}\n" for path in sorted(paths, key=lambda path: path.name))
+        return safetensors_io.digest(paths[0])
+    listed = "".join(
+        f"{path.name} {safetensors_io.digest(path)}\n" for path in sorted(paths, key=lambda path: path.name)
+    )
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -60,6 +62,10 @@ def weights_of(name: str | Path | None, state: Callable[[], Mapping[str, Tensor]
         return {"path": None, "sha256": sums.hexdigest()}
     path = Path(name)
     if path.is_file():
-        return {"path": str(path), "sha256": shards.digest(path)}
-    files = shards.weight_files(locate(path)) if is_folder(path) else [one for one in path.rglob("*") if one.is_file()]
+        return {"path": str(path), "sha256": safetensors_io.digest(path)}
+    files = (
+        safetensors_io.weight_files(locate(path))
+        if is_folder(path)
+        else [one for one in path.rglob("*") if one.is_file()]
+    )
     return {"path": str(name), "sha256": files_digest(files)}

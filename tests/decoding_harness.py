@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sail_lightning.cache import SlotCache, bands, visible
+from sail_lightning.generation.kv_cache import SlotCache, bands, visible
 from sail_lightning.interfaces import Backbone
-from sail_lightning.plan import AttentionPlan, Span
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 
 @torch.no_grad()

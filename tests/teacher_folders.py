@@ -18,7 +18,7 @@ from torch import nn
 
 from sail_lightning.features.codec import StoredAs, encode
 from sail_lightning.features.store import FeatureWriter, Settings, picture_key
-from sail_lightning.vision import resize_image
+from sail_lightning.image.preprocessing import resize_image
 
 WEIGHTS = "model.safetensors"
 

@@ -18,13 +18,15 @@ import pytest
 import torch
 
 import sail_lightning
-from sail_lightning import callbacks, checkpoint, losses, registry
+from sail_lightning import callbacks, registry
 from sail_lightning.cli import COMMANDS, VERBS, main, pages
 from sail_lightning.cli.packaged import config_names
 from sail_lightning.data import sources
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import layout
 from sail_lightning.interfaces import Dims
+from sail_lightning.model import losses
+from sail_lightning.pretrained import model_folder
+from sail_lightning.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -265,7 +267,7 @@ def test_last_line_of_the_quickstart_is_quoted_with_its_figures() -> None:
 
 
 def test_figures_of_the_packaged_model_are_those_of_its_card() -> None:
-    card = table((checkpoint.locate(PACKAGED) / checkpoint.CARD).read_text(encoding="utf-8"))
+    card = table((model_folder.locate(PACKAGED) / model_folder.CARD).read_text(encoding="utf-8"))
     quoted = table(marked("sail-tiny-results"))
     assert PACKAGED in quoted and set(quoted) <= set(card)
     for name, row in quoted.items():

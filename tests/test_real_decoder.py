@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sail_lightning import PixelSAIL
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.plan import AttentionPlan, Span
+from sail_lightning.encoding.collate import pack
 from sail_lightning.plugins.backbones import SailDecoder
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sample import Sample, Turn
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 FOLDER = Path(os.environ.get("SAIL_SMOLLM2", ""))
 pytestmark = [

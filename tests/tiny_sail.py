@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sail_lightning.batch import PackedBatch
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Box, Mask, Sample, Turn
+from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.encoding.collate import pack
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sample import Box, Mask, Sample, Turn
 
 BACKBONE: dict[str, Any] = {
     "size": "tiny",

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Attention
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.attention.sdpa import SDPAAttention
 from sail_lightning.plugins.attention.xformers import XFormersAttention, check_cuda
 from sail_lightning.registry import register
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 logger = logging.getLogger(__name__)
 

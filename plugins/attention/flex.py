@@ -13,8 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.registry import register
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 BLOCK = 128
 """Rows and columns of a block that is computed wholly, in part, or not at all."""

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sail_lightning.interfaces import Attention
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.registry import register
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
 @register

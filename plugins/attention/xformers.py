@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Attention, Dims
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention.sdpa import repeat_heads
 from sail_lightning.registry import register
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 MEND = "pip install 'sail-lightning[cuda]', or choose `attention: SDPAAttention`"
 

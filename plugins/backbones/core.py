@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AttentionInterface, Auto
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, KeyValueCache
-from sail_lightning.plan import AttentionPlan
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 NAME = "sail_lightning"
 """Of our attention function among Hugging Face's. No mask function is registered under it, so they build no mask."""

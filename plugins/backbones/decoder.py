@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
     Attend,
@@ -29,10 +29,10 @@ from sail_lightning.plugins.backbones.core import (
     decoder_config,
     uncompiled,
 )
+from sail_lightning.plugins.backbones.parity_check import check_unchanged
 from sail_lightning.plugins.backbones.pretrained import load_decoder, read_config
-from sail_lightning.plugins.backbones.unchanged import check_unchanged
 from sail_lightning.registry import register
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
 @register

@@ -28,7 +28,6 @@ from transformers.models.qwen2.modeling_qwen2 import (
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
     Exact,
@@ -39,8 +38,9 @@ from sail_lightning.plugins.backbones.core import (
     uncompiled,
 )
 from sail_lightning.registry import register
-from sail_lightning.sequence import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
-from sail_lightning.templates import QWEN_CHAT
+from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.sequence.chat_template import QWEN_CHAT
+from sail_lightning.sequence.layout import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

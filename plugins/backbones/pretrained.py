@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.backbones.core import NOT_OURS
+from sail_lightning.weights.state_dict import differences
 
 if TYPE_CHECKING:
     from sail_lightning.plugins.backbones.decoder import SailDecoder

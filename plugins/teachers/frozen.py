@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sail_lightning.data.sample import Task
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
+from sail_lightning.sample import Task
 
 DType = Literal["float32", "bfloat16", "float16"]
 Tap = Literal["vision", "mask"]

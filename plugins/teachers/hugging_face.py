@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from sail_lightning.conversion.strict import some
 from sail_lightning.errors import SailError
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
+from sail_lightning.weights.state_dict import some
 
 
 def settings(who: str, folder: str, kinds: Collection[str]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sail_lightning import shards
-from sail_lightning.conversion.strict import differences
 from sail_lightning.errors import SailError
 from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
 from sail_lightning.registry import register
+from sail_lightning.weights import safetensors_io
+from sail_lightning.weights.state_dict import differences
 
 TRUNK = "radio_model.model."
 CONDITIONER = "radio_model.input_conditioner."
@@ -141,7 +141,7 @@ class RADIOTeacher(FrozenTeacher):
         """
         folder = Path(self.folder).expanduser()
         config = _config(folder)
-        with shards.opened(shards.find(folder)) as stored:
+        with safetensors_io.opened(safetensors_io.find(folder)) as stored:
             state = {name: item.read().float() for name, item in stored.items() if not FOREIGN.match(name)}
         mean, std = (state.pop(f"{CONDITIONER}norm_{name}", None) for name in ("mean", "std"))
         own = {SCALES.sub(r"ls\1.gamma", name.removeprefix(TRUNK)): value for name, value in state.items()}

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sail_lightning.checkpoint import open_network
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Sample
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.model import SailModel
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.image.preprocessing import resized_size
+from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.pretrained.model_folder import open_network
 from sail_lightning.registry import register
-from sail_lightning.vision import resized_size
+from sail_lightning.sample import Sample
 
 
 @register

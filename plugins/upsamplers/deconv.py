@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Upsampler
-from sail_lightning.plugins.upsamplers.lean import lean
+from sail_lightning.plugins.upsamplers.checkpointing import lean
 from sail_lightning.registry import register
 
 OFFICIAL_PARTS = {"deconv": "0", "depthwise": "2.depthwise", "pointwise": "2.pointwise", "norm": "3.ln"}

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.plugins.upsamplers.bilinear import whole_ratio
 from sail_lightning.registry import register
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
 
 TENT_FLOOR = 0.05
 """Least weight, at the start, of a neighbour that bilinear interpolation would leave out."""

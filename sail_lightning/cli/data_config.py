@@ -11,7 +11,7 @@ from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
     from sail_lightning.data.sources import Source
-    from sail_lightning.data.transform import Encoder
+    from sail_lightning.encoding.transform import Encoder
 
 SPLITS = ("train", "val", "test")
 OF_ENCODER = ("tokenizer", "max_side", "max_tokens")
@@ -108,10 +108,10 @@ class DataConfig:
         import torch
 
         from sail_lightning.cli.errors import check_config
-        from sail_lightning.data.transform import Encoder
+        from sail_lightning.encoding.transform import Encoder
         from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
         from sail_lightning.module import PixelSAIL
-        from sail_lightning.tokens import Tokens
+        from sail_lightning.sequence.tokenizer import Tokens
 
         node = self.described()["model"]
         check_config({"model": node}, {"model": PixelSAIL}, ())

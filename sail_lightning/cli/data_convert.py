@@ -12,9 +12,9 @@ from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
     from sail_lightning.data.jsonl_writer import JsonlWriter
-    from sail_lightning.data.sample import Sample
-    from sail_lightning.data.shards import ShardWriter
     from sail_lightning.data.sources import Source
+    from sail_lightning.data.webdataset.writer import ShardWriter
+    from sail_lightning.sample import Sample
 
 EXAMPLES = """\
 Each record is read once, always alike: --passes 4 reads it four times, with wording and objects drawn anew. Masks are
@@ -54,8 +54,8 @@ def run(args: list[str]) -> int:
 
     from sail_lightning.cli.data_config import read_source
     from sail_lightning.data.jsonl_writer import JsonlWriter  # after --help: it takes seconds
-    from sail_lightning.data.shard_store import is_remote
-    from sail_lightning.data.shards import ShardWriter, as_bytes
+    from sail_lightning.data.webdataset.store import is_remote
+    from sail_lightning.data.webdataset.writer import ShardWriter, as_bytes
 
     source = read_source(given.config, given.split, comma_list(given.plugins), rest, "convert")
     records = _count(source, given.count)

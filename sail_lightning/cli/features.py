@@ -15,8 +15,8 @@ from sail_lightning.errors import SailError, SailUsageError
 if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.data.sources import Source
-    from sail_lightning.data.transform import Encoder
-    from sail_lightning.features.pictures import Place
+    from sail_lightning.encoding.transform import Encoder
+    from sail_lightning.features.images import Place
     from sail_lightning.interfaces import Teacher
 
 EXAMPLES = """\
@@ -45,7 +45,7 @@ def run(args: list[str]) -> int:
     from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.cli.data_progress import progress
     from sail_lightning.features.extract import extract, settings_for
-    from sail_lightning.features.pictures import places
+    from sail_lightning.features.images import places
     from sail_lightning.features.store import FeatureWriter
 
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -145,8 +145,8 @@ def _measured(
     wanted: Sequence[Place],
     bytes_per_picture: float,
 ) -> str:
+    from sail_lightning.features.images import read
     from sail_lightning.features.measure import measure
-    from sail_lightning.features.pictures import read
     from sail_lightning.interfaces import Dims
     from sail_lightning.plugins.teachers import CachedTeacher
 

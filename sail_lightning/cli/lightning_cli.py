@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from sail_lightning import checkpoint as checkpoints
 from sail_lightning import registry
 from sail_lightning.callbacks import (
     AnswerWriter,
@@ -39,6 +38,7 @@ from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
+from sail_lightning.pretrained import model_folder
 from sail_lightning.scoring.report import MARKDOWN
 
 DEFAULT_DATA = "data/laboratory"
@@ -255,7 +255,7 @@ def _composed(verb: str, layers: list[Config], options: list[Option]) -> tuple[C
             left = [option for option in left if option.name != "ckpt_path"]
         elif compose.lookup(config, "model.weights"):  # those that training started from; their folder may be gone
             config = compose.merge_layers([config, {"model": {"weights": None}}])
-    elif weights and checkpoints.is_folder(weights):
+    elif weights and model_folder.is_folder(weights):
         base.append(_folder_layer(weights))
     elif verb != "fit" and not ckpt_path:
         raise SailUsageError(f"{verb} needs --ckpt_path: a .ckpt file, a model folder or a packaged model")
@@ -280,11 +280,11 @@ def _checkpoint_layer(verb: str, ckpt_path: str) -> Config:
     path = Path(ckpt_path)
     if path.is_file():
         return _file_layer(path)
-    if not checkpoints.is_folder(ckpt_path):
+    if not model_folder.is_folder(ckpt_path):
         if path.is_dir():  # a sharded checkpoint: it brings no settings
             return {"model": {}}
         try:
-            checkpoints.locate(ckpt_path)
+            model_folder.locate(ckpt_path)
         except SailError as error:
             known = str(error).partition("; ")[2]
             raise SailError(f"no checkpoint {ckpt_path}, neither a file nor a model folder; {known}") from None
@@ -297,7 +297,7 @@ def _checkpoint_layer(verb: str, ckpt_path: str) -> Config:
 
 
 def _folder_layer(name: str) -> Config:
-    return {"model": {**checkpoints.config_spec(checkpoints.locate(name)), "weights": str(name)}}
+    return {"model": {**model_folder.config_spec(model_folder.locate(name)), "weights": str(name)}}
 
 
 def _file_layer(path: Path) -> Config:

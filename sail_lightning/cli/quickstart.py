@@ -46,13 +46,13 @@ def run(args: list[str]) -> int:
 def _run(out: Path, name: str, steps: int | None, samples: int, start: float) -> None:
     from sail_lightning import registry
     from sail_lightning.callbacks import draw_learning_curve
-    from sail_lightning.checkpoint import read_config
     from sail_lightning.cli.lightning_cli import run as run_verb
     from sail_lightning.cli.progress import progress_bar
     from sail_lightning.data.sources import LaboratorySource
     from sail_lightning.evaluation import measure
     from sail_lightning.metrics.table import markdown_table, write_csv
     from sail_lightning.module import PixelSAIL
+    from sail_lightning.pretrained.model_folder import read_config
 
     registry.discover()
     _say(1, "train a referring model from nothing")

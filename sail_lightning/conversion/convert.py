@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.core.saving import _load_state
 from safetensors.torch import save_file
 
-from sail_lightning import checkpoint, registry
+from sail_lightning import registry
 from sail_lightning.conversion import official
 from sail_lightning.conversion.reading import Checkpoint, read_tensors
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
+from sail_lightning.pretrained import model_folder
 
 
 def open_model(source: str | Path, base: Path | None = None, special_tokens: Sequence[str] | None = None) -> PixelSAIL:
@@ -30,7 +31,7 @@ def open_model(source: str | Path, base: Path | None = None, special_tokens: Seq
         SailError: nothing that can be read, or names, shapes or vocabularies that do not agree.
     """
     registry.discover()
-    if checkpoint.is_folder(source):
+    if model_folder.is_folder(source):
         return PixelSAIL.from_pretrained(source)
     path = Path(source)
     if not path.exists():

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sail_lightning.conversion import pickles
-from sail_lightning.conversion.strict import size
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.weights.state_dict import size
 
 MODEL, OPTIMIZER = "_model_states.pt", "_optim_states.pt"
 WHOLE = f"mp_rank_00{MODEL}"

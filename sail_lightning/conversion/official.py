@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sail_lightning import registry
-from sail_lightning.adapters import merged_state
-from sail_lightning.conversion.strict import fill, some
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.image.preprocessing import MAX_SIDE
 from sail_lightning.interfaces import Plugin
 from sail_lightning.module import PixelSAIL
-from sail_lightning.templates import PHRASE_END, PHRASE_START, SEG, prompt_token
-from sail_lightning.tokens import open_tokenizer
-from sail_lightning.vision import MAX_SIDE
+from sail_lightning.pretrained.lora import merged_state
+from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG, prompt_token
+from sail_lightning.sequence.tokenizer import open_tokenizer
+from sail_lightning.weights.state_dict import fill, some
 
 logger = logging.getLogger(__name__)
 

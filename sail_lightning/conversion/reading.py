@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sail_lightning.conversion import deepspeed, pickles, sharded
-from sail_lightning.conversion.strict import some
 from sail_lightning.errors import SailError
+from sail_lightning.weights.state_dict import some
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

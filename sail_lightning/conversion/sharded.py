@@ -14,8 +14,8 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from sail_lightning.conversion import pickles
-from sail_lightning.conversion.strict import some
 from sail_lightning.errors import SailError
+from sail_lightning.weights.state_dict import some
 
 INDEX, EXTRA = ".metadata", "meta.pt"
 """Where tensors lie; and what Lightning saves beside them."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sail_lightning.data.sample import Sample
-from sail_lightning.drawing import captioned, draw_prompt, enlarged, grid, label, tint
-from sail_lightning.vision import load_image, load_mask
+from sail_lightning.image.drawing import captioned, draw_prompt, enlarged, grid, label, tint
+from sail_lightning.image.preprocessing import load_image, load_mask
+from sail_lightning.sample import Sample
 
 WIDTH = 256
 """Of each picture on the sheet, in pixels."""

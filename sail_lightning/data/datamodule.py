@@ -12,15 +12,15 @@ import lightning as L
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from sail_lightning.batch import PackedBatch, Place, Sealed
-from sail_lightning.data.dealing import Numbers, deal
+from sail_lightning.data.distributed_sampler import Numbers, deal
 from sail_lightning.data.prompts import parse_prompt
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import PackedStream, Progress, Windows
-from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.encoding.batch import PackedBatch, Place, Sealed
+from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import PICTURES, Upright
+from sail_lightning.image.preprocessing import PICTURES, Upright
+from sail_lightning.sample import Sample, Turn
 
 logger = logging.getLogger(__name__)
 

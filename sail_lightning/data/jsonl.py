@@ -38,7 +38,11 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from sail_lightning.data.sample import (
+from sail_lightning.errors import SailError
+from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.preprocessing import image_size, load_mask
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import (
     BoolMask,
     Box,
     ImageRef,
@@ -51,11 +55,7 @@ from sail_lightning.data.sample import (
     Task,
     Turn,
 )
-from sail_lightning.data.segmentations import Segmentation
-from sail_lightning.errors import SailError
-from sail_lightning.prediction import encode_rle
-from sail_lightning.templates import PHRASE_START, SEG
-from sail_lightning.vision import image_size, load_mask
+from sail_lightning.sequence.chat_template import PHRASE_START, SEG
 
 Record = dict[str, Any]
 TASKS: tuple[str, ...] = get_args(Task)

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from sail_lightning.data.jsonl import as_line, named, pictures_of, to_json
 from sail_lightning.data.records import picture_name
-from sail_lightning.data.sample import ImageRef, Sample
-from sail_lightning.data.shards import picture_file
+from sail_lightning.data.webdataset.writer import picture_file
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import ImageRef, Sample
 
 
 class JsonlWriter:

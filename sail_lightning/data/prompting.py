@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
-from sail_lightning.data.sample import BoolMask, Mask, MaskRef, Sample, Turn
+from sail_lightning.data.samplers import Choice
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.templates import prompt_token
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import BoolMask, Mask, MaskRef, Sample, Turn
+from sail_lightning.sequence.chat_template import prompt_token
 
 Shape = Literal["mask", "box", "point", "scribble"]
 DEPTH = 16
@@ -147,14 +147,14 @@ class Prompting:
 def denial(turn: Callable[[str, str], Turn], id: int, text: str = "") -> Turn:
     """A turn as asked about an object, but about a prompt that is not there."""
     name = prompt_token(id)
-    return replace(turn(name, text), answer=wording.NOT_THERE.format(name), task="describe", choices=())
+    return replace(turn(name, text), answer=prompt_templates.NOT_THERE.format(name), task="describe", choices=())
 
 
 def described(choose: Choice, ending: str = "") -> Callable[[str, str], Turn]:
     """Makes turns that ask for a detailed description, in one of the wordings and `ending`."""
 
     def turn(name: str, text: str) -> Turn:
-        return Turn(choose.one(wording.DESCRIBE).format(name) + ending, f"{name}: {text}", "describe")
+        return Turn(choose.one(prompt_templates.DESCRIBE).format(name) + ending, f"{name}: {text}", "describe")
 
     return turn
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from sail_lightning.data.sample import Box, Mask, Point, Prompt, Scribble
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import Box, Mask, Point, Prompt, Scribble
 
 FORMS = "mask:FILE.png, box:X0,Y0,X1,Y1, point:X,Y or scribble:X,Y,X,Y,..., with K= in front to be <PromptK>"
 

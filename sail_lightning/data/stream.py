@@ -10,10 +10,10 @@ from itertools import chain, count, islice
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sail_lightning.batch import Counts, PackedBatch, Place
-from sail_lightning.data.collate import pack, pack_stream
 from sail_lightning.data.sources.base import Source
-from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.encoding.batch import Counts, PackedBatch, Place
+from sail_lightning.encoding.collate import pack, pack_stream
+from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError
 
 logger = logging.getLogger(__name__)

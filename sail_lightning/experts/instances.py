@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
+from sail_lightning.image.preprocessing import load_image, load_mask
 from sail_lightning.plugins.teachers.frozen import resized
-from sail_lightning.templates import phrases_of
-from sail_lightning.vision import load_image, load_mask
+from sail_lightning.sample import Sample
+from sail_lightning.sequence.chat_template import phrases_of
 
 UNNAMED = "object"
 """The class of a mask without a phrase."""

@@ -22,10 +22,10 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from sail_lightning.data.sources.base import Source
 from sail_lightning.experts.instances import InstanceBatch, InstanceDataset, collate
-from sail_lightning.optim import WarmupCosine
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.plugins.teachers.hugging_face import quiet
 from sail_lightning.plugins.teachers.mask2former import LONGEST, input_size
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD
+from sail_lightning.training.optim import WarmupCosine
 
 REPORT = "expert.json"
 """In an expert's folder: what it was trained on, for how long, and how good it is."""

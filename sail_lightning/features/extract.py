@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sail_lightning.data.sources.base import Source
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.features.codec import encode
-from sail_lightning.features.pictures import Place, Read, read
+from sail_lightning.features.images import Place, Read, read
 from sail_lightning.features.store import FeatureWriter, Settings
 from sail_lightning.interfaces import Teacher, to_spec
 

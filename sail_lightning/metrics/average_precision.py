@@ -20,10 +20,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from sail_lightning.generation.prediction import encode_rle
 from sail_lightning.metrics.lines import Lines
 from sail_lightning.metrics.masks import Masks, as_masks
 from sail_lightning.metrics.sums import scalar
-from sail_lightning.prediction import encode_rle
 
 Rle = dict[str, Any]
 Picture = tuple[Sequence[Rle], Sequence[Rle]]

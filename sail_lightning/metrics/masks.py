@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sail_lightning.data.sample import BoolMask, Sample
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import BoolMask, Sample
 
 Masks = Tensor | NDArray[np.bool_]
 """Masks (n, H, W) bool; n may be 0, and (0, 0, 0) says "none" where the size is not known."""

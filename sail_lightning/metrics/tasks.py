@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from sail_lightning.data.sample import Task, Turn
 from sail_lightning.metrics.grounded import GroundedCaption
 from sail_lightning.metrics.masks import Masks
 from sail_lightning.metrics.meteor_lite import MeteorLite
 from sail_lightning.metrics.segmentation import PRECISIONS, ReferringSegmentation, VisualTextReferring
 from sail_lightning.metrics.sums import Sums
 from sail_lightning.metrics.text import ExactMatch, MultipleChoiceAccuracy, TokenF1, says_no_target
-from sail_lightning.templates import phrases_of
+from sail_lightning.sample import Task, Turn
+from sail_lightning.sequence.chat_template import phrases_of
 
 
 class TaskMetrics(nn.Module):

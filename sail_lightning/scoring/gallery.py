@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sail_lightning.data.sample import BoolMask, Box, Mask, Point, Prompt, Scribble
-from sail_lightning.data.segmentations import decode
-from sail_lightning.drawing import Colour, captioned, draw_prompt, enlarged, grid, tint
 from sail_lightning.errors import SailError
+from sail_lightning.image.drawing import Colour, captioned, draw_prompt, enlarged, grid, tint
+from sail_lightning.image.preprocessing import load_image
+from sail_lightning.image.segmentations import decode
+from sail_lightning.sample import BoolMask, Box, Mask, Point, Prompt, Scribble
 from sail_lightning.scoring.record import Answer
 from sail_lightning.scoring.score import Report
-from sail_lightning.vision import load_image
 
 Picture = Callable[[Answer], NDArray[np.uint8] | None]
 """Finds the picture (H, W, 3) uint8 of an answer, or None where there is none to be had."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sail_lightning.data.sample import BoolMask
 from sail_lightning.metrics import segmentation
 from sail_lightning.metrics.grounded import Similarity, greedy_pairs
 from sail_lightning.metrics.segmentation import judged
 from sail_lightning.metrics.sums import to_units
+from sail_lightning.sample import BoolMask
 from sail_lightning.scoring.benchmarks import Kind
 
 UNION_OF_ONE, UNION_OF_ALL = 1e-5, 1e-10

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from sail_lightning.data.sample import BoolMask
-from sail_lightning.data.segmentations import decode
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import decode
+from sail_lightning.sample import BoolMask
 from sail_lightning.scoring.benchmarks import CAPTION_KINDS, CHOICE_KINDS, MASK_KINDS, Kind, kind_of
-from sail_lightning.templates import phrases_of
+from sail_lightning.sequence.chat_template import phrases_of
 
 LARGEST = 100_000
 """Longest side of a picture, in pixels: a larger number is a mistake."""

@@ -10,7 +10,7 @@ from typing import Any
 from sail_lightning.ablation.cost import Cost
 from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.study import Study, parse_study
-from sail_lightning.prediction import encode_rle
+from sail_lightning.generation.prediction import encode_rle
 
 ROW = 10
 """Pixels of a picture, in one row."""

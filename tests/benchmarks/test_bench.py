@@ -34,10 +34,10 @@ from sail_lightning.benchmarks.report import Report, Result
 from sail_lightning.benchmarks.settings import ModelSizes, Settings
 from sail_lightning.cli import bench, main
 from sail_lightning.cli.bench import SMALL
-from sail_lightning.data.collate import pack
+from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError
-from sail_lightning.model import SailModel
-from sail_lightning.plan import AttentionPlan, Span
+from sail_lightning.model.model import SailModel
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 SETTINGS = replace(Settings(threads=1), **SMALL, sizes=ModelSizes(64, 2, 4, 2, 96, 500))
 CPU = torch.device("cpu")

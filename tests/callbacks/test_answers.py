@@ -15,16 +15,16 @@ import pytest
 from callback_harness import tiny_model
 from torch.utils.data import DataLoader
 
-from sail_lightning.batch import Sealed
 from sail_lightning.callbacks import AnswerWriter
 from sail_lightning.callbacks.answers import to_line
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Box, Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
+from sail_lightning.encoding.batch import Sealed
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.prediction import Prediction
+from sail_lightning.generation.prediction import Prediction
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import Box, Sample, Turn
 from sail_lightning.scoring import Answer, score
-from sail_lightning.vision import load_mask
 
 MakeTrainer = Callable[..., L.Trainer]
 LEFT, RIGHT, NONE = np.zeros((3, 4, 6), bool)

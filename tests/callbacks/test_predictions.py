@@ -17,8 +17,8 @@ from pycocotools import mask as coco
 
 from sail_lightning.callbacks import PredictionWriter
 from sail_lightning.callbacks.predictions import to_record
-from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble
-from sail_lightning.prediction import Prediction
+from sail_lightning.generation.prediction import Prediction
+from sail_lightning.sample import Box, Mask, Point, Sample, Scribble
 
 MakeTrainer = Callable[..., L.Trainer]
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sail_lightning.batch import Place
-from sail_lightning.data.sample import Turn
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.stream import PackedStream, Progress, Windows
+from sail_lightning.encoding.batch import Place
+from sail_lightning.sample import Turn
 
 MakeTrainer = Callable[..., L.Trainer]
 MODEL = tiny_model()

@@ -34,7 +34,7 @@ def test_its_command_parses(name: str, sail: Command) -> None:
 def test_a_language_loss_is_named_by_its_class(name: str, sail: Command) -> None:
     shown = sail("fit", "-c", "quickstart", f"--model.language_loss={name}", "--print_config")
     assert shown.code == 0, shown.err
-    assert yaml.safe_load(shown.out)["model"]["language_loss"]["class_path"] == f"sail_lightning.losses.{name}"
+    assert yaml.safe_load(shown.out)["model"]["language_loss"]["class_path"] == f"sail_lightning.model.losses.{name}"
 
 
 @pytest.mark.parametrize("name", [*MODELS, "quickstart"])

@@ -15,7 +15,6 @@ from dataset_writers import reason_seg
 from dataset_writers.scenes import dump, photo
 
 from sail_lightning.data import jsonl_writer
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import (
     CocoInstances,
     JsonlSource,
@@ -24,9 +23,10 @@ from sail_lightning.data.sources import (
     ShardSource,
     Source,
 )
-from sail_lightning.data.transform import Encoder
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask
+from sail_lightning.encoding.transform import Encoder
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import Sample
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens(), patch_size=8)
 LABORATORY = ("-c", "data/laboratory", "--split", "val", "--data.val.samples=6")

@@ -23,8 +23,8 @@ from sail_lightning.callbacks import AnswerWriter
 from sail_lightning.cli import main
 from sail_lightning.cli.packaged import config_names, config_root
 from sail_lightning.data.sources import PerBench
+from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.module import PixelSAIL
-from sail_lightning.prediction import Prediction, encode_rle
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--answers.bootstrap=20")
 # No captions: METEOR's program takes seconds to start.
@@ -336,7 +336,7 @@ def test_scoring_again_imports_neither_lightning_nor_a_model(own_file: Path, wor
     code = (
         "import sys; from sail_lightning.cli import main; "
         "code = main(['test', '--from', 'own.jsonl', '--out', 'scored', '--bootstrap', '0']); "
-        "loaded = {'lightning.pytorch', 'pytorch_lightning', 'sail_lightning.module', 'sail_lightning.model'}; "
+        "loaded = {'lightning.pytorch', 'pytorch_lightning', 'sail_lightning.module', 'sail_lightning.model.model'}; "
         "print(code, sorted(loaded & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workdir, check=True)

@@ -9,7 +9,7 @@ import yaml
 from cli_harness import FIT, TINY, Command
 
 from sail_lightning import PixelSAIL
-from sail_lightning.adapters import adapted
+from sail_lightning.pretrained.lora import adapted
 
 LORA = ("--model.adapter=LoRA", "--model.adapter.r=2")
 LAST = Path("checkpoints/last.ckpt")

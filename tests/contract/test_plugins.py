@@ -23,12 +23,12 @@ from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
 from torch import Tensor
 
 from sail_lightning import plugins, registry
-from sail_lightning.data.sample import Box
 from sail_lightning.interfaces import Attention, Backbone, Dims, Plugin, PromptEncoder, Regions, Teacher, Upsampler
-from sail_lightning.model import ModelOutput
+from sail_lightning.model.model import ModelOutput
 from sail_lightning.module import PixelSAIL
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.sample import Box
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 DECODER = {
     "model_type": "llama",

@@ -22,16 +22,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sail_lightning import PixelSAIL
-from sail_lightning.adapters import LoRA, adapted, merged_state
-from sail_lightning.batch import PackedBatch
 from sail_lightning.callbacks import EMA
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
+from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Backbone
-from sail_lightning.optim import MuonAdamW, parameter_groups
 from sail_lightning.plugins.backbones import EVEv2, SailDecoder, SailQwen
+from sail_lightning.pretrained.lora import LoRA, adapted, merged_state
+from sail_lightning.sample import Sample
+from sail_lightning.training.optim import MuonAdamW, parameter_groups
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},

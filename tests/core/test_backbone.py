@@ -14,9 +14,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.backbones import SailQwen
-from sail_lightning.sequence import PictureLayout, SequenceBuilder
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
+from sail_lightning.sequence.layout import PictureLayout, SequenceBuilder
 
 VOCABULARY = 40
 

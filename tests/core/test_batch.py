@@ -11,11 +11,11 @@ import torch
 from tiny_sail import packed, records, tiny
 from torch import Tensor
 
-from sail_lightning.batch import PackedBatch, Sealed
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
-from sail_lightning.plan import AttentionPlan
+from sail_lightning.encoding.batch import PackedBatch, Sealed
+from sail_lightning.sample import Sample
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
 class Pinned(Tensor):

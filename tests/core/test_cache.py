@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.cache import MAX_PLACES, SlotCache, bands, visible
+from sail_lightning.generation.kv_cache import MAX_PLACES, SlotCache, bands, visible
 
 CPU = torch.device("cpu")
 

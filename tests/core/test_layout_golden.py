@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from sail_lightning.plan import AttentionPlan
-from sail_lightning.sequence import PictureLayout, Sequence, SequenceBuilder
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify, resized_size
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify, resized_size
+from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.sequence.layout import PictureLayout, Sequence, SequenceBuilder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 POSITIONS = load_file(GOLDEN / "positions_and_masks.safetensors")

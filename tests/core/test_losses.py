@@ -19,7 +19,7 @@ from tiny_sail import packed, records, text_records, tiny
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.losses import (
+from sail_lightning.model.losses import (
     ChunkedLanguageLoss,
     LanguageLoss,
     LigerLanguageLoss,

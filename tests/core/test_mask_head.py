@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sail_lightning.model import MaskHead
+from sail_lightning.model.model import MaskHead
 
 SIZES = st.integers(1, 6)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sail_lightning.optim import MuonAdamW, WarmupCosine, parameter_groups
+from sail_lightning.training.optim import MuonAdamW, WarmupCosine, parameter_groups
 
 
 class Toy(nn.Module):
@@ -114,7 +114,7 @@ def test_warmup_then_half_a_cosine(step: int, expected: float) -> None:
 
 def test_the_rate_comes_down_by_the_time_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("sail_lightning.optim.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sail_lightning.training.optim.time.monotonic", lambda: now[0])
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     factor = WarmupCosine(optimizer, total_steps=1_000_000, warmup_ratio=0.0, minutes=8).lr_lambdas[0]
     assert factor(1) == pytest.approx(1.0)
@@ -126,7 +126,7 @@ def test_the_rate_comes_down_by_the_time_limit_too(monkeypatch: pytest.MonkeyPat
 
 def test_the_time_before_a_resume_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("sail_lightning.optim.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sail_lightning.training.optim.time.monotonic", lambda: now[0])
 
     def made() -> WarmupCosine:
         groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(3)]

@@ -22,13 +22,20 @@ from PIL import Image
 from pycocotools import mask as coco
 from tiny_sail import blob, picture, records, tiny
 
-from sail_lightning.data.collate import pack, pack_stream
-from sail_lightning.data.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
-from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.encoding.collate import pack, pack_stream
+from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.sequence import PictureLayout, SequenceBuilder
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_image, load_mask, patch_coverage, patchify, region_mask, resized_size
+from sail_lightning.image.preprocessing import (
+    load_image,
+    load_mask,
+    patch_coverage,
+    patchify,
+    region_mask,
+    resized_size,
+)
+from sail_lightning.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
+from sail_lightning.sequence.layout import PictureLayout, SequenceBuilder
+from sail_lightning.sequence.tokenizer import Tokens
 
 VECTORS = json.loads((Path(__file__).parents[1] / "metrics" / "eval_vectors.json").read_text())["preprocessing"]
 PATCH, MAX_SIDE = 8, 40

@@ -15,14 +15,14 @@ from tiny_sail import blob, packed, picture, records, text_records, tiny
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sail_lightning.batch import Counts, PackedBatch
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import Windows
+from sail_lightning.encoding.batch import Counts, PackedBatch
 from sail_lightning.errors import SailUsageError
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.teachers import TimmTeacher
+from sail_lightning.sample import Sample, Turn
 
 Weights = dict[str, Tensor]
 

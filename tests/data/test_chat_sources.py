@@ -11,9 +11,9 @@ from dataset_writers.scenes import dump
 
 from sail_lightning.data.sources import Llava
 from sail_lightning.data.sources.llava import conversation
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.tokens import Tokens
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory"), patch_size=16)
 

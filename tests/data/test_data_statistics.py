@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from sail_lightning.data.doctor import gather, leaves
-from sail_lightning.data.sample import Box, Sample, Turn
 from sail_lightning.data.sources import GRefCOCO, LaboratorySource, Mixture, RefCOCO, Source
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.tokens import Tokens
+from sail_lightning.sample import Box, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64)
 

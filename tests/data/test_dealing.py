@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data.dealing import deal
+from sail_lightning.data.distributed_sampler import deal
 
 sources = st.lists(st.integers(0, 6), max_size=40).map(lambda names: np.array(names, np.uint64))
 sizes, worlds = st.integers(1, 9), st.integers(1, 5)

@@ -17,15 +17,15 @@ from dataset_writers.scenes import dump, photo
 from PIL import Image
 
 from sail_lightning.data import sources
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.doctor import KINDS, Report, check, leaves
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Box, Mask, Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
-from sail_lightning.data.shards import ShardWriter
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import GRefCOCO, IndexedSource, LaboratorySource, Mixture, RefCOCO, Source
-from sail_lightning.data.transform import Encoder
-from sail_lightning.tokens import Tokens
+from sail_lightning.data.webdataset.writer import ShardWriter
+from sail_lightning.encoding.transform import Encoder
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Box, Mask, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 RECORDS = 24
 COUNTS = {"records": RECORDS, "pictures": RECORDS, "turns": 2 * RECORDS, "masks": RECORDS, "prompts": RECORDS}

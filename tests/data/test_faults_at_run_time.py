@@ -12,10 +12,10 @@ from PIL import Image
 from tiny_sail import tiny
 
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import Source
 from sail_lightning.data.stream import PackedStream
 from sail_lightning.errors import SailError
+from sail_lightning.sample import Sample, Turn
 
 BROKEN = (3, 7)
 COUNT = 40

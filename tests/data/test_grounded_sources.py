@@ -13,15 +13,15 @@ from dataset_writers.scenes import Photo, Thing, dump, photo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data import wording
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import FlickrGCG, GranDf, GranDfBenchmark, OpenPsgGCG, RefCOCOgGCG
 from sail_lightning.data.sources.spans import Grounding, found, grounded, places
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.templates import phrases_of
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import Sample
+from sail_lightning.sequence.chat_template import phrases_of
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory"), patch_size=8, max_side=64)
 ALL = [GranDf, OpenPsgGCG, RefCOCOgGCG, FlickrGCG, GranDfBenchmark]
@@ -49,7 +49,7 @@ def test_a_record_is_one_question_with_a_phrase_and_a_mask_for_each_seg(kind: An
     for index in range(source.length):
         sample = source[index]
         (turn,) = sample.turns
-        assert turn.task == "caption" and turn.question in wording.GROUNDED
+        assert turn.task == "caption" and turn.question in prompt_templates.GROUNDED
         assert turn.answer.count("[SEG]") == len(sample.masks) == len(turn.targets)
         assert all(phrases_of(turn.answer)) and len(phrases_of(turn.answer)) == len(sample.masks)
         assert source.faults(index) == []
@@ -59,7 +59,7 @@ def test_a_record_is_one_question_with_a_phrase_and_a_mask_for_each_seg(kind: An
 @pytest.mark.parametrize("kind", [GranDf, OpenPsgGCG, RefCOCOgGCG, FlickrGCG])
 def test_the_question_is_drawn_and_the_answer_is_not(kind: Any, data_root: Path) -> None:
     read = [kind().draw(0, np.random.default_rng(seed)).turns[0] for seed in range(60)]
-    assert {turn.question for turn in read} == set(wording.GROUNDED)
+    assert {turn.question for turn in read} == set(prompt_templates.GROUNDED)
     assert len({turn.answer for turn in read}) == 1
 
 
@@ -125,7 +125,7 @@ def test_the_benchmark_drops_no_phrase_and_keeps_the_bare_caption(data_root: Pat
 
 def test_e20_the_benchmark_asks_in_the_words_of_training_always_the_same(data_root: Path) -> None:
     asked = {GranDfBenchmark().draw(0, np.random.default_rng(seed)).turns[0].question for seed in range(9)}
-    assert asked == {wording.GROUNDED[0]} and "  " not in wording.GROUNDED[0]
+    assert asked == {prompt_templates.GROUNDED[0]} and "  " not in prompt_templates.GROUNDED[0]
 
 
 def test_phrases_and_masks_of_the_benchmark_must_be_as_many(data_root: Path, tmp_path: Path) -> None:

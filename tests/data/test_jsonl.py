@@ -16,10 +16,10 @@ from PIL import Image
 
 from sail_lightning.data.jsonl import as_line, from_json, task_of, to_json
 from sail_lightning.data.records import picture_hash
-from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble, Turn
 from sail_lightning.data.sources import JsonlSource, ParquetSource
 from sail_lightning.errors import SailError
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import Box, Mask, Point, Sample, Scribble, Turn
 
 ONE = photo(0)
 THING = ONE.things[0]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sail_lightning.data.sample import Box, Mask, Point
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.synthetic.grammar import PROMPTS
 from sail_lightning.data.synthetic.laboratory import Laboratory
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import Box, Mask, Point
 
 TASKS = {"vres": 0.5, "describe": 0.5}
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import Mixture, RefCOCO, Source
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.sample import Sample, Turn
 
 
 class Numbers(Source):

@@ -17,13 +17,14 @@ from PIL import Image
 from test_readme import blocks, commands
 
 from sail_lightning.cli import VERBS, main
-from sail_lightning.data import sources, wording
+from sail_lightning.data import sources
 from sail_lightning.data.jsonl import from_json
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import decode
 from sail_lightning.data.sources import CocoInstances, FolderSource, JsonlSource, ShardSource
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import load_image, load_mask
+from sail_lightning.image.preprocessing import load_image, load_mask
+from sail_lightning.image.segmentations import decode
+from sail_lightning.sample import Sample, Turn
 
 PICTURES = {"0.jpg": 0, "1.png": 1, "1_a.png": 2, "deep/er/2.png": 3}
 """Names of pictures, and the photos they show."""
@@ -92,9 +93,9 @@ def test_training_asks_about_several_masks_in_the_words_of_the_recipe(folder: Pa
     read = source(folder)
     drawn = [read.draw(0, np.random.default_rng(seed)) for seed in range(40)]
     turns = [turn for sample in drawn for turn in sample.turns]
-    asked = {text.format(phrase) for text in wording.SEGMENT for phrase in ("The thing", "a façade")}
+    asked = {text.format(phrase) for text in prompt_templates.SEGMENT for phrase in ("The thing", "a façade")}
     assert {turn.question for turn in turns} <= asked
-    assert {turn.answer for turn in turns} == set(wording.SEGMENT_ANSWERS)
+    assert {turn.answer for turn in turns} == set(prompt_templates.SEGMENT_ANSWERS)
     assert {"façade" in turn.question for turn in turns} == {True, False}  # alternatives of one mask
     assert [len(read[index].turns) for index in range(read.length)] == [1, 2, 2, 2]
     assert len(source(folder, objects=1)[1].turns) == 1

@@ -12,14 +12,14 @@ from dataset_writers.scenes import dump, photo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data.sample import Mask, Sample
 from sail_lightning.data.sources import PerBench
 from sail_lightning.data.sources.perbench import named, options
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.metrics import TaskMetrics
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask
+from sail_lightning.sample import Mask, Sample
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
 

@@ -14,10 +14,7 @@ from dataset_writers import osprey, panoptic, pix2cap, referring, region_caption
 from dataset_writers.scenes import dump, photo
 from PIL import Image
 
-from sail_lightning.data import wording
 from sail_lightning.data.prompting import ABSENT, Shaped
-from sail_lightning.data.sample import Mask, Sample
-from sail_lightning.data.segmentations import PanopticSegments, Segmentation
 from sail_lightning.data.sources import (
     CocoPrompts,
     IndexedSource,
@@ -28,11 +25,14 @@ from sail_lightning.data.sources import (
     SamPrompts,
     layout,
 )
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.image.preprocessing import load_mask, region_mask
+from sail_lightning.image.segmentations import PanopticSegments, Segmentation
 from sail_lightning.metrics import MultipleChoiceAccuracy
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask, region_mask
+from sail_lightning.sample import Mask, Sample
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
 KINDS = ("conversation", "part_level", "positive_negative", "short_form", "detail_description")
@@ -143,7 +143,7 @@ def test_coco_asks_for_the_class_among_candidates(data_root: Path) -> None:
         assert len(sample.turns) == len(prompts) == 5
         for turn, (name, answer) in zip(sample.turns, described(sample), strict=True):
             listed = turn.question.split(" The candidate categories: ")[1].removesuffix(".").split(", ")
-            assert turn.question.startswith(tuple(start.format(name) for start in wording.CLASSIFY))
+            assert turn.question.startswith(tuple(start.format(name) for start in prompt_templates.CLASSIFY))
             assert turn.task == "choice" and tuple(listed) == turn.choices and answer in listed
             assert listed[-1] == "others" and len(set(listed)) == len(listed)
             right = truth[prompts[name].tobytes()]
@@ -180,7 +180,7 @@ def test_pix2cap_asks_for_the_description_of_its_described_segments(data_root: P
         truth = {s.mask.tobytes(): " ".join(pix2cap.described(s.colour).split()) for s in found if s.colour}
         prompts = by_name(sample)
         assert {prompts[name].tobytes(): text for name, text in described(sample)} == truth
-        assert all(re.sub(r"<Prompt\d+>", "{}", turn.question) in wording.DESCRIBE for turn in sample.turns)
+        assert all(re.sub(r"<Prompt\d+>", "{}", turn.question) in prompt_templates.DESCRIBE for turn in sample.turns)
     assert {len(source.draw(0, np.random.default_rng(seed)).turns) for seed in range(60)} >= {1, 2, 3}
 
 
@@ -330,7 +330,10 @@ def test_sam_objects_are_asked_about_once_each_in_parts_of_a_picture(data_root: 
 def test_sam_questions_ask_for_as_much_detail_as_possible(data_root: Path) -> None:
     for turn in SamPrompts(absent=0.0)[0].turns:
         assert turn.question.endswith(" Please provide as detailed as possible.")
-        assert re.sub(r"<Prompt\d+>", "{}", turn.question).removesuffix(wording.DESCRIBE_IN_FULL) in wording.DESCRIBE
+        assert (
+            re.sub(r"<Prompt\d+>", "{}", turn.question).removesuffix(prompt_templates.DESCRIBE_IN_FULL)
+            in prompt_templates.DESCRIBE
+        )
 
 
 @pytest.mark.parametrize("broken", [{"segmentation": [[1, 2, 3]]}, {"segmentation": {"counts": "x"}}])

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from sail_lightning.callbacks.predictions import to_record
-from sail_lightning.data.choosing import Drawn, Everything
 from sail_lightning.data.prompting import (
     ABSENT,
     DEPTH,
@@ -25,13 +24,14 @@ from sail_lightning.data.prompting import (
     described,
     with_names,
 )
-from sail_lightning.data.sample import BoolMask, Mask, Sample, Turn
-from sail_lightning.data.transform import Encoder
-from sail_lightning.drawing import draw_prompt
+from sail_lightning.data.samplers import Drawn, Everything
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.prediction import Prediction
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask, patch_coverage, region_mask, resized_size
+from sail_lightning.generation.prediction import Prediction
+from sail_lightning.image.drawing import draw_prompt
+from sail_lightning.image.preprocessing import load_mask, patch_coverage, region_mask, resized_size
+from sail_lightning.sample import BoolMask, Mask, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
 PAPER = {"mask": 0.4, "box": 0.3, "point": 0.3}

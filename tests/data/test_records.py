@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_lightning.data import plain_pickle, records
-from sail_lightning.data.choosing import Choice, Drawn, Everything
 from sail_lightning.data.records import RecordIndex, picture_hash, picture_name
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import PanopticSegments, Segmentation, decode
+from sail_lightning.data.samplers import Choice, Drawn, Everything
 from sail_lightning.data.sources.indexed import IndexedSource, read_json, rows_of
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import PanopticSegments, Segmentation, decode
+from sail_lightning.sample import Sample, Turn
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -14,7 +14,7 @@ from dataset_writers.scenes import photo
 
 from sail_lightning.data.sources import GRefCOCO, RefCOCO
 from sail_lightning.errors import SailError
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
 
 SETS = ["refcoco", "refcoco+", "refcocog"]
 

@@ -16,17 +16,17 @@ from dataset_writers.scenes import dump, photo, rgb_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data import wording
 from sail_lightning.data.records import picture_name
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources import CocoPanoptic, Muse, Pix2CapSegmentation, ReasonSeg, RefCOCOM
 from sail_lightning.data.sources.coco_names import CATEGORIES, said
 from sail_lightning.data.sources.muse import joined
 from sail_lightning.data.sources.reason_seg import DrawnRegions, Outline
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_mask
+from sail_lightning.image.preprocessing import load_mask
+from sail_lightning.sample import Sample
+from sail_lightning.sequence.tokenizer import Tokens
 
 NAMES = {1: "person", 18: "dog", 149: "road", 155: "sea", 187: "sky", 193: "grass"}
 ENCODER = Encoder(Tokens("laboratory"), patch_size=8, max_side=64)
@@ -38,12 +38,12 @@ def masks_of(sample: Sample) -> list[np.ndarray]:
 
 
 def wordings(answer: str) -> bool:
-    return answer in wording.SEGMENT_ANSWERS
+    return answer in prompt_templates.SEGMENT_ANSWERS
 
 
 def asked(question: str, end: str) -> str:
     """The phrase in one of the questions that end so."""
-    for pattern in sorted(wording.SEGMENT, key=len, reverse=True):
+    for pattern in sorted(prompt_templates.SEGMENT, key=len, reverse=True):
         before, after = pattern.split("{}")
         if question.startswith(before) and question.endswith(after + end):
             return question.removeprefix(before).removesuffix(after + end)
@@ -125,10 +125,10 @@ def test_instances_are_counted_from_left_to_right_and_stuff_is_one_mask(data_roo
             assert all(np.array_equal(*pair) for pair in zip(answers, truth, strict=True))
             if name in ("person", "dog"):
                 counted = " ".join(f"{name}-{number} [SEG]" for number in range(1, len(truth) + 1))
-                assert turn.answer == f"{counted}." and asked(turn.question, wording.INSTANCE_MODE) == name
+                assert turn.answer == f"{counted}." and asked(turn.question, prompt_templates.INSTANCE_MODE) == name
                 boxed.add((int(sample.id) % 2 == 0, len(truth)))
             else:
-                assert turn.answer == f"{name} [SEG]." and asked(turn.question, wording.SEMANTIC_MODE) == name
+                assert turn.answer == f"{name} [SEG]." and asked(turn.question, prompt_templates.SEMANTIC_MODE) == name
     assert {(True, 2), (False, 2)} <= boxed  # sorted by the boxes of the file, and by the pixels where it has none
 
 
@@ -138,11 +138,11 @@ def test_semantic_mode_unites_all_of_a_class_things_too(data_root: Path) -> None
         sample = source[index]
         found = panoptic.segments(panoptic.scene(int(sample.id)))
         for turn, mask in zip(sample.turns, masks_of(sample), strict=True):
-            phrase = asked(turn.question, wording.SEMANTIC_MODE)
+            phrase = asked(turn.question, prompt_templates.SEMANTIC_MODE)
             name = phrase.removeprefix("all the ")
             assert phrase == f"all the {name}"
             truth = [one.mask for one in found if NAMES[one.category_id] == name and not one.crowd]
-            assert np.array_equal(mask, np.logical_or.reduce(truth)) and turn.answer in wording.SEGMENT_ANSWERS
+            assert np.array_equal(mask, np.logical_or.reduce(truth)) and turn.answer in prompt_templates.SEGMENT_ANSWERS
 
 
 def test_a_conversation_has_at_most_so_many_classes_each_once(data_root: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_conversation_has_at_most_so_many_classes_each_once(data_root: Path) -
     for seed in range(40):
         names = [turn.question for turn in source.draw(0, np.random.default_rng(seed)).turns]
         assert len(names) == 2
-        drawn.update(asked(name, wording.SEMANTIC_MODE) for name in names)
+        drawn.update(asked(name, prompt_templates.SEMANTIC_MODE) for name in names)
     assert len(drawn) == 6 and len(source.whole(0).turns) == 6
     assert len(CocoPanoptic("semantic")[0].turns) == 5
 
@@ -243,7 +243,7 @@ def test_objects_are_asked_for_by_their_descriptions_and_short_ones_are_not(data
         assert len(sample.turns) == len(things)
         for thing, turn, mask in zip(things, sample.turns, masks_of(sample), strict=True):
             description = f"The {thing.colour} thing, a naïve shape on a grey ground."
-            assert turn.question == wording.BY_DESCRIPTION[0].format(description)
+            assert turn.question == prompt_templates.BY_DESCRIPTION[0].format(description)
             assert wordings(turn.answer) and np.array_equal(mask, thing.mask)
     assert ids == [number for number in panoptic.NUMBERS if number != pix2cap.UNDESCRIBED]
     assert len(Pix2CapSegmentation(objects=2)[0].turns) == 2

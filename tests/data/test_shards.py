@@ -19,15 +19,15 @@ import pytest
 from dataset_writers.scenes import photo
 from PIL import Image
 
-from sail_lightning.data.sample import Box, Mask, Sample, Turn
-from sail_lightning.data.shard_store import INDEX, ShardPicture
-from sail_lightning.data.shards import ShardWriter, as_bytes
 from sail_lightning.data.sources import GRefCOCO, LaboratorySource, RefCOCO, ShardSource, Source
 from sail_lightning.data.stream import PackedStream
-from sail_lightning.data.transform import EncodedSample, Encoder
+from sail_lightning.data.webdataset.store import INDEX, ShardPicture
+from sail_lightning.data.webdataset.writer import ShardWriter, as_bytes
+from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import load_image
+from sail_lightning.image.preprocessing import load_image
+from sail_lightning.sample import Box, Mask, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens(), patch_size=8)
 SMALL = 12_000

@@ -19,11 +19,11 @@ from pycocotools import mask as coco
 from tokenizers import Tokenizer
 
 from sail_lightning.data.contact_sheet import contact_sheet
-from sail_lightning.data.sample import Box, Mask, Point, Sample, Scribble, Turn
 from sail_lightning.data.synthetic import Laboratory, LaboratorySlice, scenes
 from sail_lightning.data.synthetic.grammar import TASK_OF, Interviewer
 from sail_lightning.data.synthetic.scenes import HELD_OUT, SEEN_PAIRS, Scene, SceneObject, draw_scene
 from sail_lightning.data.synthetic.words import TOKENIZER_FILE, UNKNOWN, build_tokenizer
+from sail_lightning.sample import Box, Mask, Point, Sample, Scribble, Turn
 
 SPLITS = ("train", "val", "test", "compositional")
 SAMPLES = 500

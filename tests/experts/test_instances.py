@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny_sail import blob, picture
 
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import Source
 from sail_lightning.data.sources.laboratory import LaboratorySource
 from sail_lightning.errors import SailError
 from sail_lightning.experts.instances import InstanceDataset, class_names, collate, named_masks
+from sail_lightning.sample import Sample, Turn
 
 ANSWER = "<p> a small Red circle </p> [SEG], <p> a white cross </p> [SEG], [SEG]."
 

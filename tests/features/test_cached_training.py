@@ -11,17 +11,17 @@ import teacher_folders
 import torch
 from tiny_sail import packed, picture, records, tiny
 
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.features.extract import extract, settings_for
+from sail_lightning.features.images import places
 from sail_lightning.features.measure import measure
-from sail_lightning.features.pictures import places
 from sail_lightning.features.store import FeatureStore, FeatureWriter, Summary
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.teachers import CachedTeacher, TimmTeacher
+from sail_lightning.sample import Sample, Turn
 
 COUNT, STEPS = 6, 4
 SOURCE = LaboratorySource(samples=COUNT, seed=5)

@@ -13,15 +13,15 @@ from PIL import Image
 from tiny_sail import picture
 from torch import Tensor
 
-from sail_lightning.data.sample import ImageRef, Sample, Turn
 from sail_lightning.data.sources.base import Source
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.features.extract import Extraction, extract, settings_for
-from sail_lightning.features.pictures import places
+from sail_lightning.features.images import places
 from sail_lightning.features.store import FeatureStore, FeatureWriter, picture_key
+from sail_lightning.image.preprocessing import resize_image
 from sail_lightning.interfaces import Dims, Teacher
-from sail_lightning.tokens import Tokens
-from sail_lightning.vision import resize_image
+from sail_lightning.sample import ImageRef, Sample, Turn
+from sail_lightning.sequence.tokenizer import Tokens
 
 ENCODER = Encoder(Tokens("laboratory", 4), patch_size=8, max_side=48)
 
@@ -129,7 +129,7 @@ def test_files_that_are_done_are_not_read_again(album: Album, tmp_path: Path, mo
     def refuse(image: ImageRef) -> np.ndarray:
         raise AssertionError(f"{image} was read again")
 
-    monkeypatch.setattr("sail_lightning.features.pictures.load_image", refuse)
+    monkeypatch.setattr("sail_lightning.features.images.load_image", refuse)
     run(album, tmp_path / "f")
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sail_lightning.interfaces import Attention, Backbone, PromptEncoder
 from sail_lightning.module import PixelSAIL
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 WORDS = ("a", "red", "circle", ".", "<p>", "</p>")
 

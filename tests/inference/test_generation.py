@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 from inference_harness import SIZES, DenseAttention, chatter, exact_model, ids_of, picture, script, tiny_model
 from torch import Tensor
 
-from sail_lightning import cache, generation, shared_prefix
-from sail_lightning.cache import SlotCache
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Box, Mask, Point, Sample, Turn
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.decode_step import STATIC_AFTER, DecodeStep
-from sail_lightning.generation import (
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.generation import engine, kv_cache, prefix_schedule
+from sail_lightning.generation.decode_step import STATIC_AFTER, DecodeStep
+from sail_lightning.generation.engine import (
     LOOP_BLOCK,
     LOOP_MASKS,
     LOOP_REPEATS,
@@ -31,14 +29,16 @@ from sail_lightning.generation import (
     cut_loop,
     generate,
 )
+from sail_lightning.generation.kv_cache import SlotCache
+from sail_lightning.generation.prefix_schedule import ROW_QUESTIONS
 from sail_lightning.interfaces import Backbone, KeyValueCache
-from sail_lightning.losses import resize
+from sail_lightning.model.losses import resize
 from sail_lightning.module import PixelSAIL
-from sail_lightning.plan import Span
 from sail_lightning.plugins.attention import SDPAAttention
 from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection, RegionPooling
-from sail_lightning.shared_prefix import ROW_QUESTIONS
+from sail_lightning.sample import Box, Mask, Point, Sample, Turn
+from sail_lightning.sequence.attention_plan import Span
 
 SHARED = picture(0, 24, 40)
 HISTORY = (Turn("segment the red circle.", "it is [SEG]."), Turn("what is it ?", "a circle."))
@@ -269,8 +269,8 @@ def with_states(model: PixelSAIL, samples: list[Sample], static: bool = False) -
         states.extend(found)
         return answers, found
 
-    original = generation._decode
-    with patch.object(generation, "_decode", decode):
+    original = engine._decode
+    with patch.object(engine, "_decode", decode):
         answers = generate(model.model, model.tokens, encoded(model, *samples), 12, static)
     return list(zip(answers, states, strict=True))
 
@@ -286,9 +286,9 @@ def test_any_mixture_is_answered_as_one_at_a_time(
 ) -> None:
     with (
         chatter(model),
-        patch.object(generation, "ROOM", room),
-        patch.object(cache, "BLOCK", 8),  # so that the cache grows
-        patch.object(shared_prefix, "ROW_QUESTIONS", 4),
+        patch.object(engine, "ROOM", room),
+        patch.object(kv_cache, "BLOCK", 8),  # so that the cache grows
+        patch.object(prefix_schedule, "ROW_QUESTIONS", 4),
     ):
         together = with_states(model, [POOL[place] for place in chosen], static)
     for place, (found, states) in zip(chosen, together, strict=True):
@@ -320,7 +320,7 @@ def caches() -> Iterator[list[int]]:
         rows.append(count)
         return SlotCache(count, capacity)
 
-    with patch.object(generation, "SlotCache", make):
+    with patch.object(engine, "SlotCache", make):
         yield rows
 
 
@@ -369,8 +369,8 @@ def test_the_cache_grows_by_doubling_when_answers_are_long(static: bool, model: 
     original = SlotCache.grow
     said = varied(model, 60)
     with (
-        patch.object(generation, "ROOM", 1),
-        patch.object(cache, "BLOCK", 8),
+        patch.object(engine, "ROOM", 1),
+        patch.object(kv_cache, "BLOCK", 8),
         patch.object(SlotCache, "grow", grow),
         script(model, *said),
         replays() as graphs,
@@ -446,7 +446,7 @@ class TestOnCUDA:
 
         def waiting(embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
             assert int(positions.max()) > 0
-            return decode(embeddings, positions, cache)
+            return decode(embeddings, positions, kv_cache)
 
         with chatter(model):
             wanted = generate(model.model, model.tokens, encoded(model, *SAMPLES), 12, False)

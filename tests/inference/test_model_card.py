@@ -13,12 +13,13 @@ import yaml
 from inference_harness import tiny_model
 from safetensors.torch import load_file
 
-from sail_lightning import PixelSAIL, hub
-from sail_lightning.card import part_of
+from sail_lightning import PixelSAIL
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import IdentityUpsampler
+from sail_lightning.pretrained import hub
+from sail_lightning.pretrained.card import part_of
 
 
 def card_of(model: PixelSAIL, folder: Path, **saving: Any) -> str:

@@ -23,15 +23,16 @@ import yaml
 from inference_harness import chatter, exact_model, picture, script, tiny_model
 from safetensors.torch import load_file, save_file
 
-from sail_lightning import Box, PixelSAIL, shards
-from sail_lightning import checkpoint as checkpoints
+from sail_lightning import Box, PixelSAIL
 from sail_lightning.cli import main
 from sail_lightning.cli.packaged import read_config
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.network import Network
+from sail_lightning.model.bundle import Network
 from sail_lightning.plugins.backbones import SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import IdentityUpsampler
+from sail_lightning.pretrained import model_folder
+from sail_lightning.weights import safetensors_io
 
 TEXT = "please segment the red circle."
 
@@ -78,7 +79,7 @@ def test_whoever_may_read_the_config_may_read_the_weights(sharded: Path) -> None
 
 
 def test_a_folder_is_opened_without_lightning_as_the_same_network(saved: Path) -> None:
-    model, network = PixelSAIL.from_pretrained(saved), checkpoints.open_network(saved)
+    model, network = PixelSAIL.from_pretrained(saved), model_folder.open_network(saved)
     assert not any(module.training for module in network.model.modules())
     ours, theirs = model.model.state_dict(), network.model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -186,7 +187,7 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any], told: bool = 
         change(state)
         save_file(state, path)
         if told:
-            edit_sums(lambda sums: sums.update({path.name: shards.digest(path)}))(folder)
+            edit_sums(lambda sums: sums.update({path.name: safetensors_io.digest(path)}))(folder)
 
     return damage
 
@@ -324,9 +325,9 @@ def test_a_large_model_is_stored_in_shards_and_comes_back_with_the_same_answers(
     names = names_of(sharded)
     count = len(names) - 1
     assert count > 2
-    assert names == [*(f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)), shards.INDEX]
+    assert names == [*(f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)), safetensors_io.INDEX]
     table = load_file(saved / "model.safetensors")
-    index = json.loads((sharded / shards.INDEX).read_text())["weight_map"]
+    index = json.loads((sharded / safetensors_io.INDEX).read_text())["weight_map"]
     for name in names[:-1]:
         stored = load_file(sharded / name)
         assert set(stored) == {key for key, file in index.items() if file == name}
@@ -384,18 +385,18 @@ def test_shards_without_sums_are_found_by_their_index(sharded: Path, saved: Path
     (folder / second).unlink()
     with pytest.raises(SailError, match=rf"copy has no {second}"):
         PixelSAIL.from_pretrained(folder)
-    (folder / shards.INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    (folder / safetensors_io.INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}')
     with pytest.raises(SailError, match=r"names \.\./model.safetensors, which is no weight file beside it"):
         PixelSAIL.from_pretrained(folder)
     for content in ("{", "[]", '{"weight_map": ["a"]}'):
-        (folder / shards.INDEX).write_text(content)
-        with pytest.raises(SailError, match=rf"copy/{shards.INDEX} is damaged"):
+        (folder / safetensors_io.INDEX).write_text(content)
+        with pytest.raises(SailError, match=rf"copy/{safetensors_io.INDEX} is damaged"):
             PixelSAIL.from_pretrained(folder)
 
 
 def test_the_index_is_for_others(sharded: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
-    (folder / shards.INDEX).unlink()
+    (folder / safetensors_io.INDEX).unlink()
     assert equal(PixelSAIL.from_pretrained(folder), PixelSAIL.from_pretrained(sharded))
 
 
@@ -406,7 +407,7 @@ def test_another_number_of_shards_leaves_none_of_the_old_ones(tiny: PixelSAIL, t
     for size in ("50KB", 100_000, "5GB", "50KB"):
         tiny.save_pretrained(folder, max_shard_size=size)
         sums = yaml.safe_load((folder / "config.yaml").read_text())["weights"]
-        index = [shards.INDEX] if len(sums) > 1 else []
+        index = [safetensors_io.INDEX] if len(sums) > 1 else []
         assert names_of(folder) == sorted(["model-card.safetensors", *sums, *index])
         assert equal(PixelSAIL.from_pretrained(folder), tiny)
 
@@ -421,16 +422,16 @@ def test_a_size_that_cannot_be_read_is_a_fault_of_usage(size: Any, tiny: PixelSA
 def test_weights_are_read_one_at_a_time(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
-    read = shards.StoredTensor.read
+    read = safetensors_io.StoredTensor.read
 
-    def watched(self: shards.StoredTensor) -> torch.Tensor:
+    def watched(self: safetensors_io.StoredTensor) -> torch.Tensor:
         nonlocal most
         value = read(self)
         alive.append(weakref.ref(value))
         most = max(most, sum(known() is not None for known in alive))
         return value
 
-    monkeypatch.setattr(shards.StoredTensor, "read", watched)
+    monkeypatch.setattr(safetensors_io.StoredTensor, "read", watched)
     model = PixelSAIL.from_pretrained(sharded)
     assert len(alive) == len(weights(model)) and most <= 2  # the one that is copied, and the one that follows it
 
@@ -505,14 +506,14 @@ def test_packaged_models_are_found_by_name_unless_a_folder_here_has_it(
 ) -> None:
     shutil.copytree(saved, workdir / "package/zoo/small")
     (workdir / "package/zoo/unfinished").mkdir()
-    monkeypatch.setattr(checkpoints, "files", lambda package: workdir / "package")
-    assert checkpoints.locate("small") == workdir / "package/zoo/small"
-    assert checkpoints.is_folder("small") and not checkpoints.is_folder("unfinished")
+    monkeypatch.setattr(model_folder, "files", lambda package: workdir / "package")
+    assert model_folder.locate("small") == workdir / "package/zoo/small"
+    assert model_folder.is_folder("small") and not model_folder.is_folder("unfinished")
     with pytest.raises(SailError, match="packaged models: small$"):
-        checkpoints.locate("unfinished")
+        model_folder.locate("unfinished")
     assert equal(PixelSAIL.from_pretrained("small"), PixelSAIL.from_pretrained(saved))
     (workdir / "small").mkdir()
-    assert checkpoints.locate("small") == Path("small")
+    assert model_folder.locate("small") == Path("small")
 
 
 # -- written whole or not at all --------------------------------------------------------------------------------------
@@ -536,7 +537,7 @@ def test_a_save_that_fails_leaves_what_was_there(
         with pytest.raises(OSError, match="no space left"):
             model.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
-    assert checkpoints.is_folder(folder) == before
+    assert model_folder.is_folder(folder) == before
 
 
 def test_a_save_that_is_stopped_while_files_are_put_in_place_leaves_no_model(
@@ -554,7 +555,7 @@ def test_a_save_that_is_stopped_while_files_are_put_in_place_leaves_no_model(
         patch.setattr(Path, "replace", fail)
         with pytest.raises(OSError, match="stopped"):
             tiny_model().save_pretrained(folder, max_shard_size="50KB")
-    assert not checkpoints.is_folder(folder), "files of two models are never taken for one"
+    assert not model_folder.is_folder(folder), "files of two models are never taken for one"
     tiny_model().save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["README.md", "config.yaml", "model.safetensors", "tokenizer.json"]

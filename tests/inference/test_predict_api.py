@@ -13,11 +13,11 @@ from inference_harness import chatter, exact_model, ids_of, picture, script
 from PIL import Image
 
 from sail_lightning import Box, Mask, PixelSAIL, Point, Sample, Scribble, Turn
-from sail_lightning.data.collate import pack
 from sail_lightning.data.datamodule import SailDataModule
+from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.image.preprocessing import Upright, load_image, orientation
 from sail_lightning.module import as_sample
-from sail_lightning.vision import Upright, load_image, orientation
 
 TEXT = "please segment the red circle."
 

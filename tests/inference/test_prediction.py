@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sail_lightning import Box, Mask, Point, Prediction, Scribble
-from sail_lightning.drawing import captioned, grid, tint, wrap
-from sail_lightning.prediction import encode_rle
-from sail_lightning.templates import phrases_of
+from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.drawing import captioned, grid, tint, wrap
+from sail_lightning.sequence.chat_template import phrases_of
 
 
 def masks(count: int, height: int = 20, width: int = 30) -> NDArray[np.bool_]:
@@ -142,7 +142,7 @@ def test_an_answer_without_a_picture_is_a_card_of_text() -> None:
 @given(st.text(alphabet="ab \n\u00e9\u4e2d", max_size=80), st.integers(30, 120))
 @settings(max_examples=50)
 def test_wrapped_text_keeps_every_letter_within_its_width(text: str, width: int) -> None:
-    from sail_lightning.drawing import FONT
+    from sail_lightning.image.drawing import FONT
 
     lines = wrap(text, width)
     assert "".join("".join(lines).split()) == "".join(text.split())

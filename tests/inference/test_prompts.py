@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_lightning.data.prompts import FORMS, parse_prompt
-from sail_lightning.data.sample import Box, Mask, Point, Prompt, Scribble
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import Box, Mask, Point, Prompt, Scribble
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda number: number + 0.0)
 

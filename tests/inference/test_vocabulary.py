@@ -21,7 +21,7 @@ from sail_lightning.interfaces import Backbone
 from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
-from sail_lightning.vocabulary import tables
+from sail_lightning.pretrained.embedding_remap import tables
 
 TEXT = "please segment the red circle."
 EMBEDDING, HEAD = "backbone.model.embed_tokens.weight", "backbone.lm_head.weight"

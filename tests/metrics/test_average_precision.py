@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sail_lightning.generation.prediction import encode_rle
 from sail_lightning.metrics import MaskAveragePrecision
 from sail_lightning.metrics.average_precision import Picture, mask_matches, picture_order
-from sail_lightning.prediction import encode_rle
 from sail_lightning.scoring import Answer, score
 
 VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "eval_vectors.json").read_text())["vectors"]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sail_lightning.data.sample import Turn
 from sail_lightning.metrics import (
     GroundedCaption,
     MultipleChoiceAccuracy,
@@ -21,6 +20,7 @@ from sail_lightning.metrics import (
     TaskMetrics,
     parse_choice,
 )
+from sail_lightning.sample import Turn
 
 FILE = json.loads((Path(__file__).parent / "eval_vectors.json").read_text())
 VECTORS: dict[str, dict[str, Any]] = {v["name"]: v for v in FILE["vectors"] + FILE["gt_roundtrip_defects"]}

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sail_lightning.data.sample import Turn
 from sail_lightning.metrics import Cider, MaskAveragePrecision, TaskMetrics
+from sail_lightning.sample import Turn
 
 SECONDS = 60
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.metrics import TaskMetrics
 from sail_lightning.metrics.masks import ignored
+from sail_lightning.sample import Sample, Turn
 
 ON, OFF = np.ones((1, 3, 4), bool), np.zeros((1, 3, 4), bool)
 NONE = np.zeros((0, 3, 4), bool)

@@ -1,7 +1,7 @@
-"""The runs whose results are recorded before the package's files moved: losses, answers, and what a run leaves on disk.
+"""The runs whose results are recorded before the package's files moved: losses, answers, a run's files.
 
-Run as a program (`python tests/nets/recorded_runs.py`) it records them anew, which is right only where a change is meant
-to alter numbers; the change then says so.
+Run as a program (`python tests/nets/recorded_runs.py`) it records them anew, which is right only where a change is
+meant to alter numbers; the change then says so.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ data:
     init_args:
       sources:
         refer: {class_path: LaboratorySource, init_args: {split: train, max_objects: 4, tasks: {refer: 1.0}}}
-        words: {class_path: LaboratorySource, init_args: {split: train, max_objects: 3, tasks: {describe: 1, choice: 1}}}
+        words: {class_path: LaboratorySource, init_args: {max_objects: 3, tasks: {describe: 0.5, choice: 0.5}}}
         grounded: {class_path: LaboratorySource, init_args: {split: train, tasks: {caption: 0.5, vres: 0.5}}}
       weights: {refer: 0.5, words: 0.25, grounded: 0.25}
 """

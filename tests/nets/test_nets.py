@@ -21,10 +21,10 @@ from sail_lightning import PixelSAIL
 from sail_lightning.cli import main
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.data.stream import PackedStream, Windows
-from sail_lightning.optim import MuonAdamW, WarmupCosine, parameter_groups
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.training.optim import MuonAdamW, WarmupCosine, parameter_groups
 
 TOLERANCE = 1e-6
 """Relative difference of a loss on another kind of machine."""

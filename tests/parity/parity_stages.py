@@ -25,21 +25,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sail_lightning import Mask, PixelSAIL, Sample, Turn, generation, losses
+from sail_lightning import Mask, PixelSAIL, Sample, Turn
 from sail_lightning.conversion.convert import open_model
 from sail_lightning.conversion.official import official_names
-from sail_lightning.data.collate import pack
-from sail_lightning.data.transform import EncodedSample
-from sail_lightning.decode_step import DecodeStep
-from sail_lightning.distillation import Distillation
-from sail_lightning.generation import generate
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.generation import engine
+from sail_lightning.generation.decode_step import DecodeStep
+from sail_lightning.generation.engine import generate
+from sail_lightning.generation.prefix_schedule import Seating
+from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify
 from sail_lightning.interfaces import Dims, Teacher
-from sail_lightning.losses import MaskLoss, uncertain_points
-from sail_lightning.plan import AttentionPlan
+from sail_lightning.model import losses
+from sail_lightning.model.losses import MaskLoss, uncertain_points
 from sail_lightning.plugins.backbones.core import Pixels
 from sail_lightning.plugins.backbones.eve import EVEv2, Modalities
-from sail_lightning.shared_prefix import Seating
-from sail_lightning.vision import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify
+from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.training.distillation import Distillation
 
 HOME = Path(__file__).parents[1] / "golden"
 GOLDEN = HOME / "official"
@@ -594,7 +596,7 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
             ("decode", network.backbone, "decode"),
             ("logits", network.backbone, "logits"),
             ("queries", network.mask_head, "queries"),
-            ("resized", generation, "resize"),
+            ("resized", engine, "resize"),
             ("seating", Seating, "of"),
         ):
             spies[key] = Calls(getattr(owner, name), [], [])

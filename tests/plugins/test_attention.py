@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Attention, Dims
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.attention import (
     AutoAttention,
     FlexAttention,
@@ -30,6 +29,7 @@ from sail_lightning.plugins.attention import (
     xformers,
 )
 from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 needs_xformers = pytest.mark.skipif(not emulation.available(), reason="xformers or its flash operators are missing")
 

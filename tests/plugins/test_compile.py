@@ -19,11 +19,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from sail_lightning.adapters import LoRA
 from sail_lightning.interfaces import Attention, Backbone, Dims
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.attention import AutoAttention, FlexAttention, SDPAAttention, XFormersAttention
 from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailDecoder, SailQwen, core
+from sail_lightning.pretrained.lora import LoRA
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
 FIRST = 1
 """torch traces its first graph twice, until it knows that the scale of the scores is a constant."""

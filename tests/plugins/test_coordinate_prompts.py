@@ -11,10 +11,10 @@ import torch
 from tiny_sail import packed, picture, tiny
 from torch import nn
 
-from sail_lightning.data.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
 from sail_lightning.interfaces import Dims, Regions
 from sail_lightning.plugins.prompt_encoders import CoordinatePrompts, PromptInjection
 from sail_lightning.plugins.prompt_encoders.coordinates import fourier
+from sail_lightning.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
 
 WIDTH = 6
 

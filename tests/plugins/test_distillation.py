@@ -22,16 +22,16 @@ from tiny_sail import BACKBONE, packed, picture, records, text_records, tiny
 from torch import Tensor
 
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
-from sail_lightning.losses import CosineDistillation, MSEDistillation
+from sail_lightning.model.losses import CosineDistillation, MSEDistillation
 from sail_lightning.module import PixelSAIL
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.teachers import StudentTeacher, TimmTeacher
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sample import Sample, Turn
 
 
 class Expert(Teacher):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sail_lightning import Box, PixelSAIL
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.image.preprocessing import patchify
 from sail_lightning.interfaces import Dims
-from sail_lightning.optim import parameter_groups
 from sail_lightning.plugins.backbones import EncoderBackbone
-from sail_lightning.vision import patchify
+from sail_lightning.training.optim import parameter_groups
 
 GRIDS = [(2, 3), (1, 1), (2, 3), (1, 2)]
 

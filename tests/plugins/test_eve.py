@@ -19,24 +19,24 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model
 
 from sail_lightning.conversion.convert import open_model
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Box, Mask, Sample, Turn
-from sail_lightning.data.transform import EncodedSample
+from sail_lightning.encoding.collate import pack
+from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.errors import SailUsageError
-from sail_lightning.generation import generate
+from sail_lightning.generation.engine import generate
+from sail_lightning.image.preprocessing import load_image
 from sail_lightning.interfaces import Dims
-from sail_lightning.losses import MaskLoss, resize
-from sail_lightning.model import ModelOutput
+from sail_lightning.model.losses import MaskLoss, resize
+from sail_lightning.model.model import ModelOutput
 from sail_lightning.module import PixelSAIL
-from sail_lightning.optim import parameter_groups
-from sail_lightning.plan import AttentionPlan, Span
 from sail_lightning.plugins.attention import SDPAAttention
 from sail_lightning.plugins.backbones import EVEv2
 from sail_lightning.plugins.backbones.eve import Modalities
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
-from sail_lightning.sequence import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, SequenceBuilder
-from sail_lightning.vision import load_image
+from sail_lightning.sample import Box, Mask, Sample, Turn
+from sail_lightning.sequence.attention_plan import AttentionPlan, Span
+from sail_lightning.sequence.layout import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, SequenceBuilder
+from sail_lightning.training.optim import parameter_groups
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official"
 META = json.loads((GOLDEN / "meta.json").read_text())["eve"]

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from tiny_sail import packed, picture, tiny
 from torch import Tensor
 
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.plugins.teachers import Mask2FormerTeacher, RADIOTeacher, SAM2Teacher, StudentTeacher
+from sail_lightning.sample import Sample, Turn
 
 EXPERTS: dict[str, type[Any]] = {
     "Mask2FormerTeacher": Mask2FormerTeacher,

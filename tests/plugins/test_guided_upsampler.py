@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from tiny_sail import packed, picture, records, tiny
 from torch import Tensor, nn
 
-from sail_lightning.data.collate import pack
-from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailUsageError
+from sail_lightning.image.preprocessing import patchify
 from sail_lightning.interfaces import Dims
-from sail_lightning.losses import resize
-from sail_lightning.model import put_together
+from sail_lightning.model.losses import resize
+from sail_lightning.model.model import put_together
 from sail_lightning.plugins.upsamplers import GuidedUpsampler
 from sail_lightning.plugins.upsamplers.guided import TENT_FLOOR, tent
-from sail_lightning.vision import patchify
+from sail_lightning.sample import Sample, Turn
 
 PATCH = 8
 

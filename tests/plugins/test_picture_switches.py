@@ -12,14 +12,14 @@ from tiny_sail import BACKBONE, packed, picture, records, tiny
 from torch import Tensor
 
 from sail_lightning.conversion import official
-from sail_lightning.data.sample import Box
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention
 from sail_lightning.module import PixelSAIL
-from sail_lightning.plan import AttentionPlan
 from sail_lightning.plugins.backbones import EncoderBackbone, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.sample import Box
+from sail_lightning.sequence.attention_plan import AttentionPlan
 
 SWITCHES = [
     {},

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sail_lightning import Box, PixelSAIL
-from sail_lightning.data.sample import Sample, Turn
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.backbones import EncoderBackbone, SailDecoder, SailQwen
+from sail_lightning.sample import Sample, Turn
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PICTURE_TOKENS = ("<vision>", "<vpatch>", "</vision>")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sail_lightning.prediction import encode_rle
+from sail_lightning.generation.prediction import encode_rle
 
 EMPTY = "0000/0000"
 LEFT, RIGHT, ALL = "1100/1100", "0011/0011", "1111/1111"

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from sail_lightning.data.run_lengths import run_lengths
 from sail_lightning.errors import SailError
-from sail_lightning.prediction import encode_rle
+from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.run_lengths import run_lengths
 from sail_lightning.scoring import Answer, kind_of, read_answers
 from sail_lightning.scoring.benchmarks import perbench_name
 

@@ -11,7 +11,7 @@ import pytest
 from answers_by_hand import ALL, EMPTY, LEFT, RIGHT, line
 from PIL import Image
 
-from sail_lightning.data.sample import Box, Mask, Point, Scribble
+from sail_lightning.sample import Box, Mask, Point, Scribble
 from sail_lightning.scoring import Answer, Report, score
 from sail_lightning.scoring.gallery import cases, draw_case, main_score, named_picture, prompt_of
 from sail_lightning.scoring.published import PUBLISHED, published

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.generation.prediction import encode_rle
 from sail_lightning.metrics import GroundedCaption, ReferringSegmentation
 from sail_lightning.metrics.meteor import meteor_program
 from sail_lightning.metrics.segmentation import VisualTextReferring
 from sail_lightning.metrics.text import token_f1
-from sail_lightning.prediction import encode_rle
 from sail_lightning.scoring import Answer, Report, captions, score
 from sail_lightning.scoring.bootstrap import draws, interval
 from sail_lightning.scoring.official import round_trip

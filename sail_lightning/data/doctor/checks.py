@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sail_lightning import templates
-from sail_lightning.data import wording
 from sail_lightning.data.doctor.faults import Fault
-from sail_lightning.data.doctor.leaves import first_file
+from sail_lightning.data.doctor.leaf_sources import first_file
 from sail_lightning.data.prompting import Shaped
 from sail_lightning.data.records import picture_hash
-from sail_lightning.data.sample import BoolMask, ImageRef, Mask, MaskRef, Prompt, Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
 from sail_lightning.data.sources.base import Source
+from sail_lightning.data.sources.images import UnsizedSegmentation
 from sail_lightning.data.sources.indexed import IndexedSource
-from sail_lightning.data.sources.pictures import UnsizedSegmentation
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import load_image, load_mask, orientation, region_mask, resized_size
+from sail_lightning.image.preprocessing import load_image, load_mask, orientation, region_mask, resized_size
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import BoolMask, ImageRef, Mask, MaskRef, Prompt, Sample, Turn
+from sail_lightning.sequence import chat_template
 
 Size = tuple[int, int]
 NO_TARGET = "no target"
@@ -33,7 +33,7 @@ KNOWN_PROMPTS = 15
 """Ids of prompts that a model knows where no model is named: the paper's number."""
 PICTURES_KEPT = 64
 """Pictures of which a process remembers what it found: records that follow each other often share theirs."""
-_PROMPT = re.compile(templates.prompt_token(0).replace("0", r"(\d+)"))
+_PROMPT = re.compile(chat_template.prompt_token(0).replace("0", r"(\d+)"))
 
 
 @dataclass
@@ -180,10 +180,10 @@ class Checker:
         words = " ".join(f"{turn.question} {turn.answer}" for turn in sample.turns)
         answers = {turn.answer for turn in sample.turns}
         for id in dict.fromkeys(map(int, _PROMPT.findall(words))):
-            denied = wording.NOT_THERE.format(templates.prompt_token(id)) in answers
+            denied = prompt_templates.NOT_THERE.format(chat_template.prompt_token(id)) in answers
             if id not in ids and not denied:
-                names = ", ".join(map(templates.prompt_token, ids)) or "none"
-                yield "absent_prompt", f"the text names {templates.prompt_token(id)}, but the prompts are {names}"
+                names = ", ".join(map(chat_template.prompt_token, ids)) or "none"
+                yield "absent_prompt", f"the text names {chat_template.prompt_token(id)}, but the prompts are {names}"
 
     def _length(self, sample: Sample) -> Iterator[tuple[str, str]]:
         sizes = [self._picture(image).size for image in sample.images]
@@ -264,7 +264,7 @@ def _annotated_sizes(sample: Sample) -> Iterator[Size]:
 
 def _counts(sample: Sample) -> Iterator[tuple[str, str]]:
     """Whether the `[SEG]` of each turn, its targets and the record's masks agree."""
-    segs = [(turn.question + turn.answer).count(templates.SEG) for turn in sample.turns]
+    segs = [(turn.question + turn.answer).count(chat_template.SEG) for turn in sample.turns]
     if sum(segs) != len(sample.masks):
         yield "seg_count", f"{sum(segs)} [SEG] in the text, but {len(sample.masks)} masks"
         return
@@ -279,7 +279,7 @@ def _owners(sample: Sample) -> Iterator[tuple[int, Turn]]:
     """Each mask's place and the turn that it belongs to: by its targets, or by the order of the `[SEG]`."""
     following = 0
     for turn in sample.turns:
-        count = turn.answer.count(templates.SEG)
+        count = turn.answer.count(chat_template.SEG)
         for target in turn.targets or range(following, following + count):
             if 0 <= target < len(sample.masks):
                 yield target, turn

@@ -11,14 +11,14 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sail_lightning.data.doctor.across import HELD_OUT, HeldOut, Seen, copies, duplicates
 from sail_lightning.data.doctor.checks import Checker
-from sail_lightning.data.doctor.leaves import Leaf, leaves
+from sail_lightning.data.doctor.duplicates import HELD_OUT, HeldOut, Seen, copies, duplicates
+from sail_lightning.data.doctor.leaf_sources import Leaf, leaves
 from sail_lightning.data.doctor.report import Report
 from sail_lightning.data.doctor.state import Chunk, State
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.indexed import IndexedSource
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
 
 T = TypeVar("T")

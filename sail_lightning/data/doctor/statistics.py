@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sail_lightning.data.doctor.leaves import Leaf
+from sail_lightning.data.doctor.leaf_sources import Leaf
 from sail_lightning.data.doctor.report import columns
-from sail_lightning.data.sample import Sample
-from sail_lightning.data.transform import Encoder
+from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.vision import image_size, load_mask, resized_size
+from sail_lightning.image.preprocessing import image_size, load_mask, resized_size
+from sail_lightning.sample import Sample
 
 QUANTITIES = {
     "tokens": "tokens per sample",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.data.records import picture_hash
-from sail_lightning.data.sample import Sample
+from sail_lightning.sample import Sample
 
 
 class Source(ABC):

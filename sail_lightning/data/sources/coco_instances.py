@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample
 
 
 class CocoInstances(IndexedSource):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import MaskRef, Sample, Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import FromLeft, PanopticSource, category_of, segment_mask
-from sail_lightning.templates import SEG
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.sample import MaskRef, Sample, Turn
+from sail_lightning.sequence.chat_template import SEG
 
 
 class CocoPanoptic(PanopticSource):
@@ -56,14 +56,16 @@ class CocoPanoptic(PanopticSource):
 
     def _ask(self, name: str, row: Row, segments: list[Row], choose: Choice) -> tuple[tuple[str, str], list[MaskRef]]:
         """The question and the answer about a class, and the masks of the answer."""
-        question = choose.one(wording.SEGMENT)
+        question = choose.one(prompt_templates.SEGMENT)
         if self.mode == "semantic":
-            asked = question.format(f"all the {name}") + wording.SEMANTIC_MODE
-            return (asked, choose.one(wording.SEGMENT_ANSWERS)), [segment_mask(row, *segments)]
+            asked = question.format(f"all the {name}") + prompt_templates.SEMANTIC_MODE
+            return (asked, choose.one(prompt_templates.SEGMENT_ANSWERS)), [segment_mask(row, *segments)]
         if not category_of(segments[0]).thing:
-            return (question.format(name) + wording.SEMANTIC_MODE, f"{name} {SEG}."), [segment_mask(row, *segments)]
+            return (question.format(name) + prompt_templates.SEMANTIC_MODE, f"{name} {SEG}."), [
+                segment_mask(row, *segments)
+            ]
         counted = " ".join(f"{name}-{number} {SEG}" for number in range(1, len(segments) + 1))
-        return (question.format(name) + wording.INSTANCE_MODE, f"{counted}."), _from_left(row, segments)
+        return (question.format(name) + prompt_templates.INSTANCE_MODE, f"{counted}."), _from_left(row, segments)
 
 
 def _from_left(row: Row, segments: list[Row]) -> list[MaskRef]:

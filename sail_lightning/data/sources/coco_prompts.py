@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.prompting import Prompting
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.coco_names import CATEGORIES
 from sail_lightning.data.sources.panoptic import PanopticSource, category_of, segment_mask
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.sample import Sample, Turn
 
 CANDIDATES = 10
 """Classes that are drawn as candidates, the right one perhaps among them."""
@@ -54,7 +54,9 @@ class CocoPrompts(PanopticSource):
 
         def turn(name: str, truth: str) -> Turn:
             candidates, answer = _candidates(truth, choose)
-            question = choose.one(wording.CLASSIFY).format(name) + wording.CANDIDATES.format(", ".join(candidates))
+            question = choose.one(prompt_templates.CLASSIFY).format(name) + prompt_templates.CANDIDATES.format(
+                ", ".join(candidates)
+            )
             return Turn(question, f"{name}: {answer}", "choice", choices=tuple(candidates))
 
         return self.prompting.interview(

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import BoolMask, Sample
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.vision import PICTURES, load_mask
+from sail_lightning.image.preprocessing import PICTURES, load_mask
+from sail_lightning.sample import BoolMask, Sample
 
 
 @dataclass(frozen=True)

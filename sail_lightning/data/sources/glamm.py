@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import MaskRef, Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.images import UnsizedSegmentation, picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
-from sail_lightning.data.sources.pictures import UnsizedSegmentation, picture_of, picture_path
 from sail_lightning.data.sources.refcoco import as_phrase
 from sail_lightning.data.sources.spans import Grounded, Grounding, found, grounded
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import MaskRef, Sample, Turn
 
 FEWEST_WORDS, SHORTEST_SIDE = 3, 32
 """Of a Flickr photo's caption, and of the photo in pixels."""
@@ -53,7 +53,7 @@ class GroundedCaptions(IndexedSource):
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         told = self.read(row)
-        turn = Turn(choose.one(wording.GROUNDED), told.answer, "caption", tuple(range(len(told.groundings))))
+        turn = Turn(choose.one(prompt_templates.GROUNDED), told.answer, "caption", tuple(range(len(told.groundings))))
         masks = tuple(self.mask(row, grounding) for grounding in told.groundings)
         return Sample(picture_of(row, self.picture_key), (turn,), masks, source=str(self.files[0]), id=row["id"])
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.spans import Grounding, found, grounded
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
-from sail_lightning.templates import PHRASE_END, PHRASE_START, SEG
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
+from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG
 
 
 class GranDfBenchmark(IndexedSource):
@@ -66,7 +66,7 @@ class GranDfBenchmark(IndexedSource):
         after = [one for one in all_of_them if not any(one is kept for kept in told.groundings)]
         answer = " ".join([told.answer, *(f"{PHRASE_START} {one.phrase} {PHRASE_END} {SEG}" for one in after)])
         order = [*told.groundings, *after]
-        turn = Turn(wording.GROUNDED[0], answer, "caption", tuple(range(len(order))))
+        turn = Turn(prompt_templates.GROUNDED[0], answer, "caption", tuple(range(len(order))))
         targets = tuple(Segmentation(one.parts, tuple(one.parts[0]["size"])) for one in order)
         meta = {"caption": caption}
         return Sample(row["image"], (turn,), targets, source=str(self.files[0]), id=row["id"], meta=meta)

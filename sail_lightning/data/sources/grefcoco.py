@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path
 from sail_lightning.data.sources.refcoco import (
@@ -21,7 +18,10 @@ from sail_lightning.data.sources.refcoco import (
     read_refs,
     refs_file,
 )
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
 
 
 class GRefCOCO(IndexedSource):
@@ -71,8 +71,10 @@ class GRefCOCO(IndexedSource):
             phrase = as_phrase(choose.one(item["phrases"]))
             if item["missing"]:
                 raise SailError(f"the ref of {phrase!r} names {item['missing']}, which instances.json lacks")
-            question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
-            answer = choose.one(wording.SEGMENT_ANSWERS) if item["targeted"] else wording.NO_TARGET_ANSWER
+            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
+            answer = (
+                choose.one(prompt_templates.SEGMENT_ANSWERS) if item["targeted"] else prompt_templates.NO_TARGET_ANSWER
+            )
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             masks.append(Segmentation(tuple(item["segmentations"]), size))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

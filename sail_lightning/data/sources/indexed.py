@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sail_lightning.data.choosing import Choice, Drawn, Everything
 from sail_lightning.data.records import RecordIndex, Row, opened
-from sail_lightning.data.sample import Sample
+from sail_lightning.data.samplers import Choice, Drawn, Everything
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
+from sail_lightning.sample import Sample
 
 
 def data_path(path: str | Path) -> Path:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.indexed import IndexedSource, data_path
 from sail_lightning.errors import SailError
+from sail_lightning.sample import Sample
 
 
 class JsonlSource(IndexedSource):

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import Sample
 
 
 class LaboratorySource(Source):

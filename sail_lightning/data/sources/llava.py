@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.errors import SailError
-from sail_lightning.templates import without_picture_mark
+from sail_lightning.sample import Sample, Turn
+from sail_lightning.sequence.chat_template import without_picture_mark
 
 
 class Llava(IndexedSource):

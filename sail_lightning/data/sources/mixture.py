@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sail_lightning.data.sample import Sample
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.sample import Sample
 
 CYCLE = 997
 """Samples in which the shares of a weighted mixture are exact, to a sample, each source having one at least. A prime:

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.images import picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
-from sail_lightning.data.sources.pictures import picture_of, picture_path
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
-from sail_lightning.templates import SEG
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
+from sail_lightning.sequence.chat_template import SEG
 
 SLOT = "{seg}"
 """Stands for a mask in the file's own answers."""
@@ -96,7 +96,7 @@ class Muse(IndexedSource):
             objects, text = answers[number], texts[number]
             answer = _told(text, objects) if text else _made_up(objects, choose)
             targets = tuple(range(len(masks), len(masks) + len(objects)))
-            turns.append(Turn(asked[number].strip() + wording.MASK_PLEASE, answer, "refer", targets))
+            turns.append(Turn(asked[number].strip() + prompt_templates.MASK_PLEASE, answer, "refer", targets))
             size = (row["height"], row["width"])
             masks += [Segmentation(as_parts(one["segmentation"]), size) for one in objects]
         photo = picture_of(row, "file_name` or `coco_url")

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.prompting import ABSENT, Prompting, Region, denial, described, with_names
 from sail_lightning.data.records import Row, picture_name
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.llava import conversation
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
 
 Kind = Literal["conversation", "part_level", "positive_negative", "short_form", "detail_description"]
 FILES: dict[Kind, str] = {
@@ -114,7 +114,7 @@ class Osprey(IndexedSource):
         return Sample(image, tuple(turns), prompts=prompts, source=str(self.files[0]), id=row["id"], meta=meta)
 
     def _turn(self, question: str, answer: str, regions: list[Region]) -> Turn:
-        ending = wording.SHORT_ANSWER if self.kind == "short_form" else ""
+        ending = prompt_templates.SHORT_ANSWER if self.kind == "short_form" else ""
         return Turn(with_names(question, regions) + ending, with_names(answer, regions))
 
     def _photo(self, row: Row) -> str:

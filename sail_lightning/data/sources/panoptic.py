@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import BoolMask
-from sail_lightning.data.segmentations import PanopticSegments
 from sail_lightning.data.sources.coco_names import CATEGORIES, Category, said
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import PanopticSegments
+from sail_lightning.sample import BoolMask
 
 SHORTEST_DESCRIPTION = 5
 """A description must have more characters than this to be of use (official code)."""

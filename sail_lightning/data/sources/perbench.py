@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Mask, Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.sam_prompts import rle_size
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.templates import SEG, prompt_token
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Mask, Sample, Turn
+from sail_lightning.sequence.chat_template import SEG, prompt_token
 
 Task = Literal["caption", "choice", "vres"]
 FILES: dict[Task, str] = {
@@ -62,7 +62,9 @@ class PerBench(IndexedSource):
         super().__init__([annotations or f"{layout.PERBENCH}/{FILES[task]}"])
         self.task, self.images, self.num_prompts = task, data_path(images), num_prompts
         self.words = words or (
-            ABOUT + SELECT if task == "choice" else wording.DESCRIBE[0].format("{region}") + wording.DESCRIBE_IN_FULL
+            ABOUT + SELECT
+            if task == "choice"
+            else prompt_templates.DESCRIBE[0].format("{region}") + prompt_templates.DESCRIBE_IN_FULL
         )
 
     def settings(self) -> Any:

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailUsageError
+from sail_lightning.sample import Turn
 
 Part = Literal["all", "train", "val"]
 T = TypeVar("T")
@@ -68,9 +68,9 @@ class Wording:
     def __init__(
         self, questions: Sequence[str] | None, answers: Sequence[str] | None, objects: int, separate: bool
     ) -> None:
-        usual = (BENCHMARK_QUESTION,) if separate else wording.SEGMENT
+        usual = (BENCHMARK_QUESTION,) if separate else prompt_templates.SEGMENT
         self.questions = tuple(questions or usual)
-        self.answers = tuple(answers or wording.SEGMENT_ANSWERS)
+        self.answers = tuple(answers or prompt_templates.SEGMENT_ANSWERS)
         self.objects = objects
         if bad := [text for text in self.questions if text.count("{}") != 1]:
             raise SailUsageError(f"a question needs one {{}} where the phrase goes, which {bad[0]!r} lacks")

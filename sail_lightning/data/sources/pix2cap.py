@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
+from sail_lightning.encoding import prompt_templates
+from sail_lightning.sample import Sample, Turn
 
 
 class Pix2CapSegmentation(DescribedSegments):
@@ -33,7 +33,7 @@ class Pix2CapSegmentation(DescribedSegments):
     def sample(self, row: Row, choose: Choice) -> Sample:
         turns, masks = [], []
         for place, segment in enumerate(choose.some(row["segments_info"], self.objects)):
-            question = choose.one(wording.BY_DESCRIPTION).format(as_description(segment))
-            turns.append(Turn(question, choose.one(wording.SEGMENT_ANSWERS), "refer", (place,)))
+            question = choose.one(prompt_templates.BY_DESCRIPTION).format(as_description(segment))
+            turns.append(Turn(question, choose.one(prompt_templates.SEGMENT_ANSWERS), "refer", (place,)))
             masks.append(segment_mask(row, segment))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

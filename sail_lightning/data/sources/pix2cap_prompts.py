@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.prompting import Prompting, described
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
+from sail_lightning.sample import Sample
 
 
 class Pix2CapPrompts(DescribedSegments):

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import BoolMask, Sample, Turn
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
-from sail_lightning.templates import SEG
-from sail_lightning.vision import image_size
+from sail_lightning.image.preprocessing import image_size
+from sail_lightning.sample import BoolMask, Sample, Turn
+from sail_lightning.sequence.chat_template import SEG
 
 ANSWER = f"It is {SEG}."
 
@@ -92,7 +92,7 @@ class ReasonSeg(IndexedSource):
         texts = [text.strip() for text in content["text"]]
         if not all(texts) or not texts:
             raise SailError("the list `text` needs at least one sentence, and none that is empty")
-        ask = wording.REASON_LONG if content["is_sentence"] else wording.REASON_SHORT
+        ask = prompt_templates.REASON_LONG if content["is_sentence"] else prompt_templates.REASON_SHORT
         used = texts[:1] if self.separate else choose.some(texts, self.sentences)
         turns = tuple(Turn(ask.format(text), ANSWER, "refer", (place,)) for place, text in enumerate(used))
         masks = (DrawnRegions(outlines, row["image"]),) * len(turns)

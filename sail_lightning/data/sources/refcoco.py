@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_lightning.data import plain_pickle, wording
-from sail_lightning.data.choosing import Choice
+from sail_lightning.data import plain_pickle
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path, read_json
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
 
 BENCHMARK_QUESTION = "Please segment {} in this image."
 """One of the training questions; benchmarks ask it of every phrase."""
@@ -77,8 +78,8 @@ class RefCOCO(IndexedSource):
             phrase = as_phrase(choose.one(item["phrases"]))
             if item["segmentation"] is None:
                 raise SailError(f"the ref of {phrase!r} names annotation {item['ann_id']}, which instances.json lacks")
-            question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
-            answer = choose.one(wording.SEGMENT_ANSWERS)
+            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
+            answer = choose.one(prompt_templates.SEGMENT_ANSWERS)
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             masks.append(Segmentation((item["segmentation"],), size))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

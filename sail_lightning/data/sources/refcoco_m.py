@@ -8,16 +8,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
+from sail_lightning.data.sources.images import picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
-from sail_lightning.data.sources.pictures import picture_of, picture_path
 from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION, as_phrase, separated
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample, Turn
 
 
 class RefCOCOM(IndexedSource):
@@ -66,8 +66,8 @@ class RefCOCOM(IndexedSource):
     def sample(self, row: Row, choose: Choice) -> Sample:
         turns, masks = [], []
         for place, item in enumerate(choose.some(row["objects"], self.objects)):
-            question = BENCHMARK_QUESTION if self.separate else choose.one(wording.SEGMENT)
-            phrase, answer = as_phrase(choose.one(item["phrases"])), choose.one(wording.SEGMENT_ANSWERS)
+            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
+            phrase, answer = as_phrase(choose.one(item["phrases"])), choose.one(prompt_templates.SEGMENT_ANSWERS)
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             height, width = item["mask"]["size"]
             masks.append(Segmentation((item["mask"],), (height, width)))

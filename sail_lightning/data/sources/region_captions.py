@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.prompting import Prompting
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Mask, Sample, Turn
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, photo_row
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
-from sail_lightning.templates import prompt_token
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Mask, Sample, Turn
+from sail_lightning.sequence.chat_template import prompt_token
 
 
 class RegionCaptions(RefCOCO):
@@ -62,7 +62,7 @@ class RegionCaptions(RefCOCO):
 
 
 def _short(name: str, phrase: str) -> Turn:
-    return Turn(wording.DESCRIBE_SHORT.format(name), f"{name}: {phrase}", "describe")
+    return Turn(prompt_templates.DESCRIBE_SHORT.format(name), f"{name}: {phrase}", "describe")
 
 
 class RegionCaptionBenchmark(IndexedSource):
@@ -101,5 +101,5 @@ class RegionCaptionBenchmark(IndexedSource):
             lacking = "mask" if row["segmentation"] is None else "caption"
             raise SailError(f"no {lacking}; give the picture's annotation one, or remove the picture")
         mask = Segmentation((row["segmentation"],), (int(row["height"]), int(row["width"])))
-        turn = Turn(wording.DESCRIBE[0].format(prompt_token(0)), row["caption"], "describe")
+        turn = Turn(prompt_templates.DESCRIBE[0].format(prompt_token(0)), row["caption"], "describe")
         return Sample(row["image"], (turn,), prompts=(Mask(mask, 0),), source=str(self.files[0]), id=row["id"])

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from sail_lightning.data import wording
-from sail_lightning.data.choosing import Choice
 from sail_lightning.data.prompting import Prompting, described
 from sail_lightning.data.records import Row
-from sail_lightning.data.sample import Sample
-from sail_lightning.data.segmentations import Segmentation
+from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.sample import Sample
 
 _HIGHLIGHT = re.compile(
     r"\b(?:highlighted|highlight|by a yellow edge|by a yellow contour|yellow contour|yellow edge|yellow outline)\b",
@@ -72,7 +72,7 @@ class SamPrompts(IndexedSource):
         for item in choose.some(row["object_annotations"]):
             encoded = item["segmentation"]
             objects.append((Segmentation((encoded,), rle_size(encoded)), without_highlight(item["caption"])))
-        turn = described(choose, wording.DESCRIBE_IN_FULL)
+        turn = described(choose, prompt_templates.DESCRIBE_IN_FULL)
         return self.prompting.interview(
             objects, turn, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
         )

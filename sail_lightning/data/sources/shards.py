@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.data.jsonl import from_json
-from sail_lightning.data.sample import Sample
-from sail_lightning.data.shard_store import BLOCK, ShardPicture, ShardStore, is_remote, key_of, padded, shard_name
-from sail_lightning.data.shards import as_bytes
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.indexed import data_path
+from sail_lightning.data.webdataset.store import BLOCK, ShardPicture, ShardStore, is_remote, key_of, padded, shard_name
+from sail_lightning.data.webdataset.writer import as_bytes
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.sample import Sample
 
 
 class ShardSource(Source):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sail_lightning.templates import PHRASE_END, PHRASE_START, SEG
+from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG
 
 Span = tuple[int, int]
 

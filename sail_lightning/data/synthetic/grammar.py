@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from scipy import ndimage
 
-from sail_lightning.data.sample import BoolMask, Box, Mask, Point, Prompt, Task
 from sail_lightning.data.synthetic.scenes import ALL_PAIRS, COLOURS, SHAPES, SIZES, TEXTURES, Pair, Scene
+from sail_lightning.sample import BoolMask, Box, Mask, Point, Prompt, Task
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from typing import Literal, get_args, overload
 
 import numpy as np
 
-from sail_lightning.data.sample import BoolMask, Prompt, Sample, Turn
 from sail_lightning.data.synthetic.grammar import PROMPTS, VRES_KINDS, Draft, Interviewer
 from sail_lightning.data.synthetic.scenes import ALL_PAIRS, HELD_OUT, SEEN_PAIRS, Scene, draw_scene
+from sail_lightning.sample import BoolMask, Prompt, Sample, Turn
 
 Split = Literal["train", "val", "test", "compositional"]
 SPLITS: tuple[str, ...] = get_args(Split)

@@ -1,0 +1,1 @@
+"""WebDataset shards: written by `data convert`, read by a source."""

@@ -1,0 +1,1 @@
+"""Samples to batches: images decoded once, words as ids, samples packed without padding."""

@@ -1,0 +1,84 @@
+"""What the model answers, in the forms that people use: text, masks, phrases, COCO records, a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from sail_lightning.image.drawing import captioned, draw_prompt, enlarged, tint
+from sail_lightning.sample import BoolMask, Prompt
+from sail_lightning.sequence.chat_template import phrases_of
+
+COLOURS = ((230, 60, 60), (60, 140, 240), (60, 190, 90), (240, 180, 40), (170, 90, 220), (40, 200, 200))
+"""Of masks in overlays, repeating."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer.
+
+    `text` as generated, `[SEG]` and phrase tags included; `masks` (n, H, W) bool, one per `[SEG]`, at the picture's own
+    size, none without a picture; `image` (H, W, 3) uint8 or None; `finish` is `end`, `length` or `loop`; `seconds` this
+    answer's share of the time that its batch took.
+    """
+
+    text: str
+    masks: NDArray[np.bool_]
+    image: NDArray[np.uint8] | None = None
+    question: str = ""
+    prompts: tuple[Prompt, ...] = ()
+    source: str = ""
+    finish: str = "end"
+    seconds: float = 0.0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, *args: Any, **kwargs: Any) -> Prediction:
+        """Itself: it lies in host memory. `Trainer.predict` asks when it collects what `predict_step` returns."""
+        return self
+
+    @property
+    def phrases(self) -> list[str]:
+        """The phrase of each mask, `<p> phrase </p> [SEG]`; an empty string where there is none."""
+        return list(phrases_of(self.text))
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """One COCO record per mask: `segmentation` (compressed RLE), `area` (pixels), `bbox` [x, y, w, h], `phrase`."""
+        records = []
+        # Without a picture a [SEG] has a phrase, but no mask.
+        for mask, phrase in zip(self.masks, self.phrases, strict=False):
+            rle = encode_rle(mask)
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = [0, 0, 0, 0]
+            if len(rows):
+                box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+            records.append({"segmentation": rle, "area": int(mask.sum()), "bbox": box, "phrase": phrase})
+        return records
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The picture with its masks tinted and contoured, prompts outlined, and the text below.
+
+        A small picture is enlarged by a whole number, to about 256 pixels. `alpha` is the share of a mask's colour.
+        """
+        image = self.image if self.image is not None else np.full((64, 256, 3), 255, np.uint8)
+        scale = max(1, round(256 / max(image.shape[:2])))
+        pixels = image.repeat(scale, 0).repeat(scale, 1)
+        size = (pixels.shape[0], pixels.shape[1])
+        for index, mask in enumerate(self.masks):
+            tint(pixels, enlarged(mask, size), COLOURS[index % len(COLOURS)], alpha)
+        drawn = Image.fromarray(pixels)
+        draw = ImageDraw.Draw(drawn)
+        for place, prompt in enumerate(self.prompts):
+            draw_prompt(draw, prompt, place, scale, size)
+        return captioned(drawn, [f"Q: {self.question}", f"A: {self.text}"] if self.question else [self.text], 240)
+
+
+def encode_rle(mask: BoolMask) -> dict[str, Any]:
+    """A mask (H, W) as a COCO compressed RLE, `counts` a string."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

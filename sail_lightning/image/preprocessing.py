@@ -1,0 +1,272 @@
+"""Pictures to patches: the official resize rule, the patch layout, and regions on the patch grid.
+
+A picture becomes a grid of raw patches, P x P pixels each, flattened channel first (C, row, column). Patches stay uint8
+until they are on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from sail_lightning.errors import SailError
+from sail_lightning.image.segmentations import decode_rle
+from sail_lightning.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
+
+MAX_SIDE = 1024
+"""Longest side of a resized picture, in pixels (official default)."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of picture files."""
+ResizeRule = Literal["longest", "area"]
+CoverageRule = Literal["cover", "nearest", "nearest_floor"]
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Per-channel mean and standard deviation of pixels in [0, 1] (ImageNet's, as in the official code)."""
+
+
+def resized_size(
+    size: tuple[int, int], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
+) -> tuple[int, int]:
+    """The (height, width), multiples of `patch`, that a picture of (height, width) is resized to.
+
+    `longest` (Pixel-SAIL): the longer side is rounded up to a multiple of the patch, at most `max_side` (of which only
+    whole patches count; it is one patch or more); the shorter follows,
+    rounded up (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme
+    shapes). `area` (EVE): small pictures are enlarged, large ones shrunk, to about `max_side` squared pixels.
+    """
+    if rule == "area":
+        ratio = math.sqrt(size[0] * size[1]) / max_side
+        height, width = (max(math.ceil(side / ratio / patch) * patch, patch) for side in size)
+        return height, width
+    longer, shorter = max(size), min(size)
+    new_longer = min(math.ceil(longer / patch), max_side // patch) * patch
+    new_shorter = max(math.ceil(int(new_longer * shorter / longer) / patch) * patch, patch)
+    return (new_longer, new_shorter) if size[0] >= size[1] else (new_shorter, new_longer)
+
+
+def load_image(image: ImageRef) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8, RGB; grey and palette pictures are converted, transparency is dropped.
+
+    Raises:
+        SailError: the file is missing or is no readable picture, or the array has another shape or type.
+    """
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return content
+    with _opened(content, image) as opened:
+        opened.load()
+        return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))  # `convert` always copies
+
+
+@dataclass(frozen=True)
+class Upright:
+    """A picture file as people see it, turned as its EXIF orientation says: a function that `ImageRef` may be.
+
+    Photographs of phones lie on their side without it. Pictures of data sets are read as they are stored, since that is
+    what their annotations count pixels in (official behaviour).
+    """
+
+    path: str | Path
+
+    def __call__(self) -> NDArray[np.uint8]:
+        with _opened(Path(self.path), self.path) as opened:
+            opened.load()
+            picture: Image.Image = opened
+            with suppress(Exception):  # a damaged orientation, as PIL tells in many ways, leaves the pixels as they are
+                picture = ImageOps.exif_transpose(opened)
+            return np.asarray(picture.convert("RGB"))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def orientation(image: ImageRef) -> int:
+    """The EXIF orientation, 2 to 8, by which a picture's stored pixels are to be turned; 1 is upright.
+
+    TIFF is never to be turned: PIL does so while it reads. Raises as `load_image`.
+    """
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return 1
+    with _opened(content, image) as opened, suppress(Exception):  # damaged EXIF, as PIL tells in many ways
+        turn = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        return turn if 2 <= turn <= 8 and opened.format != "TIFF" else 1
+    return 1
+
+
+def image_size(image: ImageRef) -> tuple[int, int]:
+    """The (height, width) of a picture; of a file, only its head is read. Raises as `load_image`."""
+    content = _content(image)
+    if isinstance(content, np.ndarray):
+        return content.shape[0], content.shape[1]
+    with _opened(content, image) as opened:
+        return opened.height, opened.width
+
+
+def _content(image: ImageRef) -> NDArray[np.uint8] | Path | BytesIO:
+    """What a picture is read from; an array is checked."""
+    content = image() if callable(image) else image
+    if isinstance(content, bytes):
+        return BytesIO(content)
+    if not isinstance(content, np.ndarray):
+        return Path(content)
+    if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8 or 0 in content.shape:
+        raise SailError(f"a picture must be (H, W, 3) uint8, not {content.shape} {content.dtype}")
+    return content
+
+
+@contextmanager
+def _opened(content: Path | BytesIO, image: ImageRef) -> Iterator[Image.Image]:
+    """An open picture; whatever is wrong with it, here or while it is read, is told by its name."""
+    name = content if isinstance(content, Path) else image
+    try:
+        with Image.open(content) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise SailError(f"no picture {name}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SailError(f"{name} is not a readable picture ({_reason(error)}); replace or remove it") from None
+
+
+def resize_image(
+    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
+) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) at its `resized_size`; itself where it has that already.
+
+    Resized by PIL with antialiasing as the official code does: bilinearly, or, by the rule `area`, bicubically.
+    """
+    height, width = resized_size(image.shape[:2], patch, max_side, rule)
+    if image.shape[:2] == (height, width):
+        return image
+    filter = Image.Resampling.BICUBIC if rule == "area" else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((width, height), filter))
+
+
+def patchify(
+    image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture (H, W, 3), resized, to patches (rows*columns, 3*P*P) uint8 row by row, and the grid (rows, columns)."""
+    image = resize_image(image, patch, max_side, rule)
+    grid = (image.shape[0] // patch, image.shape[1] // patch)
+    cells = image.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cells).reshape(grid[0] * grid[1], 3 * patch * patch), grid
+
+
+def load_mask(mask: MaskRef) -> BoolMask:
+    """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on, and of those with an alpha
+    channel only what is not transparent) are decoded.
+
+    Raises:
+        SailError: the file is missing or unreadable, or an RLE is damaged.
+    """
+    if isinstance(mask, np.ndarray):
+        return mask.astype(bool, copy=False)
+    if isinstance(mask, dict):
+        return decode_rle(mask)
+    if callable(mask):
+        return mask()
+    try:
+        with Image.open(mask) as opened:
+            if "A" in opened.getbands():  # what lies under transparent pixels is often white
+                colours = np.asarray(opened.convert("RGBA"))
+                seen: BoolMask = colours[..., :3].any(axis=2) & (colours[..., 3] > 0)
+                return seen
+            array = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("L"))
+    except FileNotFoundError:
+        raise SailError(f"no mask file {mask}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SailError(f"{mask} is not a readable mask ({_reason(error)}); replace or remove it") from None
+    on: BoolMask = array > 0
+    return on
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without its name, which the messages of PIL and of the system repeat."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
+    """The pixels that a visual prompt covers, (H, W) bool for a picture of `size` (height, width).
+
+    Raises:
+        SailError: the region lies outside the picture, is empty, or its mask has another size.
+    """
+    height, width = size
+    if isinstance(prompt, Mask):
+        covered = load_mask(prompt.mask)
+        if covered.shape != size:
+            raise SailError(
+                f"the prompt mask is {covered.shape[1]} x {covered.shape[0]} pixels, the picture {width} x {height}; "
+                "draw it at the picture's size"
+            )
+    elif isinstance(prompt, Box):
+        covered = np.zeros(size, bool)
+        top, left = max(math.floor(prompt.y0), 0), max(math.floor(prompt.x0), 0)
+        covered[top : max(math.ceil(prompt.y1), 0), left : max(math.ceil(prompt.x1), 0)] = True
+    elif isinstance(prompt, Point):
+        covered = np.zeros(size, bool)
+        if 0 <= prompt.x < width and 0 <= prompt.y < height:
+            covered[int(prompt.y), int(prompt.x)] = True
+    else:
+        canvas = Image.new("1", (width, height))
+        ImageDraw.Draw(canvas).line(list(prompt.points), fill=1)
+        covered = np.asarray(canvas)
+    if not covered.any():
+        raise SailError(f"the prompt {_shown(prompt)} covers nothing of the picture ({width} x {height} pixels)")
+    return covered
+
+
+def patch_coverage(
+    mask: BoolMask, grid: tuple[int, int], patch: int, rule: CoverageRule = "cover"
+) -> NDArray[np.bool_]:
+    """The patches (rows, columns) of the resized picture that a mask (H, W) touches.
+
+    `cover` puts the mask straight onto the grid: nothing that is on is ever lost. The official rules first resize the
+    mask with nearest neighbours, `nearest` as PIL does (Pixel-SAIL) and `nearest_floor` as torch does (EVE); they
+    differ from `cover` where a picture shrinks, and there thin regions vanish.
+    """
+    if rule != "cover":
+        row_source = _nearest_sources(mask.shape[0], grid[0] * patch, rule)
+        column_source = _nearest_sources(mask.shape[1], grid[1] * patch, rule)
+        small = mask[row_source][:, column_source]
+        return np.asarray(small.reshape(grid[0], patch, grid[1], patch).any(axis=(1, 3)))
+    rows = _ranges(mask.shape[0], grid[0], patch)
+    columns = _ranges(mask.shape[1], grid[1], patch)
+    padded = np.pad(mask, ((0, 1), (0, 1)))
+    by_row = np.logical_or.reduceat(padded, rows.ravel(), axis=0)[::2]
+    return np.logical_or.reduceat(by_row, columns.ravel(), axis=1)[:, ::2]
+
+
+def _nearest_sources(old: int, new: int, rule: CoverageRule) -> NDArray[np.int64]:
+    if rule == "nearest_floor":  # torch computes in single precision
+        return np.minimum((np.arange(new) * np.float32(old / new)).astype(np.int64), old - 1)
+    return np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.int64), old - 1)
+
+
+def _ranges(old: int, cells: int, patch: int) -> NDArray[np.int64]:
+    """Source pixels [first, end) of each cell along one side: those that nearest neighbours would read, and, where
+    a picture shrinks, also those that they would skip."""
+    sources = _nearest_sources(old, cells * patch, "nearest")
+    first, end = sources[::patch].copy(), sources[patch - 1 :: patch] + 1
+    first[0] = 0
+    first[1:] = np.minimum(first[1:], end[:-1])
+    end[-1] = old
+    return np.stack([first, end], axis=1)
+
+
+def _shown(prompt: Prompt) -> str:
+    if isinstance(prompt, Mask):
+        named = f"Mask({prompt.mask})" if isinstance(prompt.mask, str | Path) else "Mask"
+        return named if prompt.id is None else f"{named} of <Prompt{prompt.id}>"
+    return repr(prompt)

@@ -1,0 +1,313 @@
+"""LoRA on a backbone's decoder, through PEFT: apply, save, load, merge.
+
+An adapter folder holds what was trained and nothing else, without pickle: `adapter_config.json` and
+`adapter_model.safetensors` in PEFT's own format (PEFT can put them on the plain decoder), and `rest.safetensors` with
+the other trained tensors (embeddings, patch embedding, upsampler, heads) under the names of a model folder.
+
+PEFT's own `modules_to_save` would copy the embedding table and so cut its tie to the language head; here both are
+ordinary parameters, trained in place, and a tie stays a tie.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.weights.state_dict import differences, fill, some
+
+if TYPE_CHECKING:
+    from sail_lightning.module import PixelSAIL
+
+CONFIG, WEIGHTS, REST = "adapter_config.json", "adapter_model.safetensors", "rest.safetensors"
+NAME = "default"
+"""Of our adapter among PEFT's."""
+PEFT_PREFIX = "base_model.model.model.layers."
+"""What PEFT puts before the names of a causal language model's layers."""
+INCIDENTAL = frozenset(
+    {
+        *("peft_version", "base_model_name_or_path", "revision", "auto_mapping", "task_type"),
+        *("inference_mode", "init_lora_weights", "target_modules"),
+    }
+)
+"""Entries of an `adapter_config.json` that do not change what its weights mean, or are read by themselves."""
+
+
+class LoRA:
+    """Low-rank adapters on the linear layers of a backbone's decoder, whose own weights are frozen.
+
+    All that a pretrained decoder does not know stays trainable: the patch embedding, the upsampler, the heads, the
+    prompt encoder. (The official setup has an adapter on the patch embedding in place of training it whole.)
+
+    Args:
+        r: rank of the update of each matrix.
+        alpha: its scale: the update counts alpha / r.
+        dropout: on the adapters' input, 0 to 1.
+        targets: names of linear layers inside the decoder's layers, such as `q_proj`; null for all of them.
+        rslora: the update counts alpha / sqrt(r) instead, so that larger ranks do not learn more slowly.
+        dora: learn the length of each output's weights apart from their direction (slower; often better at low ranks).
+        train_embeddings: train the embedding table and the language head whole, as the new words need; tied if they
+            were.
+    """
+
+    def __init__(
+        self,
+        r: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: list[str] | None = None,
+        rslora: bool = False,
+        dora: bool = False,
+        train_embeddings: bool = True,
+    ) -> None:
+        self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
+        self.rslora, self.dora, self.train_embeddings = rslora, dora, train_embeddings
+        self._frozen: list[nn.Parameter] = []
+
+    def spec(self) -> dict[str, Any]:
+        """`class_path` and `init_args`, the form that YAML and checkpoints hold."""
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
+
+    def apply(self, backbone: nn.Module) -> None:
+        """Puts the adapters in and freezes the decoder. They start at zero: the model answers as before.
+
+        Raises:
+            SailError: peft is not installed.
+            SailUsageError: a setting out of range, or a target that the decoder's layers do not have; a backbone
+                without such layers, or with adapters already.
+        """
+        layers = decoder_layers(backbone)
+        if hasattr(layers, "peft_config"):
+            raise SailUsageError("this backbone has adapters already; merge them first (merge_adapter)")
+        config = self._peft_config(layers)
+        decoder: Any = backbone.model
+        head = getattr(backbone, "lm_head", nn.Identity())
+        tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+        whole = {id(p) for part in (*tables, head) for p in part.parameters()} if self.train_embeddings else set[int]()
+        frozen = {id(p): p for part in (decoder, head) for p in part.parameters() if p.requires_grad}
+        self._frozen = [parameter for key, parameter in frozen.items() if key not in whole]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        _peft().inject_adapter_in_model(config, layers, NAME)
+        layers.train(layers.training)  # dropout of the new modules follows the rest
+
+    @torch.no_grad()
+    def remove(self, backbone: nn.Module, merge: bool) -> None:
+        """Takes the adapters out again, folded into the weights or not; what `apply` froze can be trained again."""
+        layers = decoder_layers(backbone)
+        for name, layer in list(adapted(layers)):
+            if merge:
+                layer.merge()
+            layers.set_submodule(name, layer.get_base_layer())
+        del layers.peft_config
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def _peft_config(self, layers: nn.Module) -> Any:
+        """PEFT's config, its targets found among the linear layers."""
+        if self.r < 1:
+            raise SailUsageError(f"LoRA: r must be at least 1, not {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise SailUsageError(f"LoRA: dropout must be at least 0 and less than 1, not {self.dropout}")
+        names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+        leaves = sorted({name.rpartition(".")[2] for name in names})
+        for target in self.targets or ():
+            if not any(f".{name}".endswith(f".{target}") for name in names):
+                raise SailUsageError(
+                    f"LoRA: no linear layer in the decoder's layers is named {target}; there are {', '.join(leaves)}"
+                )
+        return _peft().LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(self.targets or leaves),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+        )
+
+
+def decoder_layers(backbone: nn.Module) -> nn.Module:
+    """The layers of a backbone's decoder, `backbone.model.layers`.
+
+    Raises:
+        SailUsageError: it has none.
+    """
+    layers = getattr(getattr(backbone, "model", None), "layers", None)
+    if not isinstance(layers, nn.Module):
+        raise SailUsageError(f"LoRA needs a backbone with a decoder (model.layers); {type(backbone).__name__} has none")
+    return layers
+
+
+def adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and modules of PEFT's layers."""
+    kind = _peft().tuners.tuners_utils.BaseTunerLayer
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, kind))
+
+
+@torch.no_grad()
+def merged_state(model: PixelSAIL) -> dict[str, Tensor]:
+    """The network's tensors by the names, and with the values, that they would have after `merge_adapter`.
+
+    The model stays as it is; merged matrices are copies on the CPU, all else are its own tensors.
+    """
+    state: dict[str, Tensor] = model.model.state_dict(keep_vars=True)
+    if model.adapter is None:
+        return state
+    for name, layer in adapted(model.model):
+        plain = copy.deepcopy(layer)
+        plain.merge()
+        own = {f"{name}.{key}": value.cpu() for key, value in plain.get_base_layer().state_dict().items()}
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")} | own
+    return state
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def save(model: PixelSAIL, folder: Path) -> Path:
+    """Writes an adapter folder; see `PixelSAIL.save_adapter`.
+
+    Raises:
+        SailError: a file has the folder's name.
+        SailUsageError: the model has no adapter.
+    """
+    model.configure_model()
+    if model.adapter is None:
+        raise SailUsageError("this model has no adapter to save; it is made with one: PixelSAIL(adapter=LoRA())")
+    if folder.exists() and not folder.is_dir():
+        raise SailError(f"{folder} is a file; name a folder to save the adapter to")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = decoder_layers(model.model.backbone).peft_config[NAME].to_dict()  # type: ignore[index, union-attr]
+    trained, rest = _adapter_tensors(model), _rest(model)
+    metadata = {"format": "pt", "train_embeddings": str(model.adapter.train_embeddings).lower()}
+    if model.adapter.train_embeddings:
+        metadata["vocabulary"] = _vocabulary(model)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+        unfinished = Path(scratch)
+        text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets
+        (unfinished / CONFIG).write_text(text, encoding="utf-8")
+        for name, tensors in ((WEIGHTS, trained), (REST, rest)):
+            stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(stored, unfinished / name, metadata=metadata if name == REST else {"format": "pt"})
+        for name in (WEIGHTS, REST, CONFIG):
+            (unfinished / name).replace(folder / name)
+    return folder
+
+
+def load(model: PixelSAIL, folder: Path) -> LoRA:
+    """Puts a folder's adapter on a model, and its other tensors into it; see `PixelSAIL.load_adapter`.
+
+    Raises:
+        SailError: a missing or damaged file, or one that does not fit the model; the model is then as before.
+    """
+    found, rest, metadata = _read(folder / WEIGHTS)[0], *_read(folder / REST)
+    stored = _read_lora(folder / CONFIG, metadata.get("train_embeddings") != "false")
+    model.configure_model()
+    if metadata.get("vocabulary", vocabulary := _vocabulary(model)) != vocabulary:
+        raise SailError(f"{folder} does not fit this model: its embeddings are of another tokenizer, or another order")
+    backbone, adapter = model.model.backbone, model.adapter
+    if adapter is None:
+        adapter = stored
+        try:
+            adapter.apply(backbone)
+        except SailUsageError as error:
+            raise SailError(f"{folder / CONFIG} does not fit this model: {error}") from None
+    for name in ("r", "alpha", "rslora", "dora", "train_embeddings"):
+        here, there = getattr(adapter, name), getattr(stored, name)
+        if here != there:
+            raise SailError(f"{folder} does not fit this model's adapter: {name} is {there} there and {here} here")
+    own, own_rest = _adapter_tensors(model), _rest(model)
+    for name, mine, theirs in ((WEIGHTS, own, found), (REST, own_rest, rest)):
+        if faults := differences(mine, theirs):
+            if model.adapter is None:
+                adapter.remove(backbone, merge=False)
+            raise SailError(f"{folder / name} does not fit this model: {'; '.join(faults)}")
+    fill(own | own_rest, found | rest, str(folder))
+    return adapter
+
+
+def _adapter_tensors(model: PixelSAIL) -> dict[str, Tensor]:
+    """The adapters' own tensors by PEFT's names; they share the model's memory."""
+    layers = decoder_layers(model.model.backbone)
+    state = _peft().get_peft_model_state_dict(layers, adapter_name=NAME, save_embedding_layers=False)
+    return {PEFT_PREFIX + key: value for key, value in state.items()}
+
+
+def _rest(model: PixelSAIL) -> dict[str, Tensor]:
+    """What is trained besides, and buffers; of tensors that share memory, the first name only."""
+    adapters = tuple(f"{name}." for name, _ in adapted(model.model))
+    rest: dict[int, tuple[str, Tensor]] = {}
+    for key, value in model.model.state_dict(keep_vars=True).items():
+        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+        if not frozen and not key.startswith(adapters):
+            rest.setdefault(id(value), (key, value))
+    return dict(rest.values())
+
+
+def _vocabulary(model: PixelSAIL) -> str:
+    """Which token each row of the embedding table is, as a digest."""
+    return hashlib.sha256(json.dumps(model.tokens.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise SailError(f"{path.parent} is no whole adapter folder: it has no {path.name}; copy it again") from None
+    except (SafetensorError, OSError) as error:
+        raise SailError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def _read_lora(path: Path, train_embeddings: bool) -> LoRA:
+    """The adapter that PEFT's config describes.
+
+    Raises:
+        SailError: no valid config, or one that asks for more than `LoRA` does.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["target_modules"], list):
+            raise ValueError("target_modules is no list of names")
+        lora = LoRA(
+            r=int(found["r"]),
+            alpha=float(found["lora_alpha"]),
+            dropout=float(found["lora_dropout"]),
+            targets=sorted(map(str, found["target_modules"])),
+            rslora=bool(found.get("use_rslora", False)),
+            dora=bool(found.get("use_dora", False)),
+            train_embeddings=train_embeddings,
+        )
+    except FileNotFoundError:
+        raise SailError(f"{path.parent} is no whole adapter folder: it has no {path.name}; copy it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, SailError) as error:
+        raise SailError(f"{path} is no config of a LoRA adapter ({error}); copy it again") from None
+    plain = _peft().LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout).to_dict()
+    plain |= {"use_rslora": lora.rslora, "use_dora": lora.dora}
+    others = [key for key in plain.keys() & found.keys() - INCIDENTAL if found[key] != plain[key]]
+    if others:
+        raise SailError(f"{path} asks for what LoRA here does not do: {some(sorted(others))}")
+    return lora
+
+
+def _peft() -> Any:
+    """The library, imported where it is needed; it takes seconds, and not everyone has it."""
+    try:
+        import peft
+    except ModuleNotFoundError:
+        raise SailError("LoRA needs peft, which is not installed: pip install 'sail-lightning[peft]'") from None
+    return peft

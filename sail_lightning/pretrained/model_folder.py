@@ -1,0 +1,260 @@
+"""Model folders: config.yaml, weights in safetensors, a tokenizer and a card. No pickle, no code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from sail_lightning import registry
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.interfaces import Plugin
+from sail_lightning.model.bundle import Network
+from sail_lightning.pretrained import embedding_remap, lora
+from sail_lightning.sequence.tokenizer import PACKAGED, Tokens, open_tokenizer
+from sail_lightning.weights import safetensors_io
+from sail_lightning.weights.state_dict import differences
+
+if TYPE_CHECKING:
+    from sail_lightning.module import PixelSAIL
+    from sail_lightning.pretrained.card import Data, Figures
+
+CONFIG, TOKENIZER, CARD = "config.yaml", "tokenizer.json", "README.md"
+MODEL, WEIGHTS = "model", "weights"
+"""Sections of config.yaml: arguments of `Network.of`, which `PixelSAIL` has too; weight files, each with its sha256."""
+
+
+def locate(name: str | Path) -> Path:
+    """A model folder: a path, or the name of a model that ships with the package.
+
+    Raises:
+        SailError: neither exists.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    zoo = Path(str(files("sail_lightning"))) / "zoo"
+    packaged = sorted(folder.name for folder in zoo.iterdir() if (folder / CONFIG).is_file()) if zoo.is_dir() else []
+    if str(name) in packaged:
+        return zoo / str(name)
+    raise SailError(f"no model folder {name}; packaged models: {', '.join(packaged) or 'none'}")
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether `locate` would find a model folder."""
+    try:
+        return (locate(name) / CONFIG).is_file()
+    except SailError:
+        return False
+
+
+def read_config(name: str | Path) -> dict[str, Any]:
+    """Arguments of `Network.of`, and so of `PixelSAIL`, from a model folder. Only registered plugins are made.
+
+    Raises:
+        SailError: the folder or its config is missing, or the config names an unknown argument.
+        SailUsageError: it names a plugin that is not loaded.
+    """
+    folder = locate(name)
+    registry.discover()
+    spec = config_spec(folder)
+    known = inspect.signature(Network.of).parameters
+    if unknown := sorted(spec.keys() - known.keys()):
+        raise SailError(f"{folder / CONFIG}: model has no argument {unknown[0]!r}; remove it")
+    if missing := [key for key, p in known.items() if p.default is p.empty and not spec.get(key)]:
+        raise SailError(f"{folder / CONFIG} does not say what {', '.join(missing)} shall be; copy it again")
+    return {key: _instantiate(value, folder) for key, value in spec.items()}
+
+
+def config_spec(folder: Path) -> dict[str, Any]:
+    """The `model` section of a folder's config.yaml, the tokenizer's path made absolute."""
+    spec = _sections(folder).get(MODEL)
+    if not isinstance(spec, dict):
+        raise SailError(f"{folder / CONFIG} is not a model's config: it has no section {MODEL}")
+    if not (folder / TOKENIZER).is_file():
+        raise SailError(f"{folder} has no {TOKENIZER}; copy it again")
+    return {**spec, "tokenizer": str(folder / TOKENIZER)}
+
+
+def _sections(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SailError(f"{folder} has no {CONFIG}: it is no model folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SailError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder; those whose sha256 config.yaml holds (not all older folders do) are as saved.
+
+    Raises:
+        SailError: a file is missing, damaged or changed.
+    """
+    sections = _sections(folder)
+    if WEIGHTS not in sections:
+        return safetensors_io.find(folder)
+    sums = sections[WEIGHTS]
+    whole = isinstance(sums, dict) and all(
+        safetensors_io.SHARD.fullmatch(str(name)) and re.fullmatch("[0-9a-f]{64}", str(sha))
+        for name, sha in sums.items()
+    )
+    if not whole or not sums:
+        raise SailError(f"{folder / CONFIG}: section {WEIGHTS} must give each weight file's sha256; copy it again")
+    return safetensors_io.check(folder, sums)
+
+
+def lasting_source(tokens: Tokens) -> str:
+    """A name for a tokenizer whose file may be gone: that of a packaged one, if it is the same, else the whole path."""
+    text = tokens.tokenizer.backend_tokenizer.to_str()
+    for name in PACKAGED:
+        if Tokens(name, len(tokens.prompts)).tokenizer.backend_tokenizer.to_str() == text:
+            return name
+    return str(Path(tokens.source).resolve())
+
+
+def open_network(name: str | Path) -> Network:
+    """The network of a model folder, or of a packaged model, in eval mode: that of `PixelSAIL.from_pretrained`.
+
+    Raises:
+        SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
+        SailUsageError: a plugin that is not loaded.
+    """
+    network = Network.of(**read_config(name))
+    network.build()
+    load_weights(network, name)
+    network.model.eval()
+    return network
+
+
+@torch.no_grad()
+def load_weights(network: Network, name: str | Path) -> None:
+    """Fills a built network from a folder, tensor by tensor; every name must agree.
+
+    Where the network's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
+
+    Raises:
+        SailError: a broken file, names or shapes that differ, or a word that the folder has no row for.
+    """
+    folder = locate(name)
+    files = _weight_files(folder)
+    model, tokens = network.model, network.tokens
+    own = _first_names(model.state_dict(keep_vars=True))
+    rows = embedding_remap.match(tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
+    moved: set[int] = set()
+    if rows is not None:
+        moved = {id(t) for t in embedding_remap.tables(model.backbone, model.dims.hidden_size, len(tokens))}
+    with safetensors_io.opened(files) as stored:
+        shapes = {key: torch.empty(item.shape, device="meta") for key, item in stored.items()}
+        wanted = {
+            key: torch.empty(rows.rows, *value.shape[1:], device="meta") if rows and id(value) in moved else value
+            for key, value in own.items()
+        }
+        if faults := differences(wanted, shapes):
+            where = files[0] if len(files) == 1 else folder
+            raise SailError(f"{where} does not fit this model: {'; '.join(faults)}")
+        for key, item in stored.items():
+            value = item.read()
+            own[key].copy_(rows(value) if rows and id(own[key]) in moved else value)
+
+
+def save_folder(
+    model: PixelSAIL,
+    folder: Path,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    metrics: Figures | None = None,
+    data: Data | None = None,
+    licence: str | None = None,
+) -> Path:
+    """Writes a model folder; see `PixelSAIL.save_pretrained`.
+
+    All files are written elsewhere first, and config.yaml, without which it is no model folder, is put there last: a
+    run that is stopped leaves the folder as it was, or none.
+
+    Raises:
+        SailError: a file has the folder's name.
+        SailUsageError: a size that cannot be read, or what a card cannot be made of.
+    """
+    from sail_lightning.pretrained.card import (
+        model_card,  # which needs torchmetrics: seconds that those who only read do not pay
+    )
+
+    if card and (metrics or data or licence):
+        raise SailUsageError("give either a card, or metrics, data and licence to make one from")
+    model.configure_model()
+    state = _first_names(lora.merged_state(model))
+    split = safetensors_io.split(state, dtype, max_shard_size)
+    spec = {key: _short(value) for key, value in model.config.items()} | {"tokenizer": TOKENIZER}
+    text = yaml.safe_dump({MODEL: spec}, sort_keys=False)
+    card = card or model_card(model, text, state, dtype, metrics, data, licence)
+    if folder.exists() and not folder.is_dir():
+        raise SailError(f"{folder} is a file; name a folder to save the model to")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+        unfinished = Path(scratch)
+        for name, keys in split.filename_to_tensors.items():
+            safetensors_io.write(state, keys, unfinished / name, dtype)
+        sums = {name: safetensors_io.digest(unfinished / name) for name in split.filename_to_tensors}
+        if split.is_sharded:
+            safetensors_io.write_index(split, unfinished / safetensors_io.INDEX)
+        model.tokens.tokenizer.backend_tokenizer.save(str(unfinished / TOKENIZER))
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+        (unfinished / CONFIG).write_text(text + yaml.safe_dump({WEIGHTS: sums}, sort_keys=False), encoding="utf-8")
+        for name in sums:  # the library writes them for the owner alone
+            shutil.copymode(unfinished / CONFIG, unfinished / name)
+        (folder / CONFIG).unlink(missing_ok=True)  # no model folder until the new one is there again
+        for stale in safetensors_io.weight_files(folder):
+            stale.unlink()
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG):
+            path.replace(folder / path.name)
+    return folder
+
+
+def _first_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by name; of those that are one, the first name only."""
+    seen: set[int] = set()
+    first = {}
+    for key, value in state.items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            first[key] = value
+    return first
+
+
+def _short(value: Any) -> Any:
+    """Plugins by short name, so that a folder outlives a move of modules."""
+    if isinstance(value, dict):
+        short = {key: _short(item) for key, item in value.items()}
+        if isinstance(short.get("class_path"), str):
+            short["class_path"] = short["class_path"].rsplit(".", 1)[-1]
+        return short
+    return [_short(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _instantiate(value: Any, folder: Path) -> Any:
+    if not (isinstance(value, dict) and "class_path" in value):
+        return value
+    name = str(value["class_path"]).rsplit(".", 1)[-1]
+    found = registry.find(name)
+    if found is None:
+        mend = "add --plugins FILE, or in Python registry.load(FILE)"
+        raise SailUsageError(f"{folder} needs the plugin {name}, which is not loaded; {mend}")
+    arguments = {key: _instantiate(item, folder) for key, item in (value.get("init_args") or {}).items()}
+    try:
+        plugin: Plugin = found[1](**arguments)
+    except TypeError as error:
+        raise SailError(f"{folder / CONFIG}: {name}: {error}") from None
+    except SailError as error:
+        raise type(error)(f"{folder / CONFIG}: {error}") from None
+    return plugin

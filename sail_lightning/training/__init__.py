@@ -1,0 +1,1 @@
+"""What only training needs: distillation, parameter groups, optimisers and learning-rate schedules."""

@@ -1,0 +1,1 @@
+"""Tensors by name: safetensors files, and how two state dicts differ."""
