@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sail_lightning.errors import SailError
 from sail_lightning.registry import socket
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import SOLO_CHAT, Chat
@@ -63,7 +64,12 @@ class Plugin(nn.Module, ABC):
                 if varkw := inspect.getfullargspec(init).varkw:  # `**kwargs` for a parent: recorded one by one
                     given |= given.pop(varkw)
                 object.__setattr__(self, "init_args", given)
-            init(self, *args, **kwargs)
+            try:
+                init(self, *args, **kwargs)
+            except AttributeError:  # torch's own words, where a module is set too early
+                _check_initialised(self)
+                raise
+            _check_initialised(self)
 
         cls.__init__ = recorded  # type: ignore[assignment]
 
@@ -74,6 +80,13 @@ class Plugin(nn.Module, ABC):
     def stored_args(self) -> dict[str, Any]:
         """Arguments that make this plugin again where the files it was made from are gone. Asked after `build`."""
         return getattr(self, "init_args", {})
+
+
+def _check_initialised(plugin: Plugin) -> None:
+    if "_parameters" not in plugin.__dict__:
+        raise SailError(
+            f"{type(plugin).__name__}.__init__ must begin with `super().__init__()`, which it does not call"
+        )
 
 
 def to_spec(value: Any, stored: bool = False) -> Any:

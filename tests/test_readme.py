@@ -235,7 +235,7 @@ def test_classes_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.-]*)", code)}
-    for command in (*((name,) for name in COMMANDS), ("data", "show"), ("configs", "copy")):
+    for command in (*((name,) for name in COMMANDS), ("data", "show"), ("configs", "copy"), ("plugins", "check")):
         assert main([*command, "--help"]) == 0
     helped = capsys.readouterr().out + pages.TOP + "".join(pages.VERB[verb] for verb in VERBS)
     assert [name for name in sorted(named) if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", helped)] == []

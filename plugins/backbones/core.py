@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AttentionInterface, Auto
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, KeyValueCache
+from sail_lightning.model import contract
 from sail_lightning.sequence.attention_plan import AttentionPlan
 
 NAME = "sail_lightning"
@@ -50,8 +51,8 @@ class Packed:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        output: Tensor = self.kernel(query, key, value, self.plan, scale)
-        return output[None]
+        output = self.kernel(query, key, value, self.plan, scale)
+        return contract.expect(output, self.kernel, "forward", query.shape, "(T, H, E)")[None]
 
 
 COMPILER = "inductor"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sail_lightning.errors import SailUsageError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.model import contract
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
     Attend,
@@ -106,7 +107,7 @@ class SailDecoder(Backbone):
         if folder is not None:
             self.settings = read_config(folder)
         self.patch_size = self.patch_size or int(self.settings.get("vision_patch_size", 16))
-        self.attention.build(dims)
+        contract.build(self.attention, dims)
         try:
             hidden = self._build_decoder(dims, folder)
         except SailUsageError as error:

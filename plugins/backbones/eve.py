@@ -28,6 +28,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.model import contract
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
     Exact,
@@ -180,7 +181,7 @@ class EVEv2(Backbone):
         config = decoder_config(self.settings, dims.vocab_size)
         assert isinstance(config, Qwen2Config)
         hidden, spread = config.hidden_size, config.initializer_range
-        self.attention.build(dims)
+        contract.build(self.attention, dims)
         self.model = Decoder(config)
         if self.activation_checkpointing:
             self.model.activation_checkpointing_enable()  # type: ignore[operator]
@@ -245,8 +246,8 @@ class PackedRows:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
         if self.cache is not None:
             self.cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
-        output: Tensor = self.kernel(query, key, value, self.plan, scale)
-        return output
+        output = self.kernel(query, key, value, self.plan, scale)
+        return contract.expect(output, self.kernel, "forward", query.shape, "(T, H, E)")
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class DataConfig:
         from sail_lightning.cli.errors import check_config
         from sail_lightning.encoding.transform import Encoder
         from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
+        from sail_lightning.model import contract
         from sail_lightning.module import PixelSAIL
         from sail_lightning.sequence.tokenizer import Tokens
 
@@ -122,7 +123,7 @@ class DataConfig:
         own = {name: node.get(name, defaults[name].default) for name in OF_ENCODER}
         tokens = Tokens(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.picture)
         with torch.device("meta"):
-            dims = backbone.build(Dims(vocab_size=len(tokens), new_words=len(tokens.added)))
+            dims = contract.build(backbone, Dims(vocab_size=len(tokens), new_words=len(tokens.added)))
         return Encoder(
             tokens,
             dims.patch_size,

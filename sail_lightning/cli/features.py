@@ -116,6 +116,7 @@ def _teacher(config: DataConfig, name: str | None, encoder: Encoder) -> Teacher:
 
     from sail_lightning.cli.errors import check_value, explain
     from sail_lightning.interfaces import Dims, Teacher
+    from sail_lightning.model import contract
 
     described: dict[str, Any] = config.described().get("model", {}).get("teachers") or {}
     named = {key: node for key, node in described.items() if node is not None}
@@ -133,7 +134,7 @@ def _teacher(config: DataConfig, name: str | None, encoder: Encoder) -> Teacher:
         teacher: Teacher = parser.instantiate(parser.parse_object({"teacher": named[name]}))["teacher"]
     except ArgumentError as error:
         raise SailUsageError(explain(str(error))) from None
-    teacher.build(Dims(patch_size=encoder.patch_size))
+    contract.build(teacher, Dims(patch_size=encoder.patch_size))
     return teacher
 
 

@@ -15,11 +15,16 @@ from sail_lightning.errors import SailUsageError
 
 USAGE = """\
 without a name: all sockets; with a socket (Upsampler): its plugins; with a plugin: its arguments
-example: sail-lightning plugins MyUpsampler --plugins my_upsampler.py"""
+example: sail-lightning plugins MyUpsampler --plugins my_upsampler.py
+check NAME: whether a plugin does what its socket asks; see sail-lightning plugins check --help"""
 
 
 def run(args: list[str]) -> int:
-    """Prints a listing; returns the exit code."""
+    """Prints a listing, or checks a plugin; returns the exit code."""
+    if args[:1] == ["check"]:
+        from sail_lightning.cli import plugins_check
+
+        return plugins_check.run(args[1:])
     parser = Parser(prog="sail-lightning plugins", description="What can be plugged in.", epilog=USAGE)
     parser.add_argument("name", nargs="?", help="a socket or a plugin")
     parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")

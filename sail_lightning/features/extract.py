@@ -16,6 +16,7 @@ from sail_lightning.features.codec import encode
 from sail_lightning.features.images import Place, Read, read
 from sail_lightning.features.store import FeatureWriter, Settings
 from sail_lightning.interfaces import Teacher, to_spec
+from sail_lightning.model import contract
 
 Tell = Callable[[int, int], None]
 OF_TRAINING = ("weight", "every", "tasks")
@@ -123,7 +124,7 @@ def _batches(pictures: Iterator[Read], size: int, writer: FeatureWriter, done: E
 def _features(teacher: Teacher, group: Sequence[Read], device: torch.device | str, stride: int | None) -> Tensor:
     """Features (B, C, h, w) of pictures of one size, at the student's stride where that leaves fewer of them."""
     pixels = torch.from_numpy(np.stack([one.pixels for one in group if one.pixels is not None]))
-    features = teacher(pixels.to(device))
+    features = contract.features(teacher, pixels.to(device))
     if stride is not None:
         grid = (pixels.shape[-2] // stride, pixels.shape[-1] // stride)
         if grid[0] * grid[1] < features.shape[-2] * features.shape[-1]:

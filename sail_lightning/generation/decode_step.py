@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sail_lightning.generation.kv_cache import SlotCache, bands, whole_blocks
-from sail_lightning.interfaces import Backbone
+from sail_lightning.interfaces import Backbone, KeyValueCache
+from sail_lightning.model import contract
 
 logger = logging.getLogger(__name__)
 
 STATIC_AFTER = 8
 """Steps after which decoding on CUDA is worth a graph: many answers are shorter."""
+
+
+def decode(backbone: Backbone, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+    """`Backbone.decode`, with the shape and dtype of its states checked."""
+    states = backbone.decode(embeddings, positions, cache)
+    return contract.expect(states, backbone, "decode", embeddings.shape, "(T, D)", embeddings)
 
 
 class DecodeStep:
@@ -107,7 +114,7 @@ class DecodeStep:
         views = [band.view(own[:, :length]) for band, own, length in zip(self.bands, sees, lengths, strict=True)]
         self.cache.expect(self.row * self.cache.capacity + self.slots, views)
         embedded = self.backbone.embed_tokens(self.ids)
-        state = self.backbone.decode(embedded, self.positions.expand(3, -1), self.cache)
+        state = decode(self.backbone, embedded, self.positions.expand(3, -1), self.cache)
         self.ids.copy_(self.backbone.logits(state).argmax(-1))
         self.slots.add_(self.strides)
         self.positions.add_(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
-from sail_lightning.generation.decode_step import DecodeStep
+from sail_lightning.generation.decode_step import DecodeStep, decode
 from sail_lightning.generation.kv_cache import SlotCache, bands, visible, whole_blocks
 from sail_lightning.generation.prefix_schedule import Group, Seating, spans_within
 from sail_lightning.model.losses import resize
@@ -146,7 +146,7 @@ def _read_packed(model: SailModel, seating: Seating, embeddings: Tensor, cache: 
         at, start = (rows_of[place][0], 0) if group.shared else (seating.row_of[first], seating.starts[first])
         slots.append(at * cache.capacity + start + np.arange(length))
     cache.expect(torch.from_numpy(np.concatenate(slots)).to(device))
-    hidden = model.backbone(
+    hidden = model.read(
         embeddings,
         torch.from_numpy(np.concatenate(positions, axis=1)).to(device),
         AttentionPlan.build(spans, device),
@@ -182,7 +182,7 @@ def _read_tails(
         at, shared, starts, slots = torch.from_numpy(table).to(device).unbind()
         cache.expect(at * cache.capacity + slots, [band.view(visible(shared, starts, slots + 1, longest))])
         places = torch.from_numpy(np.concatenate(positions, axis=1)).to(device)
-        hidden = model.backbone.decode(torch.cat([tails[index] for index in order]), places, cache)
+        hidden = decode(model.backbone, torch.cat([tails[index] for index in order]), places, cache)
         for index, own in zip(order, hidden.split(lengths), strict=True):
             states[index] = own
     return states
@@ -244,7 +244,7 @@ def _first_step(
 ) -> DecodeStep:
     """The step that reads the first words of the answers."""
     order, device = seating.order, own[0].device
-    chosen = model.backbone.logits(torch.stack([own[index][-1] for index in order])).argmax(-1)
+    chosen = model.head(torch.stack([own[index][-1] for index in order])).argmax(-1)
     rows = [seating.row_of[index] for index in order]
     table = [
         [seating.rows[row].shared for row in rows],

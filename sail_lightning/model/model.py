@@ -17,8 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sail_lightning.encoding.batch import PackedBatch
-from sail_lightning.interfaces import Backbone, Dims, PromptEncoder, Upsampler
+from sail_lightning.interfaces import Backbone, Dims, KeyValueCache, PromptEncoder, Upsampler
+from sail_lightning.model import contract
 from sail_lightning.model.losses import LanguageLoss
+from sail_lightning.sequence.attention_plan import AttentionPlan
+
+FEATURES = "(B, feature_channels, h*k, w*k)"
+"""Shape of mask features; k = patch size / feature stride."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +107,48 @@ class SailModel(nn.Module):
         self.dims = Dims()
 
     def build(self, vocab_size: int, new_words: int = 0) -> Dims:
-        """Makes all weights, in order; returns what the plugins published. `new_words`: see `Dims`."""
-        dims = self.backbone.build(Dims(vocab_size=vocab_size, new_words=new_words))
-        dims = self.upsampler.build(dims)
-        dims = self.prompt_encoder.build(dims)
+        """Makes all weights, in order; returns what the plugins published. `new_words`: see `Dims`.
+
+        Raises:
+            SailError: a plugin does not publish its sizes, or changes those of others; and what plugins raise.
+        """
+        dims = Dims(vocab_size=vocab_size, new_words=new_words)
+        for plugin in (self.backbone, self.upsampler, self.prompt_encoder):
+            dims = contract.build(plugin, dims)
         self.mask_head = MaskHead(dims.hidden_size, dims.feature_channels, self.mask_channels)
         self.dims = dims
         return dims
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Words, patches and regions as one row of embeddings (T, D)."""
-        embeddings = self.backbone.embed_tokens(batch.ids)
+        embeddings = self._embed_tokens(batch.ids)
         patches = self.backbone.embed_patches(batch.patches, batch.grids)
+        shape = (len(batch.patches), self.dims.hidden_size)
+        patches = contract.expect(patches, self.backbone, "embed_patches", shape, "(N, D)")
         embeddings = embeddings.index_add(0, batch.patch_rows, patches.to(embeddings.dtype))
-        region_tokens = self.backbone.embed_tokens(batch.regions.token_ids)
-        return self.prompt_encoder(embeddings, batch.regions, region_tokens)
+        embedded = self.prompt_encoder(embeddings, batch.regions, self._embed_tokens(batch.regions.token_ids))
+        return contract.expect(embedded, self.prompt_encoder, "forward", embeddings.shape, "(T, D)", embeddings)
+
+    def _embed_tokens(self, ids: Tensor) -> Tensor:
+        embeddings = self.backbone.embed_tokens(ids)
+        return contract.expect(embeddings, self.backbone, "embed_tokens", (len(ids), self.dims.hidden_size), "(T, D)")
+
+    def read(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        vision: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (T, D) of packed embeddings, as `Backbone.forward`."""
+        hidden = self.backbone(embeddings, positions, plan, vision, cache)
+        return contract.expect(hidden, self.backbone, "forward", embeddings.shape, "(T, D)", embeddings)
+
+    @property
+    def head(self) -> contract.Head:
+        """The language head: hidden states (..., D) to logits (..., vocab_size)."""
+        return contract.Head(self.backbone, self.dims.vocab_size)
 
     def forward(
         self, batch: PackedBatch, taps: Collection[str] = (), language_loss: LanguageLoss | None = None
@@ -125,7 +157,7 @@ class SailModel(nn.Module):
 
         The language loss is computed in here, so that wrappers (FSDP, DDP, compilation) see the language head at work.
         """
-        hidden = self.backbone(self.embed(batch), batch.positions, batch.plan, batch.vision)
+        hidden = self.read(self.embed(batch), batch.positions, batch.plan, batch.vision)
         tokens = self.vision_tokens(hidden, batch)
         everything = range(len(batch.grids))
         patches = self.raw_patches(batch)
@@ -133,9 +165,9 @@ class SailModel(nn.Module):
         supervised = hidden.index_select(0, batch.target_rows)
         logits = language = None
         if language_loss is None:
-            logits = self.backbone.logits(supervised)
+            logits = self.head(supervised)
         else:
-            language = language_loss(supervised, self.backbone.logits, batch.target_ids, batch.target_weights)
+            language = language_loss(supervised, self.head, batch.target_ids, batch.target_weights)
         return ModelOutput(
             hidden=hidden,
             logits=logits,
@@ -159,12 +191,21 @@ class SailModel(nn.Module):
     def upsample(self, group: FeatureGroup, patches: Sequence[Tensor]) -> Tensor:
         """Features (B, C, h*k, w*k) of a group of pictures; `patches` are those of all pictures of the batch."""
         if not self.upsampler.guided:
-            return self.upsampler(group.maps)
-        side = self.dims.patch_size
-        rows, columns = group.maps.shape[2:]
-        shown = [patches[image] for image in group.images]
-        like = group.maps.new_zeros(0, rows * columns, 3 * side * side, dtype=torch.uint8)
-        return self.upsampler(group.maps, put_together(torch.stack(shown) if shown else like, (rows, columns)))
+            features = self.upsampler(group.maps)
+        else:
+            side = self.dims.patch_size
+            rows, columns = group.maps.shape[2:]
+            shown = [patches[image] for image in group.images]
+            like = group.maps.new_zeros(0, rows * columns, 3 * side * side, dtype=torch.uint8)
+            pictures = put_together(torch.stack(shown) if shown else like, (rows, columns))
+            features = self.upsampler(group.maps, pictures)
+        shape = self._features_shape(group.maps)
+        return contract.expect(features, self.upsampler, "forward", shape, FEATURES, group.maps)
+
+    def _features_shape(self, maps: Tensor) -> tuple[int, int, int, int]:
+        """Shape of the mask features of vision tokens (B, D, h, w)."""
+        ratio = self.dims.patch_size // self.dims.feature_stride
+        return len(maps), self.dims.feature_channels, maps.shape[2] * ratio, maps.shape[3] * ratio
 
     def mask_features(
         self,
@@ -218,10 +259,14 @@ class SailModel(nn.Module):
             own = [queries[image] for image in group.images]
             padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
             reader = functools.partial(self.mask_head.logits, padded)
-            if self.upsampler.guided:
+            if self.upsampler.guided or type(self.upsampler).read is Upsampler.read:
                 logits = reader(self.upsample(group, patches))
             else:
-                logits = self.upsampler.read(group.maps, reader)
+                checked = contract.reader(self.upsampler, self.dims.feature_channels, reader)
+                logits = self.upsampler.read(group.maps, checked)
+                rows, columns = self._features_shape(group.maps)[2:]
+                shape = (*padded.shape[:2], rows, columns)
+                contract.expect(logits, self.upsampler, "read", shape, "(B, n, h*k, w*k)")
             for image, masks, rows in zip(group.images, logits, own, strict=True):
                 found[image] = masks[: len(rows)]
         return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.errors import PictureError, SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
+from sail_lightning.model import contract
 from sail_lightning.model.losses import DistillationLoss
 from sail_lightning.model.model import FeatureGroup, ModelOutput, put_together
 from sail_lightning.sample import Sample
@@ -55,7 +56,7 @@ class Distillation(nn.ModuleDict):
         if self.made:
             return
         for name, teacher in self.teachers.items():
-            teacher.build(dims)
+            contract.build(teacher, dims)
             projection = nn.Linear(dims.hidden_size if teacher.tap == "vision" else mask_channels, teacher.channels)
             found = {
                 key.removeprefix(f"{name}."): tensor
@@ -115,7 +116,7 @@ class Distillation(nn.ModuleDict):
             maps = group.maps if len(places) == len(group.images) else group.maps[places]
             with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
                 try:
-                    target = teacher(pictures)
+                    target = contract.features(teacher, pictures)
                 except PictureError as error:
                     told = _names(batch, [group.images[places[place]] for place in error.places])
                     raise SailError(f"{told}: {error}" if told else str(error)) from None

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from decoding_harness import read_in_turns
 from tiny_sail import BACKBONE
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
@@ -14,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims
+from sail_lightning.plugin_check.decoding import read_in_turns
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 from sail_lightning.sequence.layout import PictureLayout, SequenceBuilder

@@ -19,6 +19,7 @@ from tiny_sail import packed, records, text_records, tiny
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.model.contract import Head
 from sail_lightning.model.losses import (
     ChunkedLanguageLoss,
     LanguageLoss,
@@ -421,6 +422,12 @@ def test_liger_gets_the_heads_weight_and_the_rows_of_each_weight(fused: type[Fus
     assert all(weight is rows.head.weight for _, weight, _ in fused.calls)
     for mine, exact in zip(ours, rows.exact(smoothing), strict=True):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_liger_finds_the_weight_behind_the_head_that_a_model_checks(fused: type[Fused]) -> None:
+    rows = Rows.drawn()
+    rows.results(LigerLanguageLoss(), Head(Owner(rows.head), WORDS))  # type: ignore[arg-type]
+    assert fused.calls and all(weight is rows.head.weight for _, weight, _ in fused.calls)
 
 
 def test_liger_is_not_asked_about_no_row(fused: type[Fused]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from decoding_harness import read_in_turns
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from sail_lightning.interfaces import Dims
 from sail_lightning.model.losses import MaskLoss, resize
 from sail_lightning.model.model import ModelOutput
 from sail_lightning.module import PixelSAIL
+from sail_lightning.plugin_check.decoding import read_in_turns
 from sail_lightning.plugins.attention import SDPAAttention
 from sail_lightning.plugins.backbones import EVEv2
 from sail_lightning.plugins.backbones.eve import Modalities

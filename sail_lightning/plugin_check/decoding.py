@@ -1,4 +1,4 @@
-"""Reading through a cache, a few tokens at a time, what could be read at once."""
+"""Reads through a KV cache, a few tokens at a time, what could be read at once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def read_in_turns(
 
     The first `given` tokens of each are read in one packed row, then 3, 1, 2, 3, ... words, and then one by one.
     """
+    device = rows[0].device
     total = [len(row) for row in rows]
     cache = SlotCache(len(rows), max(total))
-    slots = [row * cache.capacity + torch.arange(end) for row, end in enumerate(given)]
+    slots = [row * cache.capacity + torch.arange(end, device=device) for row, end in enumerate(given)]
     cache.expect(torch.cat(slots))
     first = backbone(
         torch.cat([row[:end] for row, end in zip(rows, given, strict=True)]),
         torch.cat([place[:, :end] for place, end in zip(positions, given, strict=True)], 1),
-        AttentionPlan.build([[Span("text", end)] for end in given]),
+        AttentionPlan.build([[Span("text", end)] for end in given], device),
         torch.cat([seen[:end] for seen, end in zip(vision, given, strict=True)]),
         cache,
     )
@@ -41,9 +42,9 @@ def read_in_turns(
     while read != total:
         counts = [min(want, end - start) for want, end, start in zip(wanted, total, read, strict=True)]
         cuts = [slice(start, start + count) for start, count in zip(read, counts, strict=True)]
-        ends = torch.cat([torch.arange(cut.start, cut.stop) + 1 for cut in cuts])
-        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
-        found = bands(counts, torch.device("cpu"))
+        ends = torch.cat([torch.arange(cut.start, cut.stop, device=device) + 1 for cut in cuts])
+        row = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        found = bands(counts, device)
         none = torch.zeros_like(ends)
         sees = visible(none, none, ends, cache.capacity).split([band.tokens for band in found])
         views = [band.view(own) for band, own in zip(found, sees, strict=True)]

@@ -1,0 +1,142 @@
+"""`sail-lightning plugins check`: whether a plugin does what its socket asks, one line a check."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sail_lightning.cli.arguments import Parser, comma_list
+from sail_lightning.cli.noise import quiet
+from sail_lightning.errors import SailUsageError
+
+if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
+    from sail_lightning.interfaces import Plugin
+    from sail_lightning.plugin_check import Result
+
+USAGE = """\
+--ARGUMENT=VALUE sets an argument of the plugin, as its YAML would; a backbone is made small unless its sizes are given.
+Each line is `ok`, a `fault` with what to do, or `not run` because of a fault above; the exit code is 0 if all are ok.
+
+examples:
+  sail-lightning plugins check MyUpsampler --plugins my_upsampler.py
+  sail-lightning plugins check MyUpsampler --plugins my_upsampler.py --channels=8"""
+
+
+def run(args: list[str]) -> int:
+    """Reads the command and checks the plugin; returns the exit code."""
+    parser = Parser(
+        prog="sail-lightning plugins check",
+        description="Checks a plugin: shapes, gradients, precision, zero rows, checkpoints. Takes a few seconds.",
+        epilog=USAGE,
+    )
+    parser.add_argument("name", help="a plugin's class name")
+    parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is checked (cpu)")
+    given, words = parser.parse_known_args(args)
+
+    from sail_lightning import registry  # after --help: it takes seconds
+
+    registry.discover(comma_list(given.plugins))
+    return check(given.name, *words, device=given.device)
+
+
+def check(name: str, *words: str, device: str = "cpu") -> int:
+    """Checks a plugin and prints one line for each check.
+
+    Args:
+        name: The plugin's class name.
+        words: Its arguments, as `--channels=8`.
+        device: Where it is checked, `cpu` or `cuda`.
+
+    Returns:
+        the exit code, 0 if all is well and 1 if there is a fault.
+
+    Raises:
+        SailUsageError: no such plugin or argument, or no such device.
+    """
+    import torch
+
+    from sail_lightning import registry
+    from sail_lightning.plugin_check import check_plugin
+
+    found = registry.find(name)
+    if found is None:
+        raise SailUsageError(f"no plugin named {name}; your own file: --plugins FILE")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SailUsageError("there is no CUDA device here; leave --device out")
+    make, shown = maker(*found, words)
+    print(f"{name} ({found[0].__name__}){f', made with {shown}' if shown else ''}")
+    with _undisturbed():
+        results = check_plugin(name, make, device, lambda result: print(_line(result), flush=True))
+    faults = sum(result.state == "fault" for result in results)
+    print(f"{len(results)} checks: {f'{faults} with a fault' if faults else 'all ok'}")
+    return 1 if faults else 0
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Within, models are made without what they log and warn, and in one thread: many would wait for small tensors."""
+    import torch
+
+    quiet()
+    logger, threads = logging.getLogger("sail_lightning"), torch.get_num_threads()
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        torch.set_num_threads(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], Plugin], str]:
+    """What makes a plugin with arguments, typed as YAML's are; and these arguments, to be shown.
+
+    Raises:
+        SailUsageError: no such argument, one that is missing, or a value of another type.
+    """
+    from jsonargparse import ArgumentParser, Namespace
+
+    from sail_lightning.cli.errors import explain
+    from sail_lightning.interfaces import Backbone
+    from sail_lightning.plugin_check.tiny import BACKBONE
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "plugin", fail_untyped=False)
+    known = vars(parser.get_defaults(skip_validation=True).get("plugin") or Namespace())
+    small = [f"--{key}={value}" for key, value in BACKBONE.items() if key in known] if socket is Backbone else []
+    given = [*small, *words]
+    if wrong := [word for word in words if not re.match(r"--\w", word)]:
+        raise SailUsageError(f"unexpected {wrong[0]!r}; an argument of {cls.__name__} is written --ARGUMENT=VALUE")
+    names = [word.removeprefix("--").partition("=")[0] for word in given]
+    if unknown := [name for name in names if name.partition(".")[0] not in known]:
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise SailUsageError(f"{cls.__name__} has no argument {unknown[0]!r}; {takes}")
+    try:
+        config = parser.parse_args([f"--plugin.{word.removeprefix('--')}" for word in given])
+    except Exception as error:  # jsonargparse raises several kinds
+        raise SailUsageError(_told(cls.__name__, str(error), explain)) from None
+
+    def make() -> Any:
+        return parser.instantiate(config).plugin if known else cls()
+
+    return make, " ".join(dict(zip(names, given, strict=True)).values())
+
+
+def _told(name: str, message: str, explain: Callable[[str], str]) -> str:
+    flat = " ".join(message.split())
+    if match := re.search(r"the following arguments are required: (.+)", flat):
+        needed = [f"--{part.strip().removeprefix('--').removeprefix('plugin.')}=..." for part in match[1].split(",")]
+        return f"{name} needs {' and '.join(needed)}"
+    return f"{name}: {explain(message)}".replace("plugin.", "")
+
+
+def _line(result: Result) -> str:
+    return f"  {result.state:8} {result.check}{f': {result.fault}' if result.fault else ''}"
