@@ -1,7 +1,7 @@
 """Names to plugins: one registry per socket, and the discovery of plugins that others wrote.
 
-A plugin's registered name is its class name, which is also its short name in YAML. This is the only module that knows
-mmengine.
+A plugin's registered name is its class name, which is also its short name in YAML. This is the only module
+that knows mmengine, except for `conversion.mmengine_config`, which reads its configs.
 """
 
 from __future__ import annotations

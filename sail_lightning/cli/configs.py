@@ -6,14 +6,15 @@ import shutil
 from pathlib import Path
 
 from sail_lightning.cli.arguments import Parser
+from sail_lightning.cli.config_import import import_config
 from sail_lightning.cli.packaged import config_names, config_root, find_config
 from sail_lightning.errors import SailUsageError
 
 
 def run(args: list[str]) -> int:
-    """`list`, `show NAME` or `copy NAME [DEST]`; returns the exit code."""
+    """`list`, `show NAME`, `copy NAME [DEST]` or `import OFFICIAL`; returns the exit code."""
     parser = Parser(prog="sail-lightning configs", description="The configs that ship with the package.")
-    commands = parser.add_subparsers(dest="command", metavar="list|show|copy")
+    commands = parser.add_subparsers(dest="command", metavar="list|show|copy|import")
     commands.add_parser("list", help="names, and what each is for", prog="sail-lightning configs list")
     show = commands.add_parser("show", help="print one", prog="sail-lightning configs show")
     show.add_argument("name")
@@ -21,7 +22,17 @@ def run(args: list[str]) -> int:
     copy.add_argument("name")
     copy.add_argument("dest", nargs="?", help="a file or a folder; this folder if left out")
     copy.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    official = commands.add_parser(
+        "import", help="an official mmengine config as one of ours", prog="sail-lightning configs import"
+    )
+    official.add_argument(
+        "source", metavar="OFFICIAL.py", help="it is Python and is executed: only files that you trust"
+    )
+    official.add_argument("--out", metavar="FILE", help="YAML file to write; printed if left out")
+    official.add_argument("--force", action="store_true", help="overwrite a file that is there")
     given = parser.parse_args(args)
+    if given.command == "import":
+        return import_config(Path(given.source), Path(given.out) if given.out else None, given.force)
     if given.command == "show":
         print(_packaged(given.name).read_text(encoding="utf-8"), end="")
     elif given.command == "copy":
