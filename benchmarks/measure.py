@@ -69,7 +69,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
         run()
         return (torch.cuda.max_memory_allocated(device) - idle) / MIB
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was built
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of what was built
         idle = _status("VmRSS")
         run()
         return (_status("VmHWM") - idle) / MIB
@@ -121,7 +121,7 @@ def _wait(device: torch.device) -> None:
 
 def _status(field: str) -> int:
     """Bytes, of a line of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"no {field} in /proc/self/status")
@@ -129,7 +129,7 @@ def _status(field: str) -> int:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

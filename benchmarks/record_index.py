@@ -37,7 +37,7 @@ def measure(count: int = 1_000_000) -> dict[str, float]:
         start = time.perf_counter()
         records.build(index, rows(count), lambda row: row["image"])
         built = time.perf_counter() - start
-        with listed.open("w") as file:  # one list, as annotation files are
+        with listed.open("w", encoding="utf-8") as file:  # one list, as annotation files are
             file.write("[" + ",\n".join(json.dumps(row) for row in rows(count)) + "]")
         ours = _in_a_fresh_process(_open_index, index, count)
         baseline = _in_a_fresh_process(_open_list, listed, count)
@@ -101,5 +101,5 @@ def _reader(opener: Opener, path: Path, count: int, sender: Any) -> None:
 
 def _private_mib() -> float:
     """Memory that this process shares with no other, in MiB (Linux)."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024

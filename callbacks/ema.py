@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from sail_lightning.compat.lightning import Averaging
+from sail_lightning.compat.torch import lerp_
 from sail_lightning.errors import SailUsageError
 
 
-class EMA(WeightAveraging):
+class EMA(Averaging):
     """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
 
     Validation runs on the average; a checkpoint's `state_dict` is the average, so that `load_from_checkpoint` gives
@@ -37,7 +38,7 @@ class EMA(WeightAveraging):
     def _average(self, averages: Any, weights: Any, count: Tensor | int) -> None:
         # Updated at every step from the first, so `count` is the number of steps taken before this one.
         keep = self.decay if int(count) >= self.start_step else 0.0
-        torch._foreach_lerp_(averages, weights, 1 - keep)
+        lerp_(averages, weights, 1 - keep)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -52,7 +53,7 @@ class EMA(WeightAveraging):
                 "EMA stores its average in whole checkpoints; set checkpoint.save_weights_only to false"
             )
         pl_module.configure_model()
-        self._device = trainer.strategy.root_device  # the model itself is moved there later
+        self.place(trainer.strategy.root_device)  # the model itself is moved there later
         # The averaged copy is a copy of the whole module, and teachers may be large: they stay out of it.
         distill = getattr(pl_module, "distill", None)
         teachers = getattr(distill, "teachers", None)
@@ -70,6 +71,4 @@ class EMA(WeightAveraging):
         """Nothing yet: checkpoints are saved after this, and hold the weights in training too."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._average_model is not None:
-            self._copy_average_to_current(pl_module)
-            self._average_model = None
+        self.settle(pl_module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -20,7 +19,8 @@ class Throughput(L.Callback):
     The fill is the share of the data module's token budget that batches hold, on average; a batch over the budget
     counts 1. Rates are averages over the wall time since the entry before, reading of data included, validation and
     the saving that follows it left out. Memory is the most that CUDA has allocated since the start, or without CUDA
-    the most that this process has held (resident set). The device is waited for only when an entry is written.
+    the most that this process has held (resident set; not logged on Windows, where Python cannot tell it). The device
+    is waited for only when an entry is written.
 
     Args:
         every: optimiser steps between two entries; the trainer's `log_every_n_steps` if null.
@@ -65,8 +65,9 @@ class Throughput(L.Callback):
         values = {
             "train/tokens_per_s": self._tokens * trainer.world_size / seconds,
             "train/samples_per_s": self._samples * trainer.world_size / seconds,
-            "train/peak_memory_gib": peak_memory(pl_module.device) / 2**30,
         }
+        if (peak := peak_memory(pl_module.device)) is not None:
+            values["train/peak_memory_gib"] = peak / 2**30
         if (faults := getattr(trainer.datamodule, "faults", None)) is not None:  # type: ignore[attr-defined]
             values["train/broken_records"] = float(faults)
         if self._fills:
@@ -86,9 +87,13 @@ class Throughput(L.Callback):
         self._start = time.perf_counter()
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes allocated on a CUDA device, or else held by this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes allocated on a CUDA device, or else held by this process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

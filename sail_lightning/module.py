@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sail_lightning.compat.lightning import INSTANTIATOR, made_by_command_line
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
@@ -110,9 +110,9 @@ class PixelSAIL(L.LightningModule):
             "loss_normalization": loss_normalization,
         }
         plugins = {"backbone": backbone, "upsampler": upsampler, "prompt_encoder": prompt_encoder}
-        if _given_hyperparameters.get() is None:  # made from Python: the command line saves its own form
+        if not made_by_command_line():  # the command line saves its own form
             spec = to_spec({**plugins, "teachers": teachers}) | settings | {"adapter": adapter and adapter.spec()}
-            self.save_hyperparameters(spec | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
+            self.save_hyperparameters(spec | {"_instantiator": INSTANTIATOR})
         else:
             self.save_hyperparameters()
         network = Network.of(

@@ -1,4 +1,4 @@
-"""The wheel holds what the checkout holds, the pins fit the ranges, and the folders at the top are one package."""
+"""The wheel holds what the checkout holds and runs, the pins fit the ranges, the folders at the top are one package."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ def requirements() -> Iterator[Requirement]:
         yield Requirement(line)
 
 
+def operators(wanted: Requirement) -> set[str]:
+    return {part.operator for part in wanted.specifier}
+
+
 def pins() -> Iterator[str]:
     return (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
 
@@ -118,6 +122,11 @@ def test_pins_lie_within_the_ranges_of_pyproject() -> None:
         if versions.get(canonicalize_name(wanted.name)) not in wanted.specifier
     }
     assert outside == {}
+
+
+def test_every_range_ends_at_what_was_tested() -> None:
+    open_ended = [str(wanted) for wanted in requirements() if not {"<", "<=", "==", "~="} & operators(wanted)]
+    assert open_ended == []
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
@@ -237,3 +246,59 @@ def test_installed_command_lists_the_plugins_of_every_socket(installed: Path, tm
     shipped = {base.__name__: own_plugins(base) for base in registry.SOCKETS}
     assert all(shipped.values())
     assert [name for names in shipped.values() for name in names if name not in shown] == []
+
+
+# -- a fresh installation from the package index -----------------------------------------------------------------------
+
+VERBS = {
+    "predict": ["--ckpt_path", "sail-tiny", "--data.images", "PHOTO", "--data.text", "Please segment the tree."],
+    "test": ["--ckpt_path", "sail-tiny", "--data.test.samples=8"],
+    "fit": ["-c", "quickstart", "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--data.val.samples=8"],
+}
+"""The commands that a fresh installation must pass; `fit` validates twice."""
+WRITTEN = {
+    "predict": "predict/version_0/predictions.jsonl",
+    "test": "test/version_0/report.md",
+    "fit": "quickstart/version_0/checkpoints/last.ckpt",
+}
+"""What each leaves in the folder of runs."""
+
+
+def reach_index(uv: Path, python: Path) -> None:
+    """Skips the test where uv cannot look up one small package, without its cache."""
+    options = ["--dry-run", "--no-cache", "--no-deps", "--reinstall", "--python", python]
+    asked = subprocess.run([uv, "pip", "install", *options, "filelock"], capture_output=True, text=True)
+    if asked.returncode:
+        told = [line.removeprefix("error: ") for line in asked.stderr.splitlines() if line.startswith("error: ")]
+        pytest.skip(f"no package index can be reached: {told[0] if told else asked.stderr}")
+
+
+@pytest.fixture(scope="module", params=["pinned", "newest"])
+def fresh(
+    request: pytest.FixtureRequest, archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The Python of an environment with the wheel and its libraries, as `pip install` makes it.
+
+    `pinned` has the versions of constraints.txt, `newest` the newest ones within the ranges of pyproject.toml.
+    """
+    folder = tmp_path_factory.mktemp(f"fresh-{request.param}") / "venv"
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    python = folder / "bin/python"
+    reach_index(uv, python)
+    versions = ["--constraints", ROOT / "constraints.txt"] if request.param == "pinned" else ["--upgrade"]
+    run([uv, "pip", "install", "--quiet", "--python", python, *versions, archives[1]], folder.parent)
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_fresh_installation_predicts_tests_and_trains(
+    verb: str, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")  # what a library will rename or remove
+    photo = next(PHOTOS.glob("*.jpg"))
+    words = [str(photo) if word == "PHOTO" else word for word in VERBS[verb]]
+    run([fresh, "-m", "sail_lightning", verb, *words, f"--runs={tmp_path / 'runs'}"], tmp_path)
+    assert (tmp_path / "runs" / WRITTEN[verb]).stat().st_size > 0

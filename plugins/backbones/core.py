@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AttentionInterface, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PretrainedConfig
 
+from sail_lightning.compat.torch import Exact, allow_graphs, is_compiled
+from sail_lightning.compat.transformers import register_attention, use_attention
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, KeyValueCache
 from sail_lightning.model import contract
@@ -39,7 +40,7 @@ def _attend(
     return sail_attend(query, key, value, scaling), None
 
 
-AttentionInterface.register(NAME, _attend)
+register_attention(NAME, _attend)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,24 +68,10 @@ def compile_layers(layers: Iterable[Any]) -> None:
     All lengths are dynamic, and layers share their graphs: there is one for each form of a batch (which kinds of calls
     its plan has), dtype and gradient mode.
     """
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    allow_graphs(GRAPHS)
     for layer in layers:
-        if layer._compiled_call_impl is None:
+        if not is_compiled(layer):
             layer.compile(backend=COMPILER, dynamic=True)
-
-
-@contextmanager
-def uncompiled(layers: Iterable[Any]) -> Iterator[None]:
-    """Within, compiled layers run as they are written."""
-    kept = [(layer, layer._compiled_call_impl) for layer in layers]
-    for layer, _ in kept:
-        layer._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for layer, compiled in kept:
-            layer._compiled_call_impl = compiled
 
 
 def cached(cache: KeyValueCache) -> Attend:
@@ -153,7 +140,7 @@ def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfi
             f"a {kind} decoder with {others[0]} layers cannot be the core: each must see all before it"
         )
     config.pad_token_id = None  # an embedding with one would keep that row from learning
-    config._attn_implementation = NAME
+    use_attention(config, NAME)
     return config
 
 
@@ -193,19 +180,6 @@ def build_decoder(config: PretrainedConfig) -> Any:
         raise SailUsageError(f"a {config.model_type} decoder has no {lacking[0]}, and cannot be the core")
     core.rotary_emb = MultimodalRotary(type(core.rotary_emb), config)
     return core
-
-
-class Exact(nn.Module):
-    """A module whose buffers stay float32 under `.bfloat16()` and the like."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Exact:
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                self.register_buffer(name, buffer.to(moved.device), persistent=False)
-        return self
 
 
 class MultimodalRotary(Exact):

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from sail_lightning.compat.torch import uncompiled
+from sail_lightning.compat.transformers import read_embeddings
 from sail_lightning.errors import SailUsageError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
@@ -28,7 +30,6 @@ from sail_lightning.plugins.backbones.core import (
     cached,
     compile_layers,
     decoder_config,
-    uncompiled,
 )
 from sail_lightning.plugins.backbones.parity_check import check_unchanged
 from sail_lightning.plugins.backbones.pretrained import load_decoder, read_config
@@ -185,14 +186,7 @@ class SailDecoder(Backbone):
         if self.compile_layers:
             rows = rows.clone()  # a view would be a case of its own for the first layer
         with self._compilation(over_cache=cache is not None):
-            output = self.model(
-                inputs_embeds=rows,
-                position_ids=positions[:, None],
-                past_key_values=cache,
-                use_cache=False,
-                sail_attend=attend,
-            )
-        return output.last_hidden_state[0]
+            return read_embeddings(self.model, rows, positions[:, None], cache, sail_attend=attend)[0]
 
     def _compilation(self, over_cache: bool) -> AbstractContextManager[None]:
         if not self.compile_layers:

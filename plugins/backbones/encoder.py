@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from sail_lightning.compat.torch import BatchNorm
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins import timm_models
@@ -116,7 +116,7 @@ class EncoderBackbone(SailQwen):
         super().train(mode)
         encoder = getattr(self, "encoder", None)
         for module in encoder.modules() if encoder is not None else ():
-            if self.frozen or isinstance(module, _BatchNorm):
+            if self.frozen or isinstance(module, BatchNorm):
                 module.training = False
         return self
 

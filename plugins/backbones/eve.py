@@ -17,26 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.qwen2.modeling_qwen2 import (
+
+from sail_lightning.compat.torch import Exact, uncompiled
+from sail_lightning.compat.transformers import (
+    GradientCheckpointingLayer,
     Qwen2MLP,
     Qwen2PreTrainedModel,
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
     apply_rotary_pos_emb,
 )
-
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
 from sail_lightning.model import contract
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
-    Exact,
     Pixels,
     cached,
     compile_layers,
     decoder_config,
-    uncompiled,
 )
 from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan

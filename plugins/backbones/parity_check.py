@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from sail_lightning.compat.transformers import attention_of, read_embeddings
 from sail_lightning.errors import SailUsageError
 
 TESTED = frozenset({"llama", "qwen2", "qwen3"})
@@ -68,31 +69,29 @@ def _our_logits(core: Any, head: nn.Module) -> Tensor:
         return out.transpose(1, 2)
 
     embeddings = core.embed_tokens(words)
-    output = core(inputs_embeds=embeddings, position_ids=positions, use_cache=False, sail_attend=causal)
+    hidden = read_embeddings(core, embeddings, positions, sail_attend=causal)
     if calls < len(core.layers):
         raise ValueError(f"{calls} of {len(core.layers)} layers use our attention")
-    return head(output.last_hidden_state).float()
+    return head(hidden).float()
 
 
 def _original_logits(core: Any, head: nn.Module) -> Tensor:
     """Those of the library's own language model, around the same weights."""
     config, ours = core.config, core.rotary_emb
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    attention = config._attn_implementation
-    config._attn_implementation = "eager"
     try:
-        with torch.device("meta"):
-            whole = kind(config)
-        name = whole.base_model_prefix
-        rotary = type(getattr(whole, name).rotary_emb)
-        known = {f"{name}.{key}" for key, _ in core.named_parameters()} | {"lm_head.weight"}
-        if beside := sorted({key for key, _ in whole.named_parameters()} - known):
-            raise ValueError(f"it has {beside[0]}, for which there is no place")
-        with torch.device(head.weight.device):  # type: ignore[arg-type]
-            core.rotary_emb = rotary(config)
-        setattr(whole, name, core)
-        whole.lm_head = head
-        return whole(input_ids=_words(core), use_cache=False).logits.float()
+        with attention_of(config, "eager"):
+            with torch.device("meta"):
+                whole = kind(config)
+            name = whole.base_model_prefix
+            rotary = type(getattr(whole, name).rotary_emb)
+            known = {f"{name}.{key}" for key, _ in core.named_parameters()} | {"lm_head.weight"}
+            if beside := sorted({key for key, _ in whole.named_parameters()} - known):
+                raise ValueError(f"it has {beside[0]}, for which there is no place")
+            with torch.device(head.weight.device):  # type: ignore[arg-type]
+                core.rotary_emb = rotary(config)
+            setattr(whole, name, core)
+            whole.lm_head = head
+            return whole(input_ids=_words(core), use_cache=False).logits.float()
     finally:
         core.rotary_emb = ours
-        config._attn_implementation = attention

@@ -35,6 +35,7 @@ from sail_lightning.cli.noise import quiet
 from sail_lightning.cli.packaged import find_config, read_config
 from sail_lightning.cli.progress import progress_bar
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
+from sail_lightning.compat.lightning import ComposedCLI
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
@@ -79,12 +80,8 @@ class SailParser(LightningArgumentParser):
         raise SailUsageError(explain(message)) from None
 
 
-class SailCLI(LightningCLI):
-    """One verb of LightningCLI on a composed config.
-
-    Three names of Lightning are private: `_parse_ckpt_path` and `_subcommand_parsers`, used here, and
-    `_given_hyperparameters`, used by `PixelSAIL`; tests hold each.
-    """
+class SailCLI(ComposedCLI):
+    """One verb of LightningCLI on a composed config."""
 
     def __init__(self, verb: str, config: Config, options: Sequence[Option], name: str) -> None:
         self.verb, self.composed, self.options, self.name = verb, config, options, name
@@ -119,7 +116,7 @@ class SailCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the composed config, then the options that are left."""
-        self._free_class_defaults(self._subcommand_parsers[self.verb])
+        self._free_class_defaults(self.verb_parser(self.verb))
         words = [word for option in self.options for word in option.words()]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
@@ -129,9 +126,6 @@ class SailCLI(LightningCLI):
         settings.name = settings.name or self.name
         if self.verb == "fit" and settings.trainer.max_steps < 1 and not settings.trainer.fast_dev_run:
             raise SailUsageError("fit needs --trainer.max_steps: training data has no end")
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint's settings are the lowest layer of the composed config; Lightning would put them on top."""
 
     def _free_class_defaults(self, parser: LightningArgumentParser) -> None:
         """Another optimiser or schedule than the default one must not inherit the arguments of the default."""

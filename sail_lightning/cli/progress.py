@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+from sail_lightning.compat.lightning import NamedRichProgressBar
 
 
 def progress_bar(verb: str) -> ProgressBar:
@@ -27,15 +29,12 @@ class _NamedProgress(ProgressBar):
         return shown
 
 
-class TerminalProgress(_NamedProgress, RichProgressBar):
+class TerminalProgress(_NamedProgress, NamedRichProgressBar):
     """Rich's bar."""
 
     def __init__(self, verb: str) -> None:
         super().__init__(refresh_rate=5)
         self.verb = verb
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return self.verb  # Lightning's would be "Epoch 0/-2"; if this hook goes, only that text comes back
 
 
 class PlainProgress(_NamedProgress, TQDMProgressBar):

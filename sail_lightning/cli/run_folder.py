@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from sail_lightning.compat.lightning import last_saved_step
 from sail_lightning.errors import SailUsageError
 
 SHARED = "SAIL_RUN_FOLDER"
@@ -47,7 +48,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / self.config_filename
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger | TensorBoardLogger):
                 logger.log_hyperparams({"config": path.read_text(encoding="utf-8")})
@@ -106,7 +107,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False)
-        if fits and self._last_global_step_saved != trainer.global_step:
+        if fits and last_saved_step(self) != trainer.global_step:
             self._save_newest(trainer)  # not among the best, or of data that this metric does not judge
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

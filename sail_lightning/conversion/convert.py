@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.core.saving import _load_state
 from safetensors.torch import save_file
 
 from sail_lightning import registry
+from sail_lightning.compat.lightning import module_of_checkpoint
 from sail_lightning.conversion import official
 from sail_lightning.conversion.reading import Checkpoint, read_tensors
 from sail_lightning.errors import SailError, SailUsageError
@@ -55,7 +55,9 @@ def open_model(source: str | Path, base: Path | None = None, special_tokens: Seq
 
 def _from_lightning(found: Checkpoint) -> PixelSAIL:
     try:
-        model = _load_state(PixelSAIL, {"state_dict": found.tensors, "hyper_parameters": found.hyper_parameters})
+        model = module_of_checkpoint(
+            PixelSAIL, {"state_dict": found.tensors, "hyper_parameters": found.hyper_parameters}
+        )
     except RuntimeError as error:  # torch names the keys, over many lines
         raise SailError(f"{found.source} does not fit its own settings: {' '.join(str(error).split())}") from None
     assert isinstance(model, PixelSAIL)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from sail_lightning.compat.torch import checkpoint_index_classes
 from sail_lightning.conversion import pickles
 from sail_lightning.errors import SailError
 from sail_lightning.weights.state_dict import some
@@ -97,11 +97,6 @@ def _read_chunk(path: Path, key: str, info: Any) -> Tensor:
 
 # -- the index, which is a pickle -------------------------------------------------------------------------------------
 
-_CLASSES = (
-    *("ChunkStorageMetadata", "TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata"),
-    *("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-)
-
 
 def _member(owner: Any, name: str) -> enum.Enum:
     """How some versions of Python pickle a member of an enumeration: as an attribute."""
@@ -115,8 +110,7 @@ def _layout(name: str) -> torch.layout:
 
 
 _ALLOWED: dict[str, Any] = {
-    **{f"{metadata.__name__}.{name}": getattr(metadata, name) for name in _CLASSES if hasattr(metadata, name)},
-    f"{filesystem.__name__}._StorageInfo": filesystem._StorageInfo,
+    **checkpoint_index_classes(),
     "torch.Size": torch.Size,
     "torch.serialization._get_layout": _layout,
     "collections.OrderedDict": dict,

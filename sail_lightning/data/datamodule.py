@@ -12,6 +12,7 @@ import lightning as L
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from sail_lightning.compat.lightning import batch_progress
 from sail_lightning.data.distributed_sampler import Numbers, deal
 from sail_lightning.data.prompts import parse_prompt
 from sail_lightning.data.sources.base import Source
@@ -141,7 +142,7 @@ class SailDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self.trainer is None or self._stream is None:
             return {}
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        batches = batch_progress(self.trainer)
         # A run that is stopped within a step has not trained on that step's batch.
         progress = self._progress if batches.current.processed == batches.current.ready else self._before
         if self.trainer.world_size > 1:  # each rank knows its own shards only; checkpoints are put together on all

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sail_lightning.compat import peft
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.weights.state_dict import differences, fill, some
 
@@ -100,7 +101,7 @@ class LoRA:
         self._frozen = [parameter for key, parameter in frozen.items() if key not in whole]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        _peft().inject_adapter_in_model(config, layers, NAME)
+        peft.library().inject_adapter_in_model(config, layers, NAME)
         layers.train(layers.training)  # dropout of the new modules follows the rest
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class LoRA:
                 raise SailUsageError(
                     f"LoRA: no linear layer in the decoder's layers is named {target}; there are {', '.join(leaves)}"
                 )
-        return _peft().LoraConfig(
+        return peft.library().LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
@@ -153,7 +154,7 @@ def decoder_layers(backbone: nn.Module) -> nn.Module:
 
 def adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of PEFT's layers."""
-    kind = _peft().tuners.tuners_utils.BaseTunerLayer
+    kind = peft.adapter_layer()
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, kind))
 
 
@@ -242,7 +243,7 @@ def load(model: PixelSAIL, folder: Path) -> LoRA:
 def _adapter_tensors(model: PixelSAIL) -> dict[str, Tensor]:
     """The adapters' own tensors by PEFT's names; they share the model's memory."""
     layers = decoder_layers(model.model.backbone)
-    state = _peft().get_peft_model_state_dict(layers, adapter_name=NAME, save_embedding_layers=False)
+    state = peft.library().get_peft_model_state_dict(layers, adapter_name=NAME, save_embedding_layers=False)
     return {PEFT_PREFIX + key: value for key, value in state.items()}
 
 
@@ -296,18 +297,9 @@ def _read_lora(path: Path, train_embeddings: bool) -> LoRA:
         raise SailError(f"{path.parent} is no whole adapter folder: it has no {path.name}; copy it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, SailError) as error:
         raise SailError(f"{path} is no config of a LoRA adapter ({error}); copy it again") from None
-    plain = _peft().LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout).to_dict()
+    plain = peft.library().LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout).to_dict()
     plain |= {"use_rslora": lora.rslora, "use_dora": lora.dora}
     others = [key for key in plain.keys() & found.keys() - INCIDENTAL if found[key] != plain[key]]
     if others:
         raise SailError(f"{path} asks for what LoRA here does not do: {some(sorted(others))}")
     return lora
-
-
-def _peft() -> Any:
-    """The library, imported where it is needed; it takes seconds, and not everyone has it."""
-    try:
-        import peft
-    except ModuleNotFoundError:
-        raise SailError("LoRA needs peft, which is not installed: pip install 'sail-lightning[peft]'") from None
-    return peft

@@ -234,14 +234,6 @@ def test_predict_refuses(
     assert sail("predict", "--ckpt_path", ckpt, *ASK, *args).is_one_sentence(code, *words)
 
 
-def test_private_names_of_lightning_are_still_there() -> None:
-    from lightning.pytorch.cli import LightningCLI
-    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
-    assert callable(LightningCLI._parse_ckpt_path) and _given_hyperparameters.get() is None
-    assert "self._subcommand_parsers[subcommand]" in Path(LightningCLI.setup_parser.__code__.co_filename).read_text()
-
-
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [

@@ -290,6 +290,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, words: s
     refused(tmp_path / "x.pth", "x.pth", words)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")  # files of this kind stay about when it is gone
 def test_a_program_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))
     refused(tmp_path / "x.pt", "x.pt", "TorchScript")

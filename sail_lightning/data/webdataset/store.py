@@ -211,7 +211,7 @@ class ShardStore:
         if size is not None and (got := part.stat().st_size) != size:
             part.unlink()
             raise SailError(f"{self.place(name)} came with {got} of its {size} bytes; try again")
-        part.rename(self.folder / name)
+        part.replace(self.folder / name)  # on Windows, `rename` refuses a name that is taken
 
     def _make_room(self, size: int, name: str) -> None:
         if size > self.cache_size:

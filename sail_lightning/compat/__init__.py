@@ -1,0 +1,8 @@
+"""Private names and unwritten conventions of libraries, one module per library; nothing else in the package uses them.
+
+A library may change such names in any version. `tests/compat` holds each of them, so that a change is reported by name,
+and the ranges of `pyproject.toml` end at the newest versions that were tested. Three libraries have one file of their
+own elsewhere: mmengine (`registry.py`), timm (`plugins/timm_models.py`), xformers (`plugins/attention/xformers.py`).
+
+The modules know each other and the rest of the package as little as possible: `errors` and `interfaces`.
+"""

@@ -1,0 +1,70 @@
+"""Private names of Lightning: checkpoints, the command line, weight averaging, the progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.saving import _load_state
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""The hyperparameter `_instantiator` of checkpoints whose settings are `class_path` and `init_args`."""
+
+
+def made_by_command_line() -> bool:
+    """Whether a LightningModule is being made by LightningCLI, which then saves its hyperparameters itself."""
+    return _given_hyperparameters.get() is not None
+
+
+def module_of_checkpoint(cls: type[L.LightningModule], checkpoint: dict[str, Any]) -> Any:
+    """`load_from_checkpoint` for a checkpoint that is already in memory (`state_dict` and `hyper_parameters`)."""
+    return _load_state(cls, checkpoint)
+
+
+class ComposedCLI(LightningCLI):
+    """LightningCLI for a config that is composed before: it puts no checkpoint's settings on top."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: a checkpoint's settings are the lowest layer of the composed config."""
+
+    def verb_parser(self, verb: str) -> LightningArgumentParser:
+        """The parser of one verb, once the parsers are set up."""
+        return self._subcommand_parsers[verb]
+
+
+class Averaging(WeightAveraging):
+    """WeightAveraging whose device is chosen at setup, and whose average can be put into the model at any time."""
+
+    def place(self, device: torch.device) -> None:
+        """Keeps the average on a device; call it before `setup`."""
+        self._device = device
+
+    def settle(self, pl_module: L.LightningModule) -> None:
+        """Copies the average into the model, if there is one, and forgets it."""
+        if self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+            self._average_model = None
+
+
+class NamedRichProgressBar(RichProgressBar):
+    """Rich's bar, named by the verb; Lightning's own name would be "Epoch 0/-2"."""
+
+    verb = ""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self.verb
+
+
+def batch_progress(trainer: L.Trainer) -> Any:
+    """Counts of the batches of an epoch: handed out (`current.ready`), trained on (`current.processed`), and whether
+    that was the last one (`is_last_batch`)."""
+    return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def last_saved_step(saver: ModelCheckpoint) -> int:
+    """The `global_step` at which a checkpoint callback last saved."""
+    return saver._last_global_step_saved

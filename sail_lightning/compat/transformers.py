@@ -1,0 +1,120 @@
+"""What transformers does not document: how its decoder layers call attention and KV caches, and the parts of Qwen2."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from torch import Tensor
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2PreTrainedModel,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from sail_lightning.errors import SailError
+from sail_lightning.interfaces import KeyValueCache
+
+__all__ = [
+    "GradientCheckpointingLayer",
+    "LayerCache",
+    "Qwen2MLP",
+    "Qwen2PreTrainedModel",
+    "Qwen2RMSNorm",
+    "Qwen2RotaryEmbedding",
+    "apply_rotary_pos_emb",
+    "attention_of",
+    "cache_keyword",
+    "read_embeddings",
+    "register_attention",
+    "use_attention",
+]
+
+CACHE_KEYWORDS = ("cache", "past_key_values")
+"""The argument of a decoder that takes the KV cache: the name since transformers 5.24, and the name before."""
+
+
+class LayerCache:
+    """Our KV cache in the form that transformers' decoder layers call.
+
+    A layer hands over its keys, its values and its index. What it adds (nothing up to transformers 5.23, `kwargs` since
+    5.24) tells the library's own caches where tokens belong; ours knows that from its plan, and needs nothing of it.
+    """
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Stores a layer's keys and values (1, G, T, E); returns those that attention reads."""
+        return self._cache.update(key, value, layer)
+
+
+@functools.cache
+def cache_keyword(decoder: type) -> str:
+    """The argument by which a kind of decoder takes its KV cache.
+
+    Raises:
+        SailError: it takes none by a name that we know.
+    """
+    parameters = inspect.signature(decoder.forward).parameters  # type: ignore[attr-defined]
+    for name in CACHE_KEYWORDS:
+        if name in parameters:
+            return name
+    raise SailError(
+        f"{decoder.__name__} of transformers {transformers.__version__} takes no KV cache that we know "
+        f"({' or '.join(CACHE_KEYWORDS)}); install a version within the range of sail-lightning"
+    )
+
+
+def read_embeddings(
+    decoder: Any, embeddings: Tensor, positions: Tensor, cache: KeyValueCache | None = None, **for_attention: Any
+) -> Tensor:
+    """Runs a decoder's layers and final norm.
+
+    Args:
+        decoder: a model of transformers without its language head.
+        embeddings: (B, L, D).
+        positions: in the form that its rotary embedding takes.
+        cache: gets each layer's keys and values; what it returns is what attention reads.
+        for_attention: keywords that the registered attention function receives.
+
+    Returns:
+        Hidden states (B, L, D).
+    """
+    caching = {} if cache is None else {cache_keyword(type(decoder)): LayerCache(cache)}
+    output = decoder(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **caching, **for_attention)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def register_attention(name: str, function: Callable[..., tuple[Tensor, None]]) -> None:
+    """Makes an attention function known by name.
+
+    Layers call it with (module, query, key, value, mask) and keywords. No mask function is registered under the name,
+    and so the library builds no mask.
+    """
+    AttentionInterface.register(name, function)
+
+
+def use_attention(config: PretrainedConfig, name: str) -> None:
+    """Sets the attention function of the decoders that are made from a config."""
+    config._attn_implementation = name
+
+
+@contextmanager
+def attention_of(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Within, decoders of this config use another attention function."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
