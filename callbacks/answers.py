@@ -15,7 +15,6 @@ from sail_lightning.callbacks.predictions import to_record
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sources import Source
 from sail_lightning.encoding.transform import EncodedSample
-from sail_lightning.errors import SailUsageError
 from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.image.preprocessing import load_image, load_mask
 from sail_lightning.metrics.masks import ignored
@@ -26,6 +25,7 @@ from sail_lightning.scoring import Answer, read_answers, score
 from sail_lightning.scoring.answer_log import NUMBER, AnswerLog, Line
 from sail_lightning.scoring.report import COUNTED, write_report
 from sail_lightning.sequence.chat_template import phrases_of
+from sail_lightning.settings.ranges import Checked, NonNegativeInt
 
 Benchmark = str | dict[str, str] | None
 NAMES = {"caption": "gcg"}
@@ -34,7 +34,7 @@ MASK_TASKS = ("refer", "vres", "caption")
 """Tasks whose answers are judged by masks."""
 
 
-class AnswerWriter(L.Callback):
+class AnswerWriter(Checked, L.Callback):
     """Writes what `test` answers to `per_sample.jsonl`, and at the end scores it: report.md, report.json, gallery/.
 
     Each batch is written and flushed as soon as it is answered. A test that was killed goes on where it stopped if it
@@ -60,11 +60,9 @@ class AnswerWriter(L.Callback):
         protocol: Literal["standard", "official"] = "standard",
         no_target: Literal["mask", "text"] = "mask",
         out: str | None = None,
-        bootstrap: int = 1000,
-        gallery: int = 8,
+        bootstrap: NonNegativeInt = 1000,
+        gallery: NonNegativeInt = 8,
     ) -> None:
-        if bootstrap < 0 or gallery < 0:
-            raise SailUsageError(f"answers.bootstrap and answers.gallery must be 0 or more, not {bootstrap}, {gallery}")
         self.benchmark, self.out = benchmark, out
         self.protocol, self.no_target = protocol, no_target
         self.bootstrap, self.gallery = bootstrap, gallery

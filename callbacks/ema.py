@@ -12,9 +12,10 @@ from torch import Tensor
 from sail_lightning.compat.lightning import Averaging
 from sail_lightning.compat.torch import lerp_
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings.ranges import BelowOne, Checked, NonNegativeInt
 
 
-class EMA(Averaging):
+class EMA(Checked, Averaging):
     """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
 
     Validation runs on the average; a checkpoint's `state_dict` is the average, so that `load_from_checkpoint` gives
@@ -28,9 +29,7 @@ class EMA(Averaging):
         start_step: until then the average is the weights themselves.
     """
 
-    def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and less than 1, not {decay}")
+    def __init__(self, decay: BelowOne = 0.999, start_step: NonNegativeInt = 0) -> None:
         self.decay, self.start_step = decay, start_step
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
 

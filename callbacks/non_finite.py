@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.errors import SailError
+from sail_lightning.settings.ranges import Checked, PositiveInt
 
 
-class NonFiniteGuard(L.Callback):
+class NonFiniteGuard(Checked, L.Callback):
     """Stops training when a loss is NaN or infinite; the error names the step and the samples of that batch.
 
     On the CPU each loss is looked at as it comes. On other devices that would make the host wait for every step, so
@@ -24,9 +25,7 @@ class NonFiniteGuard(L.Callback):
         every: batches between two looks, on other devices than the CPU.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        if every < 1:
-            raise ValueError(f"every must be 1 or more, not {every}")
+    def __init__(self, every: PositiveInt = 50) -> None:
         self.every = every
         self._marks: list[Tensor] = []
         self._where: list[tuple[int, tuple[str, ...]]] = []

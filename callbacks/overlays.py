@@ -13,11 +13,12 @@ from PIL import Image
 
 from sail_lightning.generation.prediction import Prediction
 from sail_lightning.image.drawing import grid
+from sail_lightning.settings.ranges import Checked, NonNegativeInt
 
 WIDTH = 256
 
 
-class OverlayLogger(L.Callback):
+class OverlayLogger(Checked, L.Callback):
     """Draws the first answers of each validation and test run as one grid and hands it to every logger.
 
     The picture goes through the logger's own image call: TensorBoard (`add_image`), Weights & Biases (`log_image`),
@@ -28,7 +29,7 @@ class OverlayLogger(L.Callback):
         count: how many answers are drawn.
     """
 
-    def __init__(self, count: int = 8) -> None:
+    def __init__(self, count: NonNegativeInt = 8) -> None:
         self.count = count
         self._drawn: list[Image.Image] = []
 

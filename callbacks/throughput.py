@@ -10,9 +10,10 @@ import lightning as L
 import torch
 
 from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.settings.ranges import Checked, PositiveInt
 
 
-class Throughput(L.Callback):
+class Throughput(Checked, L.Callback):
     """Logs `train/tokens_per_s`, `train/samples_per_s` (of all ranks together), `train/fill` and
     `train/peak_memory_gib` (of this rank).
 
@@ -26,9 +27,7 @@ class Throughput(L.Callback):
         every: optimiser steps between two entries; the trainer's `log_every_n_steps` if null.
     """
 
-    def __init__(self, every: int | None = None) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"every must be 1 or more, not {every}")
+    def __init__(self, every: PositiveInt | None = None) -> None:
         self.every = every
         self._tokens = self._samples = 0
         self._fills: list[float] = []

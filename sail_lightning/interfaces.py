@@ -10,7 +10,6 @@ H query heads, G key/value heads, E head size, B batch, L length, C channels, (h
 
 from __future__ import annotations
 
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,6 +24,8 @@ from sail_lightning.registry import socket
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import SOLO_CHAT, Chat
 from sail_lightning.sequence.layout import PictureLayout
+from sail_lightning.settings.ranges import before_init, check_arguments
+from sail_lightning.settings.signatures import arguments_of
 
 
 @dataclass(frozen=True)
@@ -45,33 +46,28 @@ class Dims:
 
 
 class Plugin(nn.Module, ABC):
-    """What all plugins share: two phases, and the memory of how they were configured (`init_args`)."""
+    """What all plugins share: two phases, and the memory of how they were configured (`init_args`).
+
+    Arguments are held to the ranges and choices in their types (`settings.ranges`), from Python and from YAML alike.
+    """
 
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        init = cls.__dict__.get("__init__")
-        if init is None:
-            return
 
-        @functools.wraps(init)
-        def recorded(self: Plugin, *args: Any, **kwargs: Any) -> None:
+        def record(self: Plugin, init: Callable[..., None], bound: inspect.BoundArguments) -> None:
+            check_arguments(self, init, bound.arguments)
             if "init_args" not in self.__dict__:  # the outermost of a chain: what the caller gave
-                bound = inspect.signature(init).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 given = dict(list(bound.arguments.items())[1:])
                 if varkw := inspect.getfullargspec(init).varkw:  # `**kwargs` for a parent: recorded one by one
-                    given |= given.pop(varkw)
+                    handed_on = given.pop(varkw)
+                    defaults = {name: one.default for name, one in arguments_of(cls).items() if not one.required}
+                    given = defaults | given | handed_on
                 object.__setattr__(self, "init_args", given)
-            try:
-                init(self, *args, **kwargs)
-            except AttributeError:  # torch's own words, where a module is set too early
-                _check_initialised(self)
-                raise
-            _check_initialised(self)
 
-        cls.__init__ = recorded  # type: ignore[assignment]
+        before_init(cls, record, _check_initialised)
 
     @abstractmethod
     def build(self, dims: Dims) -> Dims:

@@ -38,6 +38,7 @@ from sail_lightning.pretrained.card import Data, Figures
 from sail_lightning.pretrained.lora import LoRA
 from sail_lightning.registry import SOURCES
 from sail_lightning.sample import ImageRef, Prompt, Sample, Turn
+from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt
 from sail_lightning.training.distillation import Distillation
 from sail_lightning.training.optim import WarmupCosine, parameter_groups
 
@@ -48,7 +49,7 @@ Question = Sample | tuple[ImageRef | None, str] | tuple[ImageRef | None, str, Se
 """What `predict_batch` answers: a sample (its last turn), or a picture, a text and, if any, prompts."""
 
 
-class PixelSAIL(L.LightningModule):
+class PixelSAIL(Checked, L.LightningModule):
     """Pixel-SAIL: one transformer that answers in words and grounds them in masks.
 
     Args:
@@ -85,11 +86,11 @@ class PixelSAIL(L.LightningModule):
         prompt_encoder: PromptEncoder,
         teachers: dict[str, Teacher | None] | None = None,
         tokenizer: str = "laboratory",
-        mask_channels: int = 256,
-        max_side: int = MAX_SIDE,
-        max_tokens: int = 8192,
-        max_new_tokens: int = 128,
-        language_weight: float = 1.0,
+        mask_channels: PositiveInt = 256,
+        max_side: PositiveInt = MAX_SIDE,
+        max_tokens: PositiveInt = 8192,
+        max_new_tokens: PositiveInt = 128,
+        language_weight: NonNegativeFloat = 1.0,
         language_loss: LanguageLoss | None = None,
         mask_loss: MaskLoss | None = None,
         distillation_loss: DistillationLoss | None = None,
@@ -201,8 +202,11 @@ class PixelSAIL(L.LightningModule):
             raise SailUsageError(
                 "training data has no end; give the trainer max_steps, or max_epochs and limit_train_batches"
             )
-        optimizer = self.optimizer(parameter_groups(self))
-        schedule = self.schedule(optimizer, int(steps))
+        try:
+            optimizer = self.optimizer(parameter_groups(self))
+            schedule = self.schedule(optimizer, int(steps))
+        except ValueError as error:  # torch's own classes look at their numbers only now
+            raise SailUsageError(f"model.optimizer or model.schedule cannot be made: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PretrainedCo
 from sail_lightning.compat.torch import Exact, allow_graphs, is_compiled
 from sail_lightning.compat.transformers import register_attention, use_attention
 from sail_lightning.errors import SailUsageError
-from sail_lightning.interfaces import Attention, KeyValueCache
+from sail_lightning.interfaces import Attention, Backbone, KeyValueCache
 from sail_lightning.model import contract
+from sail_lightning.plugins.attention import resolve
 from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.settings.ranges import PositiveFloat, PositiveInt
 
 NAME = "sail_lightning"
 """Of our attention function among Hugging Face's. No mask function is registered under it, so they build no mask."""
@@ -107,6 +109,101 @@ def cached(cache: KeyValueCache) -> Attend:
         return torch.cat(outputs)[None]
 
     return attend
+
+
+SIZES = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
+}
+"""Sizes of a decoder by our names, and the words of a Hugging Face `config.json` for them."""
+
+
+LABORATORY: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "rope_theta": 100.0,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.08,
+    "embedding_range": 0.5,
+}
+"""A laboratory model: pictures of few patches need rotary frequencies that turn within a few of them."""
+
+
+class DecoderBackbone(Backbone):
+    """A backbone around a Hugging Face decoder: its kernel, its sizes, and what saves memory and time in training.
+
+    Args:
+        attention: kernel, or `auto` for the best that runs here.
+        hidden_size: D.
+        intermediate_size: of the gated MLP.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_key_value_heads: key and value heads.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: of the norms.
+        tie_word_embeddings: whether the language head is the embedding table.
+        initializer_range: standard deviation of initial matrices and kernels. A narrow model wants about 1 / sqrt(D).
+        embedding_range: standard deviation of initial word embeddings. Visual prompts are made of them, so it sets
+            how loud a prompt is beside the pixels (of unit variance) at the start.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+        compile_layers: compile each layer for training and packed reading; generation stays as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: Attention | Literal["auto"] = "auto",
+        hidden_size: PositiveInt | None = None,
+        intermediate_size: PositiveInt | None = None,
+        num_layers: PositiveInt | None = None,
+        num_heads: PositiveInt | None = None,
+        num_key_value_heads: PositiveInt | None = None,
+        rope_theta: PositiveFloat | None = None,
+        rms_norm_eps: PositiveFloat | None = None,
+        tie_word_embeddings: bool | None = None,
+        initializer_range: PositiveFloat | None = None,
+        embedding_range: PositiveFloat | None = None,
+        activation_checkpointing: bool = False,
+        compile_layers: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention = resolve(attention)
+        given = (
+            *(hidden_size, intermediate_size, num_layers, num_heads, num_key_value_heads),
+            *(rope_theta, rms_norm_eps, tie_word_embeddings, initializer_range),
+        )
+        self.sizes = {name: size for name, size in zip(SIZES, given, strict=True) if size is not None}
+        """Sizes that were given, by our names."""
+        self.embedding_range = embedding_range
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_layers = compile_layers
+
+    def resized(self, words: dict[str, Any]) -> dict[str, Any]:
+        """Words of a config.json, those of the sizes that were given replaced."""
+        return words | {SIZES[name]: size for name, size in self.sizes.items()}
+
+    def check_heads(self, words: dict[str, Any], multiple: int) -> None:
+        """Whether sizes go together.
+
+        Raises:
+            SailUsageError: the hidden size is not divisible by `multiple` x heads, or the heads by their groups.
+        """
+        hidden, heads, groups = (words[SIZES[key]] for key in ("hidden_size", "num_heads", "num_key_value_heads"))
+        if hidden % (multiple * heads) or heads % groups:
+            raise SailUsageError(
+                f"{type(self).__name__}: hidden_size {hidden} must be divisible by {multiple} x num_heads ({heads}), "
+                f"and num_heads by num_key_value_heads ({groups})"
+            )
 
 
 def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfig:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,11 +19,11 @@ from sail_lightning.compat.torch import uncompiled
 from sail_lightning.compat.transformers import read_embeddings
 from sail_lightning.errors import SailUsageError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
-from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.interfaces import Dims, KeyValueCache
 from sail_lightning.model import contract
-from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
     Attend,
+    DecoderBackbone,
     Packed,
     Pixels,
     build_decoder,
@@ -35,23 +35,22 @@ from sail_lightning.plugins.backbones.parity_check import check_unchanged
 from sail_lightning.plugins.backbones.pretrained import load_decoder, read_config
 from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, refuse_empty
 
 
 @register
-class SailDecoder(Backbone):
+class SailDecoder(DecoderBackbone):
     """A decoder of your choice as the single transformer.
 
     Args:
         pretrained: a local Hugging Face folder (config.json and weights) to start from; name it as the tokenizer too.
         config: or the words of a config.json, for fresh weights. One of the two must be given.
-        attention: kernel, or `auto` for the best that runs here.
         patch_size: pixels per patch side; None is the folder's `vision_patch_size`, or 16.
         patch_range: standard deviation of the initial patch embedding; None makes a patch about as loud as a word.
-        activation_checkpointing: recompute each layer in the backward pass to save memory.
         class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
-        compile_layers: compile each layer for training and packed reading; generation stays as it is.
         bidirectional: whether the tokens of a picture see each other wholly; else they look back only, as words do.
         grid_positions: whether a patch stands at its row and column (M-RoPE); else patches are counted one by one.
+        kwargs: arguments of `DecoderBackbone`; sizes among them are given in place of words of `config`.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -63,16 +62,15 @@ class SailDecoder(Backbone):
         self,
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
-        attention: Attention | Literal["auto"] = "auto",
-        patch_size: int | None = None,
-        patch_range: float | None = None,
-        activation_checkpointing: bool = False,
+        *,
+        patch_size: PositiveInt | None = None,
+        patch_range: NonNegativeFloat | None = None,
         class_token: bool = False,
-        compile_layers: bool = False,
         bidirectional: bool = True,
         grid_positions: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         after = ("<|vis_cls|>",) if class_token else self.picture.after
         self.picture = replace(  # type: ignore[misc]
             self.picture,
@@ -82,14 +80,14 @@ class SailDecoder(Backbone):
         )
         if (pretrained is None) == (config is None):
             raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its words)")
+        refuse_empty(self, config=config)
+        own = next(iter(self.sizes), None if self.embedding_range is None else "embedding_range")
+        if pretrained is not None and own is not None:
+            raise SailUsageError(f"{type(self).__name__}: {own} is a pretrained decoder's own; leave it out")
         self.pretrained = pretrained
-        self.settings = dict(config or {})
-        self.attention = resolve(attention)
+        self.settings = self.resized(config or {})
         self.patch_size = patch_size
         self.patch_range = patch_range
-        self.embedding_range: float | None = None
-        self.activation_checkpointing = activation_checkpointing
-        self.compile_layers = compile_layers
 
     def stored_args(self) -> dict[str, Any]:
         """The arguments, a folder replaced by its config: a stored model does not need it any more."""

@@ -18,6 +18,7 @@ from sail_lightning.plugins import timm_models
 from sail_lightning.plugins.backbones.core import Pixels
 from sail_lightning.plugins.backbones.sail_qwen import SailQwen
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class EncoderBackbone(SailQwen):
         weights: str | None = None,
         frozen: bool = False,
         layer: int = -1,
-        input_size: int | None = None,
-        patch_size: int | None = None,
+        input_size: PositiveInt | None = None,
+        patch_size: PositiveInt | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(patch_size=patch_size, **kwargs)

@@ -27,11 +27,11 @@ from sail_lightning.compat.transformers import (
     Qwen2RotaryEmbedding,
     apply_rotary_pos_emb,
 )
-from sail_lightning.errors import SailUsageError
-from sail_lightning.interfaces import Attention, Backbone, Dims, KeyValueCache
+from sail_lightning.interfaces import Attention, Dims, KeyValueCache
 from sail_lightning.model import contract
-from sail_lightning.plugins.attention import resolve
 from sail_lightning.plugins.backbones.core import (
+    LABORATORY,
+    DecoderBackbone,
     Pixels,
     cached,
     compile_layers,
@@ -41,28 +41,14 @@ from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import QWEN_CHAT
 from sail_lightning.sequence.layout import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
+from sail_lightning.settings.ranges import PositiveInt
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per-channel mean and standard deviation of pixels in [0, 1] (CLIP's, as in the official code)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A laboratory model, as loud and as wide as SailQwen's.
-    "tiny": {
-        "patch_stride": 4,
-        "dense_stride": 2,
-        "mm_hidden_size": 64,
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "rope_theta": 100.0,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.08,
-        "embedding_range": 0.5,
-    },
+    "tiny": {"patch_stride": 4, "dense_stride": 2, "mm_hidden_size": 64, **LABORATORY, "rms_norm_eps": 1e-6},
     "7b": {
         "patch_stride": 16,
         "dense_stride": 2,
@@ -87,30 +73,18 @@ Part = Callable[[Tensor], Tensor]
 
 
 @register
-class EVEv2(Backbone):
+class EVEv2(DecoderBackbone):
     """EVE's transformer: weights of their own for words and for pixels, strictly causal, positions counted.
 
     Its prompts are `PromptInjection(projection=False)`; `max_side` of the model sets the picture's area (official: 800
     or 1600).
 
     Args:
-        size: preset; every other size below overrides it.
-        attention: kernel, or `auto` for the best that runs here.
+        size: preset; sizes that are given besides override its own.
         patch_stride: pixels per side of the first convolution of the patch embedding.
         dense_stride: its outputs per side of the second; a patch has patch_stride x dense_stride pixels a side.
         mm_hidden_size: channels between the two.
-        hidden_size: D.
-        intermediate_size: of the gated MLPs.
-        num_layers: decoder layers.
-        num_heads: query heads.
-        num_key_value_heads: key and value heads.
-        rope_theta: base of the rotary frequencies.
-        rms_norm_eps: of the norms.
-        tie_word_embeddings: whether the language head is the embedding table.
-        initializer_range: standard deviation of initial matrices and kernels.
-        embedding_range: standard deviation of initial word embeddings and learned vectors.
-        activation_checkpointing: recompute each layer in the backward pass to save memory.
-        compile_layers: compile each layer for training and packed reading; generation stays as it is.
+        kwargs: arguments of `DecoderBackbone`; `embedding_range` is that of the learned vectors too.
     """
 
     chat = QWEN_CHAT
@@ -127,54 +101,22 @@ class EVEv2(Backbone):
     def __init__(
         self,
         size: Literal["tiny", "7b"] = "tiny",
-        attention: Attention | Literal["auto"] = "auto",
-        patch_stride: int | None = None,
-        dense_stride: int | None = None,
-        mm_hidden_size: int | None = None,
-        hidden_size: int | None = None,
-        intermediate_size: int | None = None,
-        num_layers: int | None = None,
-        num_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-        rope_theta: float | None = None,
-        rms_norm_eps: float | None = None,
-        tie_word_embeddings: bool | None = None,
-        initializer_range: float | None = None,
-        embedding_range: float | None = None,
-        activation_checkpointing: bool = False,
-        compile_layers: bool = False,
+        *,
+        patch_stride: PositiveInt | None = None,
+        dense_stride: PositiveInt | None = None,
+        mm_hidden_size: PositiveInt | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        given = {
-            "patch_stride": patch_stride,
-            "dense_stride": dense_stride,
-            "mm_hidden_size": mm_hidden_size,
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_key_value_heads,
-            "rope_theta": rope_theta,
-            "rms_norm_eps": rms_norm_eps,
-            "tie_word_embeddings": tie_word_embeddings,
-            "initializer_range": initializer_range,
-            "embedding_range": embedding_range,
-        }
-        settings = PRESETS[size] | {key: value for key, value in given.items() if value is not None}
-        hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-        groups = settings["num_key_value_heads"]
-        if hidden % (2 * heads) or heads % groups:
-            raise SailUsageError(
-                f"EVEv2: hidden_size {hidden} must be divisible by 2 x num_heads ({heads}), "
-                f"and num_heads by num_key_value_heads ({groups})"
-            )
-        self.patch_stride, self.dense_stride = settings.pop("patch_stride"), settings.pop("dense_stride")
-        self.mm_hidden_size = settings.pop("mm_hidden_size")
-        self.embedding_range = settings.pop("embedding_range")
-        self.settings = {"model_type": "qwen2", **settings}
-        self.attention = resolve(attention)
-        self.activation_checkpointing = activation_checkpointing
-        self.compile_layers = compile_layers
+        super().__init__(**kwargs)
+        words = self.resized(PRESETS[size])
+        self.check_heads(words, 2)
+        own_embedding = words.pop("embedding_range")
+        self.embedding_range = self.embedding_range or own_embedding
+        self.patch_stride = patch_stride or words["patch_stride"]
+        self.dense_stride = dense_stride or words["dense_stride"]
+        self.mm_hidden_size = mm_hidden_size or words["mm_hidden_size"]
+        own = ("patch_stride", "dense_stride", "mm_hidden_size")
+        self.settings = {"model_type": "qwen2", **{key: word for key, word in words.items() if key not in own}}
 
     def build(self, dims: Dims) -> Dims:
         config = decoder_config(self.settings, dims.vocab_size)
@@ -371,7 +313,13 @@ class PatchEmbedding(nn.Sequential):
     Their kernels do not overlap and fill the patch, so each is one matrix product.
     """
 
-    def __init__(self, patch_stride: int, dense_stride: int, channels: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        patch_stride: PositiveInt | None,
+        dense_stride: PositiveInt | None,
+        channels: int,
+        hidden_size: PositiveInt | None,
+    ) -> None:
         first = nn.Conv2d(3, channels, patch_stride, patch_stride)
         super().__init__(first, nn.GELU(), nn.Conv2d(channels, hidden_size, dense_stride, dense_stride))
         self.patch_stride, self.dense_stride = patch_stride, dense_stride

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sail_lightning.interfaces import Dims, Regions
 from sail_lightning.plugins.prompt_encoders.injection import PromptInjection
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import Octaves
 
 
 @register
@@ -24,22 +25,12 @@ class CoordinatePrompts(PromptInjection):
     follow Ferret (You et al. 2023).
 
     Args:
-        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
-        projection: whether the token's embedding is projected.
-        overlap: whether a patch under several regions gets the `sum` of theirs, or the `last` one.
-        coverage: which patches a region covers; see `PromptInjection`.
         frequencies: per coordinate; the highest turns 2^(frequencies - 2) times over the picture.
+        kwargs: arguments of `PromptInjection`.
     """
 
-    def __init__(
-        self,
-        num_prompts: int = 15,
-        projection: bool = True,
-        overlap: Literal["sum", "last"] = "sum",
-        coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",
-        frequencies: int = 6,
-    ) -> None:
-        super().__init__(num_prompts, projection, overlap, coverage)
+    def __init__(self, *, frequencies: Octaves = 6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.frequencies = frequencies
 
     def build(self, dims: Dims) -> Dims:

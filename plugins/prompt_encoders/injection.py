@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sail_lightning.interfaces import Dims, PromptEncoder, Regions
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 
 @register
@@ -29,7 +30,7 @@ class PromptInjection(PromptEncoder):
 
     def __init__(
         self,
-        num_prompts: int = 15,
+        num_prompts: PositiveInt = 15,
         projection: bool = True,
         overlap: Literal["sum", "last"] = "sum",
         coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sail_lightning.interfaces import Dims, PromptEncoder, Regions
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import NonNegativeInt
 
 
 @register
@@ -16,7 +17,7 @@ class NoPrompts(PromptEncoder):
         num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... the text may use.
     """
 
-    def __init__(self, num_prompts: int = 15) -> None:
+    def __init__(self, num_prompts: NonNegativeInt = 15) -> None:
         super().__init__()
         self.num_prompts = num_prompts
 

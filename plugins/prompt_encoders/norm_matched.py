@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from sail_lightning.interfaces import Regions
 from sail_lightning.plugins.prompt_encoders.injection import PromptInjection
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveFloat
 
 
 @register
@@ -21,22 +22,12 @@ class LoudPrompts(PromptInjection):
     (its direction) is learned as before; how loud it says it no longer depends on how patches happen to grow.
 
     Args:
-        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
-        projection: whether the token's embedding is projected.
-        overlap: whether a patch under several regions gets the `sum` of theirs, or the `last` one.
-        coverage: which patches a region covers; see `PromptInjection`.
         loudness: length of a prompt, in mean lengths of the patches under it.
+        kwargs: arguments of `PromptInjection`.
     """
 
-    def __init__(
-        self,
-        num_prompts: int = 15,
-        projection: bool = True,
-        overlap: Literal["sum", "last"] = "sum",
-        coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",
-        loudness: float = 1.0,
-    ) -> None:
-        super().__init__(num_prompts, projection, overlap, coverage)
+    def __init__(self, *, loudness: PositiveFloat = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.loudness = loudness
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:

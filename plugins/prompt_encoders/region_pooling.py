@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sail_lightning.interfaces import Dims, PromptEncoder, Regions
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 
 @register
@@ -20,7 +21,7 @@ class RegionPooling(PromptEncoder):
         num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... the text may use.
     """
 
-    def __init__(self, num_prompts: int = 15) -> None:
+    def __init__(self, num_prompts: PositiveInt = 15) -> None:
         super().__init__()
         self.num_prompts = num_prompts
 

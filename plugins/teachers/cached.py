@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sail_lightning.errors import PictureError
 from sail_lightning.features.store import FeatureStore, picture_key
-from sail_lightning.interfaces import Dims, Teacher
-from sail_lightning.plugins.teachers.frozen import Tap, check_schedule
+from sail_lightning.interfaces import Dims
+from sail_lightning.plugins.teachers.frozen import ScheduledTeacher, Tap
 from sail_lightning.registry import register
 
 
 @register
-class CachedTeacher(Teacher):
+class CachedTeacher(ScheduledTeacher):
     """Features that `sail-lightning features` wrote, by picture: the same lesson, without the expert.
 
     A picture is known by its pixels as the student sees them, so the cache fits the patch size and the longest side
@@ -27,33 +28,20 @@ class CachedTeacher(Teacher):
         folder: that the command wrote.
         tap: the student features it teaches, `vision` tokens or upsampled `mask` features; None: those that the cached
             teacher teaches.
-        weight: of its loss.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `ScheduledTeacher`.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        tap: Tap | None = None,
-        weight: float = 1.0,
-        every: int = 1,
-        tasks: list[str] | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, folder: str, tap: Tap | None = None, **kwargs: Any) -> None:
+        super().__init__(tap or "vision", **kwargs)
         self.folder = folder
-        self.tap = tap or "vision"
         self._own_tap = tap
-        self.weight, self.every, self.tasks = weight, every, tasks
 
     def build(self, dims: Dims) -> Dims:
         """Opens the cache, and learns its `channels`.
 
         Raises:
             SailError: no such cache, or a damaged one.
-            SailUsageError: no such task, or `every` below 1.
         """
-        check_schedule(self)
         self.store = FeatureStore(Path(self.folder).expanduser())
         settings = self.store.settings
         self.channels = settings.channels

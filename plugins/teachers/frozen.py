@@ -5,25 +5,52 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.sample import Task
+from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, refuse_empty
 
 DType = Literal["float32", "bfloat16", "float16"]
 Tap = Literal["vision", "mask"]
 
 
-class FrozenTeacher(Teacher):
+class ScheduledTeacher(Teacher):
+    """What all teachers are told: which features they teach, how much their loss counts, how often and about what.
+
+    Args:
+        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
+        weight: loss weight.
+        every: it teaches in every so many optimiser steps, with as many times the weight.
+        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+    """
+
+    def __init__(
+        self,
+        tap: Tap = "vision",
+        weight: NonNegativeFloat = 1.0,
+        every: PositiveInt = 1,
+        tasks: list[Task] | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_empty(self, tasks=tasks)
+        self.tap, self.weight, self.every, self.tasks = tap, weight, every, tasks
+
+
+class FrozenTeacher(ScheduledTeacher):
     """A network that is looked at and never trained.
 
     A subclass makes its network in `load`, which also fills `channels`, and the statistics of pixels in [0, 1] that the
     network was trained with. `look` gives its features.
+
+    Args:
+        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
+        dtype: what it computes in.
+        kwargs: arguments of `ScheduledTeacher`.
     """
 
     network: Any
@@ -32,22 +59,16 @@ class FrozenTeacher(Teacher):
     at_once = 8
     """Most pictures in one pass: a batch may hold many small ones, each enlarged to the expert's own size."""
 
-    def __init__(self, tap: Tap, weight: float, dtype: DType, every: int, tasks: Sequence[str] | None) -> None:
-        super().__init__()
-        self.tap, self.weight, self.every, self.tasks = tap, weight, every, tasks
+    def __init__(self, tap: Tap = "vision", *, dtype: DType = "float32", **kwargs: Any) -> None:
+        super().__init__(tap, **kwargs)
         self.dtype = dtype
 
     def build(self, dims: Dims) -> Dims:
         """Makes the network, frozen, and learns its `channels`.
 
         Raises:
-            SailUsageError: no such dtype or task, or `every` below 1; and what `load` raises.
+            SailError: what `load` raises.
         """
-        check_schedule(self)
-        if self.dtype not in get_args(DType):
-            raise SailUsageError(
-                f"{type(self).__name__}: dtype is one of {', '.join(get_args(DType))}, not {self.dtype}"
-            )
         with _real_weights():
             mean, std = self.load()
             # Of pixels in 0 .. 255.
@@ -84,19 +105,6 @@ class FrozenTeacher(Teacher):
     def train(self, mode: bool = True) -> Any:
         """A teacher stays in evaluation mode, whatever its surroundings do."""
         return super().train(False)
-
-
-def check_schedule(teacher: Teacher) -> None:
-    """Whether it can be said when, and about what, a teacher teaches.
-
-    Raises:
-        SailUsageError: `every` is below 1, or there is no such task.
-    """
-    who = type(teacher).__name__
-    if teacher.every < 1:
-        raise SailUsageError(f"{who}: every must be 1 or more, not {teacher.every}")
-    if unknown := [task for task in teacher.tasks or () if task not in get_args(Task)]:
-        raise SailUsageError(f"{who}: no task {unknown[0]}; there are {', '.join(get_args(Task))}")
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from sail_lightning.errors import SailUsageError
 from sail_lightning.plugins.teachers import hugging_face
-from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher, Tap
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 SHORTER = 800
 """Of the published models."""
@@ -30,25 +31,13 @@ class Mask2FormerTeacher(FrozenTeacher):
     Args:
         folder: a local Hugging Face folder, such as a copy of `facebook/mask2former-swin-large-coco-panoptic`.
         tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        weight: of its loss.
         resize: shorter side in pixels that pictures are resized to; the longer one is at most 1.67 times as long. None:
             as the folder's image processor says, or else 800.
-        dtype: that it computes in.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `FrozenTeacher`.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        tap: Tap = "mask",
-        weight: float = 1.0,
-        resize: int | None = None,
-        dtype: DType = "float32",
-        every: int = 1,
-        tasks: list[str] | None = None,
-    ) -> None:
-        super().__init__(tap, weight, dtype, every, tasks)
+    def __init__(self, folder: str, tap: Tap = "mask", *, resize: PositiveInt | None = None, **kwargs: Any) -> None:
+        super().__init__(tap, **kwargs)
         self.folder, self.resize = folder, resize
         self.side = resize or SHORTER
 
@@ -56,14 +45,11 @@ class Mask2FormerTeacher(FrozenTeacher):
         """Makes the backbone and the pixel decoder.
 
         Raises:
-            SailUsageError: `resize` is below 1.
             SailError: no Mask2Former folder, or weights that are missing, foreign or misshapen.
         """
         from transformers import Mask2FormerModel
 
         who = type(self).__name__
-        if self.resize is not None and self.resize < 1:
-            raise SailUsageError(f"{who}: resize must be 1 or more, not {self.resize}")
         hugging_face.settings(who, self.folder, ("mask2former",))
         # The segmentation model around it has a head for classes, and its loss.
         whole = hugging_face.load(who, self.folder, Mask2FormerModel, r"(class_predictor|criterion)\.")

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailError
-from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 from sail_lightning.weights import safetensors_io
 from sail_lightning.weights.state_dict import differences
 
@@ -109,28 +110,16 @@ class RADIOTeacher(FrozenTeacher):
 
     Args:
         folder: a local copy of the published folder.
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        weight: of its loss.
         resize: side in pixels of the square that pictures are resized to; None keeps each picture's own size, to the
             nearest multiple of the patch size.
         align_corners: how positions are resized; None is what the folder's version did when it was published.
-        dtype: that it computes in.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `FrozenTeacher`.
     """
 
     def __init__(
-        self,
-        folder: str,
-        tap: Tap = "vision",
-        weight: float = 1.0,
-        resize: int | None = None,
-        align_corners: bool | None = None,
-        dtype: DType = "float32",
-        every: int = 1,
-        tasks: list[str] | None = None,
+        self, folder: str, *, resize: PositiveInt | None = None, align_corners: bool | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(tap, weight, dtype, every, tasks)
+        super().__init__(**kwargs)
         self.folder, self.resize, self.align_corners = folder, resize, align_corners
 
     def load(self) -> tuple[Sequence[float], Sequence[float]]:

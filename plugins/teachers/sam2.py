@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from sail_lightning.plugins.teachers import hugging_face
-from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher
 from sail_lightning.registry import register
 
 
@@ -20,23 +21,11 @@ class SAM2Teacher(FrozenTeacher):
 
     Args:
         folder: a local Hugging Face folder, such as a copy of `facebook/sam2.1-hiera-large`.
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        weight: of its loss.
-        dtype: that it computes in.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `FrozenTeacher`.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        tap: Tap = "vision",
-        weight: float = 1.0,
-        dtype: DType = "float32",
-        every: int = 1,
-        tasks: list[str] | None = None,
-    ) -> None:
-        super().__init__(tap, weight, dtype, every, tasks)
+    def __init__(self, folder: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.folder = folder
 
     def load(self) -> tuple[Sequence[float], Sequence[float]]:

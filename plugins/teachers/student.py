@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.image.preprocessing import resized_size
 from sail_lightning.model.model import SailModel
-from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher, Tap
 from sail_lightning.pretrained.model_folder import open_network
 from sail_lightning.registry import register
 from sail_lightning.sample import Sample
@@ -28,24 +29,13 @@ class StudentTeacher(FrozenTeacher):
     Args:
         folder: a model folder, or the name of a packaged model (`sail-tiny`).
         tap: which of its features, and the student's features that they teach: `vision` tokens or `mask` features.
-        weight: of its loss.
-        dtype: that it computes in.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `FrozenTeacher`.
     """
 
     network: SailModel
 
-    def __init__(
-        self,
-        folder: str,
-        tap: Tap = "mask",
-        weight: float = 1.0,
-        dtype: DType = "float32",
-        every: int = 1,
-        tasks: list[str] | None = None,
-    ) -> None:
-        super().__init__(tap, weight, dtype, every, tasks)
+    def __init__(self, folder: str, tap: Tap = "mask", **kwargs: Any) -> None:
+        super().__init__(tap, **kwargs)
         self.folder = folder
 
     def load(self) -> tuple[Sequence[float], Sequence[float]]:

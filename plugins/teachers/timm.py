@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from sail_lightning.plugins import timm_models
-from sail_lightning.plugins.teachers.frozen import DType, FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import NonNegativeInt, PositiveInt
 
 logger = logging.getLogger(__name__)
 
@@ -24,31 +26,24 @@ class TimmTeacher(FrozenTeacher):
     Args:
         model: timm's name, such as `vit_small_patch14_dinov2.lvd142m`; any model with `features_only`.
         weights: a local `.safetensors`, `.pth` or `.npz` file; None is a random initialisation from `seed`.
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        weight: of its loss.
         resize: side in pixels of the square that images are resized to; None is the model's own input size. The whole
             image is kept, so features still lie at the same relative places.
         layer: which of the model's feature maps; -1 is the last, deepest one.
         seed: of the random initialisation.
-        dtype: that it computes in.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        kwargs: arguments of `FrozenTeacher`.
     """
 
     def __init__(
         self,
         model: str,
         weights: str | None = None,
-        tap: Tap = "vision",
-        weight: float = 1.0,
-        resize: int | None = None,
+        *,
+        resize: PositiveInt | None = None,
         layer: int = -1,
-        seed: int = 0,
-        dtype: DType = "float32",
-        every: int = 1,
-        tasks: list[str] | None = None,
+        seed: NonNegativeInt = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(tap, weight, dtype, every, tasks)
+        super().__init__(**kwargs)
         self.name = model
         self.weights = weights
         self.resize = resize

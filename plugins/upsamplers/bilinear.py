@@ -10,6 +10,7 @@ from torch import Tensor
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 
 @register
@@ -20,7 +21,7 @@ class BilinearUpsampler(Upsampler):
         stride: pixels per mask feature; must divide the patch size.
     """
 
-    def __init__(self, stride: int = 4) -> None:
+    def __init__(self, stride: PositiveInt = 4) -> None:
         super().__init__()
         self.stride = stride
 

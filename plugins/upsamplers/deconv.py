@@ -16,6 +16,7 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.plugins.upsamplers.checkpointing import lean
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 OFFICIAL_PARTS = {"deconv": "0", "depthwise": "2.depthwise", "pointwise": "2.pointwise", "norm": "3.ln"}
 """Parts of a block, in our names and in the official ones; shapes agree."""
@@ -78,7 +79,7 @@ class DeconvUpsampler(Upsampler):
             code. Where it differs from the hidden size, Linear - ReLU - Linear leads there first.
     """
 
-    def __init__(self, stride: int = 4, channels: int | None = None) -> None:
+    def __init__(self, stride: PositiveInt = 4, channels: PositiveInt | None = None) -> None:
         super().__init__()
         self.stride = stride
         self.channels = channels

@@ -14,6 +14,7 @@ from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.plugins.upsamplers.bilinear import whole_ratio
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 TENT_FLOOR = 0.05
 """Least weight, at the start, of a neighbour that bilinear interpolation would leave out."""
@@ -40,9 +41,15 @@ class GuidedUpsampler(Upsampler):
 
     guided = True
 
-    def __init__(self, stride: int = 4, channels: int | None = None, guide_channels: int = 32, window: int = 3) -> None:
+    def __init__(
+        self,
+        stride: PositiveInt = 4,
+        channels: PositiveInt | None = None,
+        guide_channels: PositiveInt = 32,
+        window: PositiveInt = 3,
+    ) -> None:
         super().__init__()
-        if window < 1 or window % 2 == 0:
+        if window % 2 == 0:
             raise SailUsageError(f"GuidedUpsampler needs an odd window, not {window}")
         self.stride = stride
         self.channels = channels

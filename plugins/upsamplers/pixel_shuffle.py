@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.plugins.upsamplers.bilinear import whole_ratio
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 
 @register
@@ -20,7 +21,7 @@ class PixelShuffleUpsampler(Upsampler):
         channels: of the mask features; None is min(hidden size, 1024).
     """
 
-    def __init__(self, stride: int = 4, channels: int | None = None) -> None:
+    def __init__(self, stride: PositiveInt = 4, channels: PositiveInt | None = None) -> None:
         super().__init__()
         self.stride = stride
         self.channels = channels

@@ -1,6 +1,6 @@
-"""What is wrong with a config, in one sentence: names are checked against the signatures before the parser sees them.
+"""What is wrong with a config, in one sentence: names, choices and ranges are checked before the parser sees them.
 
-Types are checked by jsonargparse; `explain` shortens its messages.
+Other types are checked by jsonargparse; `explain` shortens its messages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Literal
 from sail_lightning import registry
 from sail_lightning.cli.compose import class_of
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings import ranges
+from sail_lightning.settings.signatures import arguments_of, is_open_ended
 
 
 def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others: Collection[str]) -> None:
@@ -37,17 +39,15 @@ def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others
 
 def _check_arguments(cls: type, arguments: Mapping[str, Any], path: str, owner: str, given: int = 0) -> None:
     """`given`: how many leading parameters the caller fills in, as a model does for its optimiser."""
-    parameters = dict(list(inspect.signature(cls).parameters.items())[given:])
-    names = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(cls)
+    taken = dict(list(arguments_of(cls).items())[given:])
+    open_ended = is_open_ended(cls)
     for key, value in arguments.items():
         name = key.removesuffix("+")
-        if name not in names and not open_ended:
+        if name not in taken and not open_ended:
             at = "" if owner == path else f" (at {path})"
-            raise SailUsageError(f"{owner} has no argument {name!r}{at}; {_choice(name, names, 'it takes')}")
-        if name in hints and name in parameters:
-            check_value(hints[name], value, f"{path}.{name}", parameters[name].default)
+            raise SailUsageError(f"{owner} has no argument {name!r}{at}; {_choice(name, taken, 'it takes')}")
+        if name in taken and not isinstance(taken[name].hint, str):
+            check_value(taken[name].hint, value, f"{path}.{name}", taken[name].default)
 
 
 def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Parameter.empty) -> None:
@@ -64,7 +64,7 @@ def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Paramet
     if value in _literals(hint):
         return
     if value is None:
-        if type(None) not in _parts(hint) and default is not None:
+        if type(None) not in ranges.parts(hint) and default is not None:
             raise SailUsageError(f"{path} cannot be null; there are {', '.join(sorted(candidates(bases)))}")
         return
     if isinstance(value, dict) and "class_path" not in value and _is_mapping(hint):
@@ -90,13 +90,17 @@ def _bases(hint: Any) -> tuple[list[type], int]:
     if typing.get_origin(hint) is Callable:
         arguments, made = typing.get_args(hint)
         return ([made], len(arguments)) if inspect.isclass(made) else ([], 0)
-    parts = [part for part in _parts(hint) if inspect.isclass(part) and part.__module__.startswith("sail_lightning")]
-    return parts, 0
+    ours = [part for part in ranges.parts(hint) if inspect.isclass(part) and not ranges.is_range(part)]
+    return [part for part in ours if part.__module__.startswith("sail_lightning")], 0
 
 
 def _check_plain(hint: Any, value: Any, path: str) -> None:
     """Numbers, switches and choices; other types are left to the parser."""
-    parts, choices = list(_parts(hint)), _literals(hint)
+    parts, choices = list(ranges.parts(hint)), _literals(hint)
+    if any(map(ranges.is_range, parts)) or (choices and _is_container(hint)):
+        if (message := ranges.fault(hint, value, path, texts=True)) is not None:
+            raise SailUsageError(message)
+        return
     plain = [part for part in parts if part in PLAIN]
     if _is_container(hint) or len(plain) + sum(typing.get_origin(part) is Literal for part in parts) < len(parts):
         return
@@ -164,23 +168,8 @@ def _loaded(name: str, bases: list[type]) -> type | None:
     return cls if cls.__module__.startswith(name.rpartition(".")[0]) else None
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):  # a plugin that imports names for type checkers only
-        return {}
-
-
-def _parts(hint: Any) -> Iterator[Any]:
-    inner = typing.get_args(hint)
-    if not inner or typing.get_origin(hint) is Literal:
-        yield hint
-    for part in inner if typing.get_origin(hint) is not Literal else ():
-        yield from _parts(part)
-
-
 def _literals(hint: Any) -> list[Any]:
-    return [word for part in _parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    return [word for part in ranges.parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
 
 
 def _is_container(hint: Any) -> bool:
@@ -202,6 +191,9 @@ def explain(message: str) -> str:
     key = match[1] if (match := re.search(r'[Kk]ey "([\w.]+)"', flat)) else ""
     if match := re.search(r"Expected a (?:typing\.)?(.+?)\. Got value: (.+)", flat):
         return f"{key or 'a setting'} must be {_type(match[1])}, not {match[2]}"
+    if match := re.search(r"Not of type \w+: (must be .+?)(?: - | Given value|$)", flat):
+        path = ".".join(dict.fromkeys(re.findall(r'[Kk]ey "([\w.]+)"', flat)))
+        return f"{path or 'a setting'} {match[1]}"
     if match := re.search(r"Expected a dot import path string: (\S+)", flat):
         return f"{key or 'a setting'}: no class named {match[1]}"
     if match := re.search(r"Given value: (.+)$", flat):

@@ -71,18 +71,17 @@ def _socket_page(base: type) -> str:
 
 
 def _plugin_page(base: type, cls: type) -> str:
-    body, described = _docs(cls)
+    from sail_lightning.settings.signatures import arguments_of
+
+    body = _docs(cls)
     lines = [f"{cls.__name__} ({base.__name__})", "", *body, ""]
-    parameters = inspect.signature(cls).parameters
-    hints = _hints(cls)
-    if parameters:
+    arguments = arguments_of(cls)
+    if arguments:
         lines.append("arguments:")
-    for name, parameter in parameters.items():
-        kind = _type_name(hints.get(name, parameter.annotation))
-        default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
-        lines.append(f"  {name}: {kind}, {default}")
-        if name in described:
-            lines += textwrap.wrap(described[name], 110, initial_indent="      ", subsequent_indent="      ")
+    for name, argument in arguments.items():
+        default = "required" if argument.required else f"default {argument.default!r}"
+        lines.append(f"  {name}: {_type_name(argument.hint)}, {default}")
+        lines += textwrap.wrap(argument.doc, 110, initial_indent="      ", subsequent_indent="      ")
     lines += ["", f"class: {cls.__module__}.{cls.__qualname__}", f"file:  {inspect.getsourcefile(cls)}"]
     return "\n".join(lines)
 
@@ -91,33 +90,20 @@ def _summary(cls: type) -> str:
     return textwrap.shorten((inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0], 100, placeholder=" ...")
 
 
-def _docs(cls: type) -> tuple[list[str], dict[str, str]]:
-    """The docstring without its `Args` section, and that section by argument."""
-    body, _, section = inspect.cleandoc(cls.__doc__ or "").partition("\nArgs:\n")
-    described: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        if line and not line.startswith(" "):
-            break
-        if match := re.match(r"    (\w+): (.*)", line):
-            name = match[1]
-            described[name] = match[2]
-        elif name and line.strip():
-            described[name] += f" {line.strip()}"
-    return body.rstrip().splitlines(), described
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):
-        return {}
+def _docs(cls: type) -> list[str]:
+    """The docstring without its `Args` section, and what follows that."""
+    return inspect.cleandoc(cls.__doc__ or "").partition("\nArgs:\n")[0].rstrip().splitlines()
 
 
 def _type_name(hint: Any) -> str:
+    """A type as people write it, ranges in words."""
+    from sail_lightning.settings.ranges import is_range, parts
+
     if hint is inspect.Parameter.empty:
         return "any"
-    if isinstance(hint, type) and not typing.get_args(hint):
-        return hint.__name__
-    text = str(hint).replace("typing.", "").replace("NoneType", "None")
-    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text)
+    plain = isinstance(hint, type) and not typing.get_args(hint)
+    text = hint.__name__ if plain else str(hint).replace("typing.", "").replace("NoneType", "None")
+    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text)
+    for part in filter(is_range, parts(hint)):
+        text = re.sub(rf"\b{part.__name__}\b", f"{part.base.__name__} ({part.words})", text)
+    return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sail_lightning.compat.lightning import last_saved_step
-from sail_lightning.errors import SailUsageError
+from sail_lightning.settings.ranges import Checked, CountOrAll, PositiveInt
 
 SHARED = "SAIL_RUN_FOLDER"
 """Tells the processes that this one starts (one per device) which folder is theirs too."""
@@ -54,7 +54,7 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_hyperparams({"config": path.read_text(encoding="utf-8")})
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(Checked, ModelCheckpoint):
     """Keeps the best checkpoint by a metric, and the last one always: also when a run ends between two validations.
 
     Args:
@@ -69,14 +69,12 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(
         self,
         monitor: str | None = "val/ciou",
-        mode: str = "max",
+        mode: Literal["min", "max"] = "max",
         filename: str = "best-{step}",
-        save_top_k: int = 1,
-        every_n_train_steps: int | None = None,
+        save_top_k: CountOrAll = 1,
+        every_n_train_steps: PositiveInt | None = None,
         save_weights_only: bool = False,
     ) -> None:
-        if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise SailUsageError(f"checkpoint.every_n_train_steps must be 1 or more, not {every_n_train_steps}")
         self.every, self._seen = every_n_train_steps, 0
         super().__init__(  # not given the steps: it would then save after them alone, and not after a validation
             monitor=monitor,

@@ -22,11 +22,12 @@ from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import PICTURES, Upright
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import Checked, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 
 logger = logging.getLogger(__name__)
 
 
-class SailDataModule(L.LightningDataModule):
+class SailDataModule(Checked, L.LightningDataModule):
     """Data for all four verbs. Encoding follows the model that the Trainer holds; nothing is set twice.
 
     Its state in a checkpoint is how far training has read, batches read ahead not counted: `fit --ckpt_path` goes on
@@ -60,26 +61,16 @@ class SailDataModule(L.LightningDataModule):
         images: str | list[str] | None = None,
         text: str | None = None,
         prompts: list[str] | None = None,
-        token_budget: int = 1200,
-        eval_batch_size: int = 64,
-        num_workers: int = 0,
-        mask_sample_weight: float = 1.0,
-        seed: int = 0,
-        look_ahead: int = 32,
-        max_fault_rate: float = 0.05,
+        token_budget: PositiveInt = 1200,
+        eval_batch_size: PositiveInt = 64,
+        num_workers: NonNegativeInt = 0,
+        mask_sample_weight: NonNegativeFloat = 1.0,
+        seed: NonNegativeInt = 0,
+        look_ahead: PositiveInt = 32,
+        max_fault_rate: UnitInterval = 0.05,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("token_budget", token_budget, 1),
-            ("look_ahead", look_ahead, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise SailUsageError(f"{name} must be {least} or more, not {value}")
         self.train, self.val, self.test = train, val, test
-        if not 0 <= max_fault_rate <= 1:
-            raise SailUsageError(f"max_fault_rate must be from 0 to 1, not {max_fault_rate}")
         self.max_fault_rate = max_fault_rate
         self.images, self.text = images, text
         self.prompts = tuple(parse_prompt(prompt) for prompt in prompts or ())

@@ -23,6 +23,7 @@ from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import BoolMask, Mask, MaskRef, Sample, Turn
 from sail_lightning.sequence.chat_template import prompt_token
+from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt, UnitInterval
 
 Shape = Literal["mask", "box", "point", "scribble"]
 DEPTH = 16
@@ -54,7 +55,7 @@ class Region:
         return Mask(self.mask, self.id)
 
 
-class Prompting:
+class Prompting(Checked):
     """How a source prompts for its objects.
 
     Args:
@@ -67,17 +68,13 @@ class Prompting:
 
     def __init__(
         self,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: Mapping[str, float] | None = None,
-        absent: float = 0.05,
+        objects: PositiveInt = 5,
+        num_prompts: PositiveInt = 15,
+        shapes: Mapping[Shape, NonNegativeFloat] | None = None,
+        absent: UnitInterval = 0.05,
     ) -> None:
-        if num_prompts < 1:
-            raise SailUsageError(f"num_prompts must be 1 or more for a source of visual prompts, not {num_prompts}")
-        if not 1 <= objects <= num_prompts:
-            raise SailUsageError(f"objects must be from 1 to num_prompts ({num_prompts}), not {objects}")
-        if not 0 <= absent <= 1:
-            raise SailUsageError(f"absent is a probability from 0 to 1, not {absent}")
+        if objects > num_prompts:
+            raise SailUsageError(f"objects must be at most num_prompts ({num_prompts}), not {objects}")
         self.objects, self.num_prompts, self.absent = objects, num_prompts, absent
         self._chances = _chances(shapes)
 
@@ -266,16 +263,11 @@ def _inside(deep: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, i
     return divmod(place, deep.shape[1])
 
 
-def _chances(shapes: Mapping[str, float] | None) -> tuple[tuple[Shape, float], ...]:
+def _chances(shapes: Mapping[Shape, float] | None) -> tuple[tuple[Shape, float], ...]:
     """Shapes with their probability, given that none before them is drawn; the last has 1."""
     if shapes is None:
         return ()
     known: tuple[Shape, ...] = get_args(Shape)
-    for shape, weight in shapes.items():
-        if shape not in known:
-            raise SailUsageError(f"shapes names {shape}; a prompt is one of {', '.join(known)}")
-        if not (weight >= 0 and np.isfinite(weight)):
-            raise SailUsageError(f"shapes.{shape} must be 0 or more, not {weight}")
     used = [(shape, float(shapes[shape])) for shape in known if shapes.get(shape)]
     if not used:
         raise SailUsageError("shapes must give at least one shape a weight above 0; null is always the mask")

@@ -18,18 +18,28 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings.ranges import (
+    Checked,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOrMore,
+    PositiveInt,
+    UnitInterval,
+)
 
 Head = Callable[[Tensor], Tensor]
 """The language head: hidden states (S, D) to vocabulary logits (S, V)."""
 
 
-class LanguageLoss(nn.Module):
-    """Cross-entropy over supervised rows only. Args: label_smoothing: of the targets, 0 to 1."""
+class LanguageLoss(Checked, nn.Module):
+    """Cross-entropy over supervised rows only.
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    Args:
+        label_smoothing: share of each target that is spread over the whole vocabulary, 0 to 1.
+    """
+
+    def __init__(self, label_smoothing: UnitInterval = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise SailUsageError(f"label_smoothing must be 0 to 1, not {label_smoothing}")
         self.label_smoothing = label_smoothing
 
     def forward(self, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
@@ -52,10 +62,8 @@ class ChunkedLanguageLoss(LanguageLoss):
         label_smoothing: of the targets, 0 to 1.
     """
 
-    def __init__(self, chunk_size: int = 1024, label_smoothing: float = 0.0) -> None:
+    def __init__(self, chunk_size: PositiveInt = 1024, label_smoothing: UnitInterval = 0.0) -> None:
         super().__init__(label_smoothing)
-        if chunk_size < 1:
-            raise SailUsageError(f"chunk_size must be 1 or more, not {chunk_size}")
         self.chunk_size = chunk_size
 
     def forward(self, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
@@ -132,7 +140,7 @@ class MaskLossSums:
     dice: Tensor
 
 
-class MaskLoss(nn.Module):
+class MaskLoss(Checked, nn.Module):
     """Binary cross-entropy and dice, on all pixels of small pictures and on sampled points of large ones.
 
     Args:
@@ -147,11 +155,11 @@ class MaskLoss(nn.Module):
 
     def __init__(
         self,
-        bce_weight: float = 2.0,
-        dice_weight: float = 0.5,
-        num_points: int = 12544,
-        oversample_ratio: float = 3.0,
-        importance_ratio: float = 0.75,
+        bce_weight: NonNegativeFloat = 2.0,
+        dice_weight: NonNegativeFloat = 0.5,
+        num_points: NonNegativeInt = 12544,
+        oversample_ratio: OneOrMore = 3.0,
+        importance_ratio: UnitInterval = 0.75,
         resolution: Literal["target", "features"] = "target",
     ) -> None:
         super().__init__()
@@ -245,7 +253,7 @@ def uncertain_points(
     return torch.cat([candidates.gather(1, index[..., None].expand(-1, -1, 2)), extra], dim=1).to(logits.dtype)
 
 
-class DistillationLoss(ABC, nn.Module):
+class DistillationLoss(Checked, ABC, nn.Module):
     """How far a student's projected features are from a teacher's. Computed in float32 on the student's grid."""
 
     @abstractmethod

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sail_lightning.compat import peft
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.settings.ranges import BelowOne, Checked, PositiveFloat, PositiveInt, refuse_empty
 from sail_lightning.weights.state_dict import differences, fill, some
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ INCIDENTAL = frozenset(
 """Entries of an `adapter_config.json` that do not change what its weights mean, or are read by themselves."""
 
 
-class LoRA:
+class LoRA(Checked):
     """Low-rank adapters on the linear layers of a backbone's decoder, whose own weights are frozen.
 
     All that a pretrained decoder does not know stays trainable: the patch embedding, the upsampler, the heads, the
@@ -64,14 +65,15 @@ class LoRA:
 
     def __init__(
         self,
-        r: int = 16,
-        alpha: float = 32.0,
-        dropout: float = 0.0,
+        r: PositiveInt = 16,
+        alpha: PositiveFloat = 32.0,
+        dropout: BelowOne = 0.0,
         targets: list[str] | None = None,
         rslora: bool = False,
         dora: bool = False,
         train_embeddings: bool = True,
     ) -> None:
+        refuse_empty(self, targets=targets)
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
         self.rslora, self.dora, self.train_embeddings = rslora, dora, train_embeddings
         self._frozen: list[nn.Parameter] = []
@@ -86,7 +88,7 @@ class LoRA:
 
         Raises:
             SailError: peft is not installed.
-            SailUsageError: a setting out of range, or a target that the decoder's layers do not have; a backbone
+            SailUsageError: a target that the decoder's layers do not have; a backbone
                 without such layers, or with adapters already.
         """
         layers = decoder_layers(backbone)
@@ -119,10 +121,6 @@ class LoRA:
 
     def _peft_config(self, layers: nn.Module) -> Any:
         """PEFT's config, its targets found among the linear layers."""
-        if self.r < 1:
-            raise SailUsageError(f"LoRA: r must be at least 1, not {self.r}")
-        if not 0 <= self.dropout < 1:
-            raise SailUsageError(f"LoRA: dropout must be at least 0 and less than 1, not {self.dropout}")
         names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
         leaves = sorted({name.rpartition(".")[2] for name in names})
         for target in self.targets or ():

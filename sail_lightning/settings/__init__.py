@@ -1,1 +1,1 @@
-"""How settings are typed, checked and renamed: ranges of arguments, and names of earlier versions."""
+"""Settings: what values an argument takes, which arguments a class has, and names of earlier versions."""

@@ -118,7 +118,7 @@ def test_teachers_are_not_copied_and_still_teach(trainer: MakeTrainer) -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match="decay must be"):
+    with pytest.raises(SailUsageError, match="EMA: decay must be at least 0 and less than 1, not"):
         EMA(decay)
 
 

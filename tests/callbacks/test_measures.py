@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sail_lightning.callbacks import GradNorm, NonFiniteGuard, Throughput
 from sail_lightning.callbacks import throughput as throughput_module
-from sail_lightning.errors import SailError
+from sail_lightning.errors import SailError, SailUsageError
 
 MakeTrainer = Callable[..., L.Trainer]
 
@@ -105,7 +105,7 @@ def test_data_without_a_budget_have_no_fill(trainer: MakeTrainer, tmp_path: Path
 
 def test_every_below_one_is_refused() -> None:
     for callback in (Throughput, NonFiniteGuard):
-        with pytest.raises(ValueError, match="every must be 1 or more"):
+        with pytest.raises(SailUsageError, match="every must be 1 or more"):
             callback(every=0)
 
 

@@ -274,5 +274,5 @@ def test_the_last_checkpoint_is_saved_at_every_validation_and_every_so_many_step
 
 
 def test_checkpoints_every_no_steps_are_refused() -> None:
-    with pytest.raises(SailUsageError, match="checkpoint.every_n_train_steps must be 1 or more, not 0"):
+    with pytest.raises(SailUsageError, match="RunCheckpoint: every_n_train_steps must be 1 or more, not 0"):
         RunCheckpoint(every_n_train_steps=0)

@@ -454,8 +454,9 @@ def test_a_folder_that_is_not_there_is_named(base: PixelSAIL, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r": 0}, "r must be at least 1"),
-        ({"dropout": 1.0}, "dropout must be"),
+        ({"r": 0}, "LoRA: r must be 1 or more, not 0"),
+        ({"dropout": 1.0}, "LoRA: dropout must be at least 0 and less than 1"),
+        ({"targets": []}, "LoRA: targets must not be empty"),
         ({"targets": ["q_proj", "proj"]}, "no linear layer in the decoder's layers is named proj; there are down_proj"),
     ],
 )

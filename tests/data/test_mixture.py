@@ -139,8 +139,8 @@ def test_null_drops_a_source_that_an_earlier_config_named() -> None:
     ("settings", "message"),
     [
         ({"repeats": {"c": 2}}, "repeats names c, but the sources are a, b"),
-        ({"repeats": {"a": 0}}, "repeats of a must be 1 or more, not 0"),
-        ({"weights": {"a": -1.0}}, "weights of a must be more than 0, not -1"),
+        ({"repeats": {"a": 0}}, "Mixture: repeats.a must be 1 or more, not 0"),
+        ({"weights": {"a": -1.0}}, "Mixture: weights.a must be 0 or more, not -1"),
         ({"weights": {"a": 1.0}, "repeats": {"a": 2}}, "repeats or weights, not both"),
         ({"weights": {"a": 0.0}}, "the weights leave no source"),
     ],

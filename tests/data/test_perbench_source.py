@@ -176,7 +176,7 @@ def test_a_broken_record_is_told_by_name_and_the_others_are_read(
 
 
 def test_a_model_without_prompts_cannot_be_asked() -> None:
-    with pytest.raises(SailUsageError, match="num_prompts must be 1 or more for PerBench, not 0"):
+    with pytest.raises(SailUsageError, match="PerBench: num_prompts must be 1 or more, not 0"):
         PerBench(num_prompts=0)
 
 

@@ -103,7 +103,7 @@ def test_each_source_takes_the_same_settings(
     (absent,) = sample.meta[ABSENT]
     denied = [turn for turn in sample.turns if turn.answer == f"<Prompt{absent}> is not in the image."]
     assert len(denied) == 1 and f"<Prompt{absent}>" in denied[0].question
-    with pytest.raises(SailUsageError, match="objects must be from 1 to num_prompts"):
+    with pytest.raises(SailUsageError, match="objects must be at most num_prompts"):
         kind(objects=20, **arguments)
 
 

@@ -301,10 +301,10 @@ def is_one_piece_diagonally(mask: BoolMask) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_prompts": 0}, "num_prompts must be 1 or more for a source of visual prompts, not 0"),
-        ({"objects": 16}, "objects must be from 1 to num_prompts (15), not 16"),
-        ({"absent": 1.5}, "absent is a probability from 0 to 1, not 1.5"),
-        ({"shapes": {"circle": 1.0}}, "shapes names circle; a prompt is one of mask, box, point, scribble"),
+        ({"num_prompts": 0}, "num_prompts must be 1 or more, not 0"),
+        ({"objects": 16}, "objects must be at most num_prompts (15), not 16"),
+        ({"absent": 1.5}, "absent must be from 0 to 1, not 1.5"),
+        ({"shapes": {"circle": 1.0}}, "the keys of shapes must be one of mask, box, point, scribble, not 'circle'"),
         ({"shapes": {"box": -1.0}}, "shapes.box must be 0 or more, not -1.0"),
         ({"shapes": {"box": 0.0}}, "shapes must give at least one shape a weight above 0"),
     ],

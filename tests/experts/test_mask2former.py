@@ -121,6 +121,20 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
         command.run(words)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "Recipe: steps must be 1 or more, not 0"),
+        ({"lr": float("nan")}, "Recipe: lr must be more than 0, not nan"),
+        ({"size": 63}, "Recipe: size must be 64 or more, not 63"),
+        ({"width": 48}, "Recipe: width must be a multiple of 32, not 48"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SailUsageError, match=message):
+        Recipe(**settings)
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs the command until a step, keeping every other step, and ends it there."""

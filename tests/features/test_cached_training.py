@@ -129,7 +129,7 @@ def test_faults_of_a_cache_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SailError, match=r"none has no features\.json"):
         CachedTeacher(str(tmp_path / "none")).build(Dims())
     with pytest.raises(SailUsageError, match="CachedTeacher: every must be 1 or more"):
-        CachedTeacher("f", every=0).build(Dims())
+        CachedTeacher("f", every=0)
 
 
 def test_live_and_cached_teachers_are_measured_on_the_same_pictures(tmp_path: Path) -> None:

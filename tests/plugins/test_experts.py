@@ -304,9 +304,9 @@ def test_an_expert_computes_in_its_own_dtype_whatever_is_current(name: str) -> N
 def test_what_cannot_be_set_is_one_sentence() -> None:
     with pytest.raises(SailUsageError, match="SAM2Teacher: every must be 1 or more, not 0"):
         built("SAM2Teacher", every=0)
-    with pytest.raises(SailUsageError, match="SAM2Teacher: no task referring; there are refer, describe"):
+    with pytest.raises(SailUsageError, match="SAM2Teacher: tasks.0. must be one of refer, .*, not 'referring'"):
         built("SAM2Teacher", tasks=["referring"])
-    with pytest.raises(SailUsageError, match="SAM2Teacher: dtype is one of float32, bfloat16, float16, not half"):
+    with pytest.raises(SailUsageError, match="SAM2Teacher: dtype must be one of float32, .*, not 'half'"):
         built("SAM2Teacher", dtype="half")
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from sail_lightning.data.records import picture_hash
 from sail_lightning.sample import Sample
+from sail_lightning.settings.ranges import Checked
 
 
-class Source(ABC):
+class Source(Checked, ABC):
     """Reads one annotation format into `Sample` records. Mixing, repeating and packing happen outside it.
 
     A record may leave things open: which of several wordings, which objects. `draw` settles them at random,

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
-from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
+from sail_lightning.data.sources.indexed import data_path, read_json
+from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample
 
 
-class CocoInstances(IndexedSource):
+class CocoInstances(PhraseSource):
     """Masks of a COCO JSON file (`images`, `annotations`, `categories`), asked about by phrases or by category.
 
     Where every annotation has a phrase, the file needs no `categories`.
@@ -29,33 +29,14 @@ class CocoInstances(IndexedSource):
         annotations: the JSON file.
         images: folder of the photos.
         phrase_key: such as `caption`; null is categories only.
-        part: which photos: `all`, `val` for a share that is held out, `train` for the rest.
-        val_share: that share; which photos it holds is decided by their file names.
-        objects: most masks per conversation.
-        separate: one question per record, every phrase once: for validation and tests.
-        questions: to draw from, with {} for the phrase; null is those of the training recipe.
-        answers: to draw from, with one [SEG]; null is those of the training recipe.
+        kwargs: arguments of `PhraseSource`.
     """
 
     version: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        annotations: str,
-        images: str,
-        phrase_key: str | None = None,
-        part: Part = "all",
-        val_share: float = 0.1,
-        objects: int = 5,
-        separate: bool = False,
-        questions: list[str] | None = None,
-        answers: list[str] | None = None,
-    ) -> None:
-        super().__init__([annotations])
+    def __init__(self, annotations: str, images: str, phrase_key: str | None = None, **kwargs: Any) -> None:
+        super().__init__(files=[annotations], **kwargs)
         self.images, self.phrase_key = data_path(images), phrase_key
-        self.wording = Wording(questions, answers, objects, separate)
-        self.part, self.val_share, self.separate = part, val_share, separate
-        kept((), part, val_share)  # checks the share
 
     def settings(self) -> Any:
         return [str(self.images), self.phrase_key, self.part, self.val_share, self.separate]

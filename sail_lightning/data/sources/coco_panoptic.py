@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import FromLeft, PanopticSource, category_of, segment_mask
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.sample import MaskRef, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
+from sail_lightning.settings.ranges import PositiveInt
 
 
 class CocoPanoptic(PanopticSource):
@@ -22,21 +22,14 @@ class CocoPanoptic(PanopticSource):
 
     Args:
         mode: see above.
-        annotations: the panoptic JSON. The classes that it lists win over COCO's own.
-        pngs: folder of the PNGs.
-        images: folder of the photos.
         objects: most classes per conversation.
+        kwargs: arguments of `PanopticSource`.
     """
 
     def __init__(
-        self,
-        mode: Literal["instance", "semantic"] = "instance",
-        annotations: str = layout.PANOPTIC_JSON,
-        pngs: str = layout.PANOPTIC_PNGS,
-        images: str = layout.COCO_TRAIN2017,
-        objects: int = 5,
+        self, mode: Literal["instance", "semantic"] = "instance", *, objects: PositiveInt = 5, **kwargs: Any
     ) -> None:
-        super().__init__(annotations, pngs, images)
+        super().__init__(**kwargs)
         self.mode, self.objects = mode, objects
 
     def wanted(self, segment: Row) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from sail_lightning.data.prompting import Prompting
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.coco_names import CATEGORIES
 from sail_lightning.data.sources.panoptic import PanopticSource, category_of, segment_mask
+from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.sample import Sample, Turn
 
@@ -19,31 +18,8 @@ REMOVED = 0.05
 """How often that is."""
 
 
-class CocoPrompts(PanopticSource):
-    """Things and stuff of COCO panoptic, each to be told among candidate classes. Crowds are left out.
-
-    Args:
-        annotations: the JSON file.
-        pngs: folder of its PNGs.
-        images: folder of the photos.
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
-    """
-
-    def __init__(
-        self,
-        annotations: str = layout.PANOPTIC_JSON,
-        pngs: str = layout.PANOPTIC_PNGS,
-        images: str = layout.COCO_TRAIN2017,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: dict[str, float] | None = None,
-        absent: float = 0.05,
-    ) -> None:
-        super().__init__(annotations, pngs, images)
-        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+class CocoPrompts(PromptedSource, PanopticSource):
+    """Things and stuff of COCO panoptic, each to be told among candidate classes. Crowds are left out."""
 
     def wanted(self, segment: Row) -> bool:
         return not segment.get("iscrowd")

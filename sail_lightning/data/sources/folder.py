@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
-from sail_lightning.data.sources.phrases import Part, Wording, clean, kept, objects_of, separated
+from sail_lightning.data.sources.indexed import data_path, read_json
+from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import PICTURES, load_mask
 from sail_lightning.sample import BoolMask, Sample
@@ -41,7 +41,7 @@ class PngUnion:
         return union
 
 
-class FolderSource(IndexedSource):
+class FolderSource(PhraseSource):
     """Your own pictures and masks.
 
     A mask belongs to the picture NAME if it is `NAME.png`, `NAME_anything.png` or `NAME/anything.png`; if several
@@ -57,41 +57,22 @@ class FolderSource(IndexedSource):
         masks: folder of the PNG masks, of the pictures' sizes; all that is neither zero nor transparent is on. It
             may lie in `images`: what is in it is no picture.
         phrases: the text or JSON file.
-        part: which pictures: `all`, `val` for a share that is held out, `train` for the rest.
-        val_share: that share; which pictures it holds is decided by their names.
-        objects: most masks per conversation.
-        separate: one question per record, every phrase once: for validation and tests.
-        questions: to draw from, with {} for the phrase; null is those of the training recipe.
-        answers: to draw from, with one [SEG]; null is those of the training recipe.
+        kwargs: arguments of `PhraseSource`.
 
     Raises:
-        SailUsageError: one folder for both, a share that is not from 0 to 1, or as `Wording`.
+        SailUsageError: one folder for both, or as `Wording`.
     """
 
     version: ClassVar[int] = 3
 
-    def __init__(
-        self,
-        images: str,
-        masks: str,
-        phrases: str,
-        part: Part = "all",
-        val_share: float = 0.1,
-        objects: int = 5,
-        separate: bool = False,
-        questions: list[str] | None = None,
-        answers: list[str] | None = None,
-    ) -> None:
-        super().__init__([phrases])
+    def __init__(self, images: str, masks: str, phrases: str, **kwargs: Any) -> None:
+        super().__init__(files=[phrases], **kwargs)
         self.images, self.masks = data_path(images), data_path(masks)
         if self.images.resolve() == self.masks.resolve():
             raise SailUsageError(
                 f"images and masks are one folder, {self.images}, where a mask cannot be told from a picture; "
                 "put the masks into a folder of their own"
             )
-        self.wording = Wording(questions, answers, objects, separate)
-        self.part, self.val_share, self.separate = part, val_share, separate
-        kept((), part, val_share)  # checks the share
 
     def settings(self) -> Any:
         names = "\n".join(str(path) for folder in (self.images, self.masks) for path in _files(folder))

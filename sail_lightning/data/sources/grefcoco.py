@@ -22,6 +22,7 @@ from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import PositiveInt
 
 
 class GRefCOCO(IndexedSource):
@@ -43,7 +44,7 @@ class GRefCOCO(IndexedSource):
         split: str = "train",
         annotations: str = f"{layout.REFERRING}/grefcoco",
         images: str = layout.COCO_TRAIN2014,
-        objects: int = 5,
+        objects: PositiveInt = 5,
         separate: bool = False,
     ) -> None:
         folder = Path(annotations)

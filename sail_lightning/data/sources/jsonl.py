@@ -9,27 +9,16 @@ from typing import Any
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Sample
 
 
-class JsonlSource(IndexedSource):
+class JsonlSource(OwnFormatSource):
     """A file of one JSON object a line, as `sail_lightning.data.jsonl` describes it. Empty lines are passed over.
 
     The index holds where each line lies; the line itself is read and checked when the record is asked for.
-
-    Args:
-        path: of the file.
-        images: the folder that file names of pictures and PNG masks start from; null is the folder of the file.
     """
-
-    def __init__(self, path: str, images: str | None = None) -> None:
-        super().__init__([path])
-        self.root = (self.files[0].parent if images is None else data_path(images)).absolute()
-
-    def settings(self) -> Any:
-        return str(self.root)  # the folder may be part of what names a picture
 
     def picture(self, row: Row) -> str | None:
         image = row["image"]

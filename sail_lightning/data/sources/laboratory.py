@@ -11,6 +11,7 @@ from sail_lightning.data.sources.base import Source
 from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
 from sail_lightning.errors import SailUsageError
 from sail_lightning.sample import Sample
+from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 class LaboratorySource(Source):
@@ -37,20 +38,18 @@ class LaboratorySource(Source):
     def __init__(
         self,
         split: Literal["train", "val", "test", "compositional"] = "train",
-        samples: int | None = None,
-        seed: int = 0,
-        size: int = 64,
-        min_objects: int = 2,
-        max_objects: int = 5,
-        questions: int = 5,
-        tasks: dict[str, float] | None = None,
-        kinds: dict[str, float] | None = None,
-        vres_kinds: dict[str, float] | None = None,
-        num_prompts: int = 4,
-        prompts: dict[str, float] | None = None,
+        samples: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+        size: PositiveInt = 64,
+        min_objects: PositiveInt = 2,
+        max_objects: PositiveInt = 5,
+        questions: PositiveInt = 5,
+        tasks: dict[str, NonNegativeFloat] | None = None,
+        kinds: dict[str, NonNegativeFloat] | None = None,
+        vres_kinds: dict[str, NonNegativeFloat] | None = None,
+        num_prompts: PositiveInt = 4,
+        prompts: dict[str, NonNegativeFloat] | None = None,
     ) -> None:
-        if samples is not None and samples < 1:
-            raise SailUsageError(f"LaboratorySource: samples must be 1 or more, not {samples}")
         try:
             laboratory = Laboratory(
                 seed=seed,
@@ -58,7 +57,7 @@ class LaboratorySource(Source):
                 size=size,
                 min_objects=min_objects,
                 max_objects=max_objects,
-                tasks=dict(tasks or TASKS),
+                tasks=dict(TASKS if tasks is None else tasks),
                 kinds=kinds,
                 vres_kinds=vres_kinds,
                 questions=questions,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sample import Sample
+from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 CYCLE = 997
 """Samples in which the shares of a weighted mixture are exact, to a sample, each source having one at least. A prime:
@@ -36,11 +37,11 @@ class Mixture(Source):
     def __init__(
         self,
         sources: dict[str, Source | None],
-        repeats: dict[str, int] | None = None,
-        weights: dict[str, float] | None = None,
-        limits: dict[str, int] | None = None,
+        repeats: dict[str, PositiveInt] | None = None,
+        weights: dict[str, NonNegativeFloat] | None = None,
+        limits: dict[str, PositiveInt] | None = None,
         exclude: dict[str, Source | None] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.repeats, self.limits, self.seed = dict(repeats or {}), dict(limits or {}), seed
@@ -50,12 +51,9 @@ class Mixture(Source):
         if not self.sources:
             raise SailUsageError("a mixture needs at least one source")
         for argument in ("repeats", "limits", "weights"):
-            for name, value in getattr(self, argument).items():
+            for name in getattr(self, argument):
                 if name not in sources:
                     raise SailUsageError(f"{argument} names {name}, but the sources are {', '.join(sources)}")
-                if value <= 0 or (argument != "weights" and value != int(value)):
-                    least = "more than 0" if argument == "weights" else "1 or more"
-                    raise SailUsageError(f"{argument} of {name} must be {least}, not {value}")
         if self.weights and self.repeats:
             raise SailUsageError("a mixture has repeats or weights, not both: weights are shares, however many records")
         if weights is not None:

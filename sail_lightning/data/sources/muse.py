@@ -17,6 +17,7 @@ from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
+from sail_lightning.settings.ranges import PositiveInt
 
 SLOT = "{seg}"
 """Stands for a mask in the file's own answers."""
@@ -60,7 +61,7 @@ class Muse(IndexedSource):
         train2014: str = layout.COCO_TRAIN2014,
         train2017: str = layout.COCO_TRAIN2017,
         val2017: str = layout.COCO_VAL2017,
-        questions: int | None = None,
+        questions: PositiveInt | None = None,
     ) -> None:
         super().__init__([annotations])
         self.folders = [data_path(folder) for folder in (train2014, train2017, val2017)]

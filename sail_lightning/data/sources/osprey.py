@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_lightning.data.prompting import ABSENT, Prompting, Region, denial, described, with_names
+from sail_lightning.data.prompting import ABSENT, Region, denial, described, with_names
 from sail_lightning.data.records import Row, picture_name
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.llava import conversation
+from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import refuse_empty
 
 Kind = Literal["conversation", "part_level", "positive_negative", "short_form", "detail_description"]
 FILES: dict[Kind, str] = {
@@ -30,7 +32,7 @@ IMAGES = (layout.COCO_TRAIN2014, layout.COCO_VAL2014, layout.COCO_TRAIN2017, lay
 _KEYS = ("file_name", "height", "width", "annotation", "conversations", "description")
 
 
-class Osprey(IndexedSource):
+class Osprey(PromptedSource):
     """One file of Osprey-724K. Its regions, `<region1>` and so on in the texts, become prompts.
 
     A conversation keeps all its regions; those with more than `num_prompts` are left out. `short_form` asks for a word
@@ -44,10 +46,7 @@ class Osprey(IndexedSource):
         kind: which of the five files.
         annotations: folder of the files.
         images: folders of the photos, in the order in which they are looked through; null is COCO's four.
-        objects: most per conversation of `detail_description`.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
+        kwargs: arguments of `PromptedSource`; `objects` counts in `detail_description` alone.
     """
 
     def __init__(
@@ -55,14 +54,11 @@ class Osprey(IndexedSource):
         kind: Kind = "conversation",
         annotations: str = layout.OSPREY,
         images: list[str] | None = None,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: dict[str, float] | None = None,
-        absent: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__([Path(annotations) / FILES[kind]])
+        refuse_empty(self, images=images)
+        super().__init__(files=[Path(annotations) / FILES[kind]], **kwargs)
         self.kind, self.images = kind, [data_path(folder) for folder in images or IMAGES]
-        self.prompting = Prompting(objects, num_prompts, shapes, absent)
 
     def settings(self) -> Any:
         return [self.kind, [str(folder) for folder in self.images], self.prompting.num_prompts]

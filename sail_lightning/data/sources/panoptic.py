@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sail_lightning.data.records import Row
+from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.coco_names import CATEGORIES, Category, said
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.errors import SailError
@@ -33,12 +34,17 @@ class PanopticSource(IndexedSource):
     and with `name` and `thing` of its category where it has a known one.
 
     Args:
-        annotations: the JSON file.
+        annotations: the JSON file. The classes that it lists win over COCO's own.
         pngs: folder of the PNGs.
         images: folder of the photos, which are called as the PNGs but end with `.jpg`.
     """
 
-    def __init__(self, annotations: str, pngs: str, images: str) -> None:
+    def __init__(
+        self,
+        annotations: str = layout.PANOPTIC_JSON,
+        pngs: str = layout.PANOPTIC_PNGS,
+        images: str = layout.COCO_TRAIN2017,
+    ) -> None:
         super().__init__([annotations])
         self.pngs, self.images = data_path(pngs), data_path(images)
 
@@ -69,8 +75,13 @@ class PanopticSource(IndexedSource):
 class DescribedSegments(PanopticSource):
     """The segments of Pix2Cap that have a description of more than `SHORTEST_DESCRIPTION` characters.
 
-    The file is laid out as COCO's panoptic JSON; each segment has a `description` too.
+    Args:
+        annotations: the JSON file, laid out as COCO's panoptic one with a `description` per segment.
+        kwargs: arguments of `PanopticSource`.
     """
+
+    def __init__(self, annotations: str = layout.PIX2CAP, **kwargs: Any) -> None:
+        super().__init__(annotations, **kwargs)
 
     def wanted(self, segment: Row) -> bool:
         return len(as_description(segment)) > SHORTEST_DESCRIPTION

@@ -9,30 +9,19 @@ from typing import Any
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources.indexed import IndexedSource, data_path
+from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Sample
 
 COLUMNS = ("id", "image", "size", "turns", "masks", "prompts", "meta")
 
 
-class ParquetSource(IndexedSource):
+class ParquetSource(OwnFormatSource):
     """A Parquet file whose columns are the keys that `sail_lightning.data.jsonl` describes; other columns are not read.
 
     A column may hold nested values or their JSON text. In nested values null is as good as absent, so that masks,
     which have different keys, fit into one type. Needs pyarrow: `pip install 'sail-lightning[parquet]'`.
-
-    Args:
-        path: of the file.
-        images: the folder that file names of pictures and PNG masks start from; null is the folder of the file.
     """
-
-    def __init__(self, path: str, images: str | None = None) -> None:
-        super().__init__([path])
-        self.root = (self.files[0].parent if images is None else data_path(images)).absolute()
-
-    def settings(self) -> Any:
-        return str(self.root)  # the folder may be part of what names a picture
 
     def rows(self) -> Iterator[Row]:
         try:

@@ -13,10 +13,11 @@ from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.sam_prompts import rle_size
 from sail_lightning.encoding import prompt_templates
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Mask, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG, prompt_token
+from sail_lightning.settings.ranges import PositiveInt
 
 Task = Literal["caption", "choice", "vres"]
 FILES: dict[Task, str] = {
@@ -54,11 +55,9 @@ class PerBench(IndexedSource):
         task: Task = "caption",
         annotations: str | None = None,
         images: str = f"{layout.PERBENCH}/images",
-        num_prompts: int = 15,
+        num_prompts: PositiveInt = 15,
         words: str | None = None,
     ) -> None:
-        if num_prompts < 1:
-            raise SailUsageError(f"num_prompts must be 1 or more for PerBench, not {num_prompts}")
         super().__init__([annotations or f"{layout.PERBENCH}/{FILES[task]}"])
         self.task, self.images, self.num_prompts = task, data_path(images), num_prompts
         self.words = words or (

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
+from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailUsageError
 from sail_lightning.sample import Turn
+from sail_lightning.settings.ranges import PositiveInt, UnitInterval, refuse_empty
 
 Part = Literal["all", "train", "val"]
 T = TypeVar("T")
@@ -62,7 +65,7 @@ class Wording:
         separate: one question per record.
 
     Raises:
-        SailUsageError: a question without `{}`, an answer without `[SEG]`, or less than one object.
+        SailUsageError: a question without `{}`, or an answer without `[SEG]`.
     """
 
     def __init__(
@@ -76,8 +79,6 @@ class Wording:
             raise SailUsageError(f"a question needs one {{}} where the phrase goes, which {bad[0]!r} lacks")
         if bad := [text for text in self.answers if text.count("[SEG]") != 1]:
             raise SailUsageError(f"an answer needs one [SEG] where the mask goes, which {bad[0]!r} lacks")
-        if objects < 1:
-            raise SailUsageError(f"objects must be 1 or more, not {objects}")
 
     def turns(self, objects: Sequence[Row], choose: Choice) -> tuple[tuple[Turn, ...], list[Row]]:
         """A conversation about some objects, each with its `phrases`, and the object of each turn."""
@@ -90,16 +91,41 @@ class Wording:
         return tuple(turns), chosen
 
 
+class PhraseSource(IndexedSource):
+    """A source of your own masks, which phrases ask about.
+
+    Args:
+        files: the annotation files.
+        part: which pictures: `all`, `val` for a share that is held out, `train` for the rest.
+        val_share: that share; which pictures it holds is decided by their names.
+        objects: most masks per conversation.
+        separate: one question per record, every phrase once: for validation and tests.
+        questions: to draw from, with {} for the phrase; null is those of the training recipe.
+        answers: to draw from, with one [SEG]; null is those of the training recipe.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        *,
+        part: Part = "all",
+        val_share: UnitInterval = 0.1,
+        objects: PositiveInt = 5,
+        separate: bool = False,
+        questions: list[str] | None = None,
+        answers: list[str] | None = None,
+    ) -> None:
+        super().__init__(files)
+        refuse_empty(self, questions=questions, answers=answers)
+        self.wording = Wording(questions, answers, objects, separate)
+        self.part, self.val_share, self.separate = part, val_share, separate
+
+
 def kept(names: Iterable[T], part: Part, share: float, name: Callable[[T], str] = str) -> list[T]:
     """Those pictures that belong to a part, in their order. Which are held out depends on their names alone.
 
     Of two or more pictures at least one is held out, and one is not, if `share` lies between 0 and 1.
-
-    Raises:
-        SailUsageError: a share that is not from 0 to 1.
     """
-    if not 0 <= share <= 1:
-        raise SailUsageError(f"val_share must be from 0 to 1, not {share}")
     every = list(names)
     if part == "all":
         return every

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import PositiveInt
 
 
 class Pix2CapSegmentation(DescribedSegments):
     """Pix2Cap, to be segmented: one turn per described object.
 
     Args:
-        annotations: the JSON file, laid out as COCO's panoptic one with a `description` per segment.
-        pngs: folder of COCO's panoptic PNGs.
-        images: folder of the photos.
         objects: most per conversation.
+        kwargs: arguments of `DescribedSegments`.
     """
 
-    def __init__(
-        self,
-        annotations: str = layout.PIX2CAP,
-        pngs: str = layout.PANOPTIC_PNGS,
-        images: str = layout.COCO_TRAIN2017,
-        objects: int = 5,
-    ) -> None:
-        super().__init__(annotations, pngs, images)
+    def __init__(self, *, objects: PositiveInt = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.objects = objects
 
     def sample(self, row: Row, choose: Choice) -> Sample:

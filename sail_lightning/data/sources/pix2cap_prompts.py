@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from sail_lightning.data.prompting import Prompting, described
+from sail_lightning.data.prompting import described
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
-from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
+from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.sample import Sample
 
 
-class Pix2CapPrompts(DescribedSegments):
-    """One to `objects` segments of a photo, each to be described.
-
-    Args:
-        annotations: the JSON file.
-        pngs: folder of COCO's panoptic PNGs.
-        images: folder of the photos.
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
-    """
-
-    def __init__(
-        self,
-        annotations: str = layout.PIX2CAP,
-        pngs: str = layout.PANOPTIC_PNGS,
-        images: str = layout.COCO_TRAIN2017,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: dict[str, float] | None = None,
-        absent: float = 0.05,
-    ) -> None:
-        super().__init__(annotations, pngs, images)
-        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+class Pix2CapPrompts(PromptedSource, DescribedSegments):
+    """One to `objects` segments of a photo, each to be described."""
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         segments = self.prompting.some(row["segments_info"], choose)

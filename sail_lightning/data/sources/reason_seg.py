@@ -20,6 +20,7 @@ from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import image_size
 from sail_lightning.sample import BoolMask, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
+from sail_lightning.settings.ranges import PositiveInt
 
 ANSWER = f"It is {SEG}."
 
@@ -71,7 +72,7 @@ class ReasonSeg(IndexedSource):
         self,
         split: Literal["train", "val", "test"] = "train",
         folder: str = layout.REASON_SEG,
-        sentences: int = 3,
+        sentences: PositiveInt = 3,
         separate: bool = False,
     ) -> None:
         super().__init__([Path(folder) / split])

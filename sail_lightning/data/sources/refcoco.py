@@ -15,6 +15,7 @@ from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import PositiveInt
 
 BENCHMARK_QUESTION = "Please segment {} in this image."
 """One of the training questions; benchmarks ask it of every phrase."""
@@ -43,7 +44,7 @@ class RefCOCO(IndexedSource):
         split_by: Literal["unc", "umd", "google"] | None = None,
         annotations: str | None = None,
         images: str = layout.COCO_TRAIN2014,
-        objects: int = 5,
+        objects: PositiveInt = 5,
         separate: bool = False,
     ) -> None:
         by = split_by or ("umd" if name == "refcocog" else "unc")

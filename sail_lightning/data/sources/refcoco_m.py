@@ -18,6 +18,7 @@ from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Sample, Turn
+from sail_lightning.settings.ranges import PositiveInt
 
 
 class RefCOCOM(IndexedSource):
@@ -41,7 +42,7 @@ class RefCOCOM(IndexedSource):
         self,
         annotations: str = f"{layout.REFERRING}/refcoco-m",
         images: str = layout.COCO_TRAIN2014,
-        objects: int = 5,
+        objects: PositiveInt = 5,
         separate: bool = False,
     ) -> None:
         super().__init__(row_files(data_path(annotations).absolute()))  # no longer below $SAIL_DATA

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from sail_lightning.data.prompting import Prompting
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, photo_row
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
@@ -18,35 +18,16 @@ from sail_lightning.sample import Mask, Sample, Turn
 from sail_lightning.sequence.chat_template import prompt_token
 
 
-class RegionCaptions(RefCOCO):
+class RegionCaptions(PromptedSource, RefCOCO):
     """The referred objects of a photo, each to be named by a phrase that means it; one to `objects` at a time.
 
     Args:
         name: of the set.
-        split: of its refs: `train`, `val`, `testA`, `testB` or `test`.
-        split_by: whose split; null is `umd` for RefCOCOg and `unc` for the others.
-        annotations: folder of the two files; null is `ref_seg/NAME`.
-        images: folder of the photos.
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
+        kwargs: arguments of `PromptedSource` and `RefCOCO`.
     """
 
-    def __init__(
-        self,
-        name: Literal["refcoco", "refcoco+", "refcocog"] = "refcocog",
-        split: str = "train",
-        split_by: Literal["unc", "umd", "google"] | None = None,
-        annotations: str | None = None,
-        images: str = layout.COCO_TRAIN2014,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: dict[str, float] | None = None,
-        absent: float = 0.05,
-    ) -> None:
-        super().__init__(name, split, split_by, annotations, images, objects)
-        self.prompting = Prompting(objects, num_prompts, shapes, absent)
+    def __init__(self, name: Literal["refcoco", "refcoco+", "refcocog"] = "refcocog", **kwargs: Any) -> None:
+        super().__init__(name=name, separate=False, **kwargs)
 
     def sample(self, row: Row, choose: Choice) -> Sample:
         size = (int(row["height"]), int(row["width"]))

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sail_lightning.data.prompting import Prompting, described
+from sail_lightning.data.prompting import described
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
+from sail_lightning.data.sources.indexed import data_path, read_json
+from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
@@ -25,7 +26,7 @@ _HIGHLIGHT = re.compile(
 _SPACE_BEFORE_MARK = re.compile(r" +(?=[.,;:!?])")
 
 
-class SamPrompts(IndexedSource):
+class SamPrompts(PromptedSource):
     """A JSON list of pictures with described objects. A record is some objects of a picture, `objects` at most.
 
     A picture with more is several records, so that a pass asks about each object once; one with none is no record.
@@ -33,24 +34,12 @@ class SamPrompts(IndexedSource):
     Args:
         annotations: the JSON file.
         images: folder of the pictures.
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
+        kwargs: arguments of `PromptedSource`.
     """
 
-    def __init__(
-        self,
-        annotations: str = layout.SAM_PROMPTS,
-        images: str = layout.SAM_IMAGES,
-        objects: int = 5,
-        num_prompts: int = 15,
-        shapes: dict[str, float] | None = None,
-        absent: float = 0.05,
-    ) -> None:
-        super().__init__([annotations])
+    def __init__(self, annotations: str = layout.SAM_PROMPTS, images: str = layout.SAM_IMAGES, **kwargs: Any) -> None:
+        super().__init__(files=[annotations], **kwargs)
         self.images = data_path(images)
-        self.prompting = Prompting(objects, num_prompts, shapes, absent)
 
     def settings(self) -> Any:
         return [str(self.images), self.prompting.objects]

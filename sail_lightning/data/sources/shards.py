@@ -15,6 +15,7 @@ from sail_lightning.data.webdataset.store import BLOCK, ShardPicture, ShardStore
 from sail_lightning.data.webdataset.writer import as_bytes
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sample import Sample
+from sail_lightning.settings.ranges import PositiveInt
 
 
 class ShardSource(Source):
@@ -32,10 +33,8 @@ class ShardSource(Source):
     """
 
     def __init__(
-        self, address: str, window: int = 8, cache_size: str = "16GB", options: dict[str, Any] | None = None
+        self, address: str, window: PositiveInt = 8, cache_size: str = "16GB", options: dict[str, Any] | None = None
     ) -> None:
-        if window < 1:
-            raise SailUsageError(f"window must be 1 or more, not {window}")
         self.window = window
         where = address if is_remote(address) else str(data_path(address))
         self.store = ShardStore(where, as_bytes(cache_size), dict(options or {}))

@@ -1,0 +1,53 @@
+"""Which arguments a class takes, those of its parents that it hands on with `**kwargs` among them.
+
+The one place that asks jsonargparse how it follows `**kwargs`: what is listed and checked is what its parser takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse._parameter_resolvers import get_signature_parameters
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument: its type, its default (`inspect.Parameter.empty` if it has none) and what its class says of it."""
+
+    name: str
+    hint: Any
+    default: Any
+    doc: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@functools.cache
+def arguments_of(cls: type) -> dict[str, Argument]:
+    """The arguments of a class by name, in order: its own, then those of its parents that it takes as `**kwargs`.
+
+    What a class decides for its parent (`super().__init__(separate=False, **kwargs)`) is not among them.
+    """
+    if not inspect.isfunction(cls.__init__):  # type: ignore[misc]
+        return {}  # it has none of its own, as an exception
+    found = get_signature_parameters(cls, "__init__", logger=False)
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        one.name: Argument(one.name, one.annotation, one.default, " ".join((one.doc or "").split()))
+        for one in found
+        if one.kind not in open_ended
+    }
+
+
+def is_open_ended(cls: type) -> bool:
+    """Whether a class takes `**kwargs` that no parent of it names."""
+    inits = [parent.__dict__["__init__"] for parent in cls.__mro__[:-1] if "__init__" in parent.__dict__]
+    return all(
+        any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(init).parameters.values())
+        for init in inits
+    )

@@ -1,0 +1,60 @@
+"""Arguments that a class hands on to its parents are its own, with their types, defaults and descriptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sail_lightning.plugins.attention import SDPAAttention
+from sail_lightning.plugins.backbones import EncoderBackbone, SailQwen
+from sail_lightning.settings.signatures import arguments_of, is_open_ended
+
+
+class Parent:
+    """A parent.
+
+    Args:
+        size: how large
+            it is.
+        separate: whether it is alone.
+    """
+
+    def __init__(self, size: int = 3, separate: bool = False) -> None:
+        self.size, self.separate = size, separate
+
+
+class Child(Parent):
+    """A child.
+
+    Args:
+        name: of it.
+        kwargs: arguments of `Parent`.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(separate=True, **kwargs)
+        self.name = name
+
+
+def test_arguments_of_parents_follow_a_classs_own() -> None:
+    assert list(arguments_of(Child)) == ["name", "size"]
+
+
+def test_what_a_class_decides_for_its_parent_is_no_argument() -> None:
+    assert "separate" not in arguments_of(Child)
+
+
+def test_an_inherited_argument_keeps_type_default_and_description() -> None:
+    size = arguments_of(Child)["size"]
+    assert (size.hint, size.default, size.doc) == (int, 3, "how large it is.")
+    assert arguments_of(Child)["name"].required and not size.required
+
+
+def test_a_preset_s_arguments_are_an_encoders_too() -> None:
+    assert set(arguments_of(SailQwen)) < set(arguments_of(EncoderBackbone))
+
+
+@pytest.mark.parametrize(("cls", "told"), [(Child, False), (EncoderBackbone, False), (SDPAAttention, True)])
+def test_whether_a_class_takes_names_that_nobody_lists(cls: type, told: bool) -> None:
+    assert is_open_ended(cls) is told
