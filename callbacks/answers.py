@@ -20,6 +20,7 @@ from sail_lightning.image.preprocessing import load_image, load_mask
 from sail_lightning.metrics.masks import ignored
 from sail_lightning.module import PixelSAIL
 from sail_lightning.provenance import annotations_of, questions_of, weights_of
+from sail_lightning.registry import register
 from sail_lightning.sample import BoolMask
 from sail_lightning.scoring import Answer, read_answers, score
 from sail_lightning.scoring.answer_log import NUMBER, AnswerLog, Line
@@ -34,6 +35,7 @@ MASK_TASKS = ("refer", "vres", "caption")
 """Tasks whose answers are judged by masks."""
 
 
+@register
 class AnswerWriter(Checked, L.Callback):
     """Writes what `test` answers to `per_sample.jsonl`, and at the end scores it: report.md, report.json, gallery/.
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from sail_lightning.compat.lightning import Averaging
 from sail_lightning.compat.torch import lerp_
 from sail_lightning.errors import SailUsageError
+from sail_lightning.registry import register
 from sail_lightning.settings.ranges import BelowOne, Checked, NonNegativeInt
 
 
+@register
 class EMA(Checked, Averaging):
     """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
 

@@ -6,7 +6,10 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
+from sail_lightning.registry import register
 
+
+@register
 class GradNorm(L.Callback):
     """Logs `train/grad_norm`: the 2-norm of all gradients together, before clipping, at the trainer's log interval."""
 

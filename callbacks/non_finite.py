@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.errors import SailError
+from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, PositiveInt
 
 
+@register
 class NonFiniteGuard(Checked, L.Callback):
     """Stops training when a loss is NaN or infinite; the error names the step and the samples of that batch.
 

@@ -13,11 +13,13 @@ from PIL import Image
 
 from sail_lightning.generation.prediction import Prediction
 from sail_lightning.image.drawing import grid
+from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, NonNegativeInt
 
 WIDTH = 256
 
 
+@register
 class OverlayLogger(Checked, L.Callback):
     """Draws the first answers of each validation and test run as one grid and hands it to every logger.
 

@@ -14,12 +14,14 @@ import lightning as L
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.image.preprocessing import PICTURES, load_mask
+from sail_lightning.registry import register
 from sail_lightning.sample import Box, Point, Prompt, Scribble
 from sail_lightning.scoring.answer_log import encoded
 
 FILE, OVERLAYS = "predictions.jsonl", "overlays"
 
 
+@register
 class PredictionWriter(L.Callback):
     """Writes what `predict` answers: `predictions.jsonl` and, if asked, `overlays/<name>.png`.
 

@@ -10,9 +10,11 @@ import lightning as L
 import torch
 
 from sail_lightning.encoding.batch import PackedBatch
+from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, PositiveInt
 
 
+@register
 class Throughput(Checked, L.Callback):
     """Logs `train/tokens_per_s`, `train/samples_per_s` (of all ranks together), `train/fill` and
     `train/peak_memory_gib` (of this rank).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class SailError(Exception):
@@ -19,3 +20,22 @@ class PictureError(SailError):
 
 class SailUsageError(SailError):
     """A fault in how a command or a call was written (exit code 2)."""
+
+
+def choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
+    """What to write in place of a wrong name: the nearest one, and all there are unless that list is long.
+
+    Args:
+        name: the wrong name; empty if there is none to compare with.
+        names: those there are.
+        verb: what stands before the list, such as `there are`.
+        shown: how many names the list holds at most.
+    """
+    every = list(names)
+    plain = {other.lower(): other for other in every}
+    found = difflib.get_close_matches(name.lower(), plain, 1, 0.5)
+    near = f"did you mean {plain[found[0]]}?" if found else ""
+    if near and len(every) > shown:
+        return near
+    rest = f" and {len(every) - shown} more" if len(every) > shown else ""
+    return f"{near} {verb} {', '.join(every[:shown]) or 'none'}{rest}".strip()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailError
-from sail_lightning.registry import socket
+from sail_lightning.registry import build_arguments, socket
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import SOLO_CHAT, Chat
 from sail_lightning.sequence.layout import PictureLayout
@@ -49,6 +49,8 @@ class Plugin(nn.Module, ABC):
     """What all plugins share: two phases, and the memory of how they were configured (`init_args`).
 
     Arguments are held to the ranges and choices in their types (`settings.ranges`), from Python and from YAML alike.
+    One that stands for a plugin may be given as an mmengine config, `dict(type="SDPAAttention")`: so plugins inside
+    plugins are also made by an mmengine registry of another scope, which makes the outermost one only.
     """
 
     init_args: dict[str, Any]
@@ -56,16 +58,17 @@ class Plugin(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
 
-        def record(self: Plugin, init: Callable[..., None], bound: inspect.BoundArguments) -> None:
-            check_arguments(self, init, bound.arguments)
+        def record(self: Plugin, init: Callable[..., None], bound: inspect.BoundArguments) -> dict[str, Any] | None:
+            varkw = inspect.getfullargspec(init).varkw or ""
+            given = dict(list(bound.arguments.items())[1:])
+            handed_on = given.pop(varkw, {})  # `**kwargs` for a parent: recorded one by one
+            made = build_arguments(cls, given | handed_on)
+            own = {name: made[name] for name in given}
+            check_arguments(self, init, own | ({varkw: {name: made[name] for name in handed_on}} if varkw else {}))
             if "init_args" not in self.__dict__:  # the outermost of a chain: what the caller gave
-                bound.apply_defaults()
-                given = dict(list(bound.arguments.items())[1:])
-                if varkw := inspect.getfullargspec(init).varkw:  # `**kwargs` for a parent: recorded one by one
-                    handed_on = given.pop(varkw)
-                    defaults = {name: one.default for name, one in arguments_of(cls).items() if not one.required}
-                    given = defaults | given | handed_on
-                object.__setattr__(self, "init_args", given)
+                defaults = {name: one.default for name, one in arguments_of(cls).items() if not one.required}
+                object.__setattr__(self, "init_args", defaults | made)
+            return made if any(made[name] is not value for name, value in (given | handed_on).items()) else None
 
         before_init(cls, record, _check_initialised)
 
@@ -101,7 +104,7 @@ def to_spec(value: Any, stored: bool = False) -> Any:
     return value
 
 
-@socket
+@socket(where="model.backbone.attention")
 class Attention(Plugin):
     """Which kernel computes prefix attention?
 
@@ -250,7 +253,7 @@ class Regions:
         return Regions(*(getattr(self, name).to(*args, **kwargs) for name in self.__dataclass_fields__))
 
 
-@socket
+@socket(where="model.prompt_encoder")
 class PromptEncoder(Plugin):
     """How does a region enter the sequence?"""
 
@@ -269,7 +272,7 @@ class PromptEncoder(Plugin):
         """
 
 
-@socket
+@socket(where="model.teachers.NAME")
 class Teacher(Plugin):
     """Which expert is distilled, into which features?
 

@@ -1,7 +1,9 @@
-"""Names to plugins: one registry per socket, and the discovery of plugins that others wrote.
+"""Swap points: base classes whose subclasses can stand for one another, and the names of those subclasses.
 
-A plugin's registered name is its class name, which is also its short name in YAML. This is the only module
-that knows mmengine, except for `conversion.mmengine_config`, which reads its configs.
+A class's registered name is its class name, which is also its short name in YAML, on the command line and in mmengine
+configs. mmengine's registries hold the names; this is the only module that knows mmengine, except for
+`conversion.mmengine_config`, which reads its configs. Neither torch nor Lightning
+is imported here.
 """
 
 from __future__ import annotations
@@ -10,47 +12,182 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
-from mmengine.registry import Registry
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry
 
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailUsageError, choice
+from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ended, parts_of
 
 T = TypeVar("T", bound=type)
 
-SOCKETS: dict[type, Registry] = {}
-"""Abstract class of each socket, to the registry of its plugins."""
+SCOPE = "sail_lightning"
+"""The scope of our names in mmengine configs: `dict(type="sail_lightning.DeconvUpsampler")`."""
+SHIPPED = (
+    *("sail_lightning.plugins", "sail_lightning.data.sources", "sail_lightning.model.losses"),
+    *("sail_lightning.training.optim", "sail_lightning.pretrained.lora"),
+)
+"""Modules that register what the package ships."""
+SHIPPED_WITH_LIGHTNING = ("sail_lightning.callbacks",)
+"""Those among them that import Lightning, which takes seconds."""
 SOURCES: dict[str, str] = {}
 """Where plugins were loaded from beyond the package (file, module or entry point), to "ok" or why that failed."""
 
 
 class PluginError(SailUsageError):
-    """A plugin cannot be found, loaded or registered; the message names it and the mend."""
+    """A plugin cannot be found, loaded, registered or built; the message names it and the fix."""
 
 
-def socket(base: T) -> T:
-    """Class decorator: makes an abstract class a socket."""
-    SOCKETS[base] = Registry(base.__name__.lower(), scope="sail_lightning")
-    return base
+class Names(Registry):
+    """One of mmengine's registries, but only what is registered is found in it: mmengine's would import any path."""
+
+    bases: tuple[type, ...] | None = None
+    """The swap points whose names it finds; None is all."""
+
+    def get(self, key: str) -> type:
+        """The class of a name, with or without the scope `sail_lightning.`.
+
+        Raises:
+            PluginError: no such class is registered.
+        """
+        load_shipped()
+        return _named(key, self.bases)
+
+    def __contains__(self, key: str) -> bool:
+        load_shipped()
+        return find(key.removeprefix(f"{SCOPE}."), self.bases) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class SwapPoint:
+    """A base class whose registered subclasses can stand for one another."""
+
+    base: type
+    name: str
+    """As lists and messages call it: `Upsampler`, `Optimizer`."""
+    where: str
+    """The config key that chooses one: `model.upsampler`."""
+    library: str = ""
+    """The library module whose own subclasses may be used too."""
+    library_names: tuple[str, ...] = ()
+    """Which of them; all if empty."""
+    registry: Names = field(init=False)
+
+    def __post_init__(self) -> None:
+        registry = Names(self.name.lower(), build_func=_build_for_mmengine, scope=SCOPE)
+        registry.bases = (self.base,)
+        object.__setattr__(self, "registry", registry)
+
+    @cached_property
+    def library_members(self) -> dict[str, type]:
+        """The library's own classes by name, in alphabetical order."""
+        if not self.library:
+            return {}
+        module = importlib.import_module(self.library)
+        names = self.library_names or getattr(module, "__all__", None) or dir(module)
+        classes = {name: getattr(module, name) for name in sorted(names) if not name.startswith("_")}
+        return {
+            name: cls
+            for name, cls in classes.items()
+            if inspect.isclass(cls) and issubclass(cls, self.base) and cls is not self.base
+        }
+
+    @property
+    def members(self) -> dict[str, type]:
+        """Name to class of all that can be chosen: registered classes, then the library's, each in order of names."""
+        own = dict(sorted(self.registry.module_dict.items()))
+        return own | {name: cls for name, cls in self.library_members.items() if name not in own}
+
+
+SWAP_POINTS: dict[type, SwapPoint] = {}
+"""All swap points that are declared so far, by their base class; `load_shipped` declares them all."""
+SOCKETS: dict[type, Registry] = {}
+"""Those that are sockets of the model, to the registry of their plugins."""
+_LIBRARIES = (
+    ("Optimizer", "model.optimizer", "torch.optim", "Optimizer", ()),
+    # Only those whose second argument is the number of steps, which is what a schedule is given.
+    ("Schedule", "model.schedule", "torch.optim.lr_scheduler", "LRScheduler", ("CosineAnnealingLR", "PolynomialLR")),
+    ("Callback", "trainer.callbacks", "lightning.pytorch.callbacks", "Callback", ()),
+)
+"""Swap points whose base class is a library's: name, config key, module, base class and names (`SwapPoint`)."""
+
+
+def swap_point(where: str, name: str = "") -> Callable[[T], T]:
+    """Class decorator: makes a base class a swap point.
+
+    Args:
+        where: the config key that chooses one of its subclasses.
+        name: what it is called; the name of the class if empty.
+    """
+
+    def declare(base: T) -> T:
+        SWAP_POINTS[base] = SwapPoint(base, name or base.__name__, where)
+        return base
+
+    return declare
+
+
+@overload
+def socket(base: T) -> T: ...
+@overload
+def socket(*, where: str) -> Callable[[T], T]: ...
+def socket(base: Any = None, *, where: str = "") -> Any:
+    """Class decorator: makes an abstract class a socket of the model, a swap point whose members hold weights or take
+    part in the forward pass.
+
+    Args:
+        base: the class.
+        where: the config key that chooses a plugin; `model.` and the class name in lower case if empty.
+    """
+
+    def declare(base: T) -> T:
+        swap_point(where or f"model.{base.__name__.lower()}")(base)
+        SOCKETS[base] = SWAP_POINTS[base].registry
+        return base
+
+    return declare if base is None else declare(base)
+
+
+def _declare_libraries() -> None:
+    """Swap points of libraries, once their module is imported: before that no class can derive from them."""
+    for name, where, module, base_name, names in _LIBRARIES:
+        base = getattr(sys.modules.get(module), base_name, None)
+        if base is not None and base not in SWAP_POINTS:
+            SWAP_POINTS[base] = SwapPoint(base, name, where, module, names)
+
+
+def swap_points() -> list[SwapPoint]:
+    """All swap points that are declared so far: the sockets of the model first."""
+    _declare_libraries()
+    return sorted(SWAP_POINTS.values(), key=lambda point: point.base not in SOCKETS)
+
+
+def bases_of(cls: type) -> list[type]:
+    """The swap points that a class derives from, by their base classes."""
+    _declare_libraries()
+    return [base for base in SWAP_POINTS if issubclass(cls, base)]
 
 
 def register(cls: T) -> T:
-    """Class decorator: adds a plugin to the socket whose abstract class it derives from.
+    """Class decorator: adds a class to the swap point whose base class it derives from.
 
     Raises:
-        PluginError: the class fits no socket or several, is still abstract, or its name is taken.
+        PluginError: the class fits no swap point or several, is still abstract, or its name is taken.
     """
-    bases = [base for base in SOCKETS if issubclass(cls, base)]
+    bases = bases_of(cls)
     if len(bases) != 1:
-        names = ", ".join(base.__name__ for base in SOCKETS)
+        names = ", ".join(point.base.__name__ for point in swap_points())
         raise PluginError(f"{cls.__name__} must derive from exactly one of {names}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
         raise PluginError(f"{cls.__name__} does not define {missing}")
-    registry = SOCKETS[bases[0]]
+    registry = SWAP_POINTS[bases[0]].registry
     known = registry.module_dict.get(cls.__name__)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise PluginError(f"{cls.__name__} is taken by {known.__module__}; rename the class in {cls.__module__}")
@@ -59,16 +196,187 @@ def register(cls: T) -> T:
 
 
 def plugins_of(base: type) -> dict[str, type]:
-    """Short name to class of every plugin of a socket, in alphabetical order."""
-    return dict(sorted(SOCKETS[base].module_dict.items()))
+    """Name to registered class of a swap point, in alphabetical order; without a library's own."""
+    return dict(sorted(SWAP_POINTS[base].registry.module_dict.items()))
 
 
-def find(name: str) -> tuple[type, type] | None:
-    """The socket and class of a plugin by its short name, or None."""
-    for base, registry in SOCKETS.items():
-        if name in registry.module_dict:
-            return base, registry.module_dict[name]
+def members_of(base: type) -> dict[str, type]:
+    """Name to class of all that can be chosen at a swap point: `SwapPoint.members`."""
+    return SWAP_POINTS[base].members
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's docstring; a library's may not start in the first line."""
+    return next((line.strip() for line in (cls.__doc__ or "").splitlines() if line.strip()), "")
+
+
+def is_swap_point(base: Any) -> bool:
+    """Whether a type is the base class of a swap point."""
+    _declare_libraries()
+    return inspect.isclass(base) and base in SWAP_POINTS
+
+
+def find(name: str, bases: Iterable[type] | None = None) -> tuple[type, type] | None:
+    """The swap point (its base class) and the class of a short name, or None. Registered classes come first.
+
+    Args:
+        name: a class name without its module.
+        bases: swap points to look among; None is all that are declared so far.
+    """
+    points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
+    for point in points:
+        if name in point.registry.module_dict:
+            return point.base, point.registry.module_dict[name]
+    for point in points:
+        if name in point.library_members:
+            return point.base, point.library_members[name]
     return None
+
+
+def matching(pattern: str) -> list[tuple[SwapPoint, list[str]]]:
+    """The swap points with members whose names match a wildcard pattern such as `*Prompts*`, and these names.
+
+    Upper and lower case are alike.
+    """
+    found = [
+        (point, [name for name in point.members if fnmatchcase(name.lower(), pattern.lower())])
+        for point in swap_points()
+    ]
+    return [(point, names) for point, names in found if names]
+
+
+def unknown(name: str, bases: Iterable[type] | None = None) -> str:
+    """Why a name cannot be used where it stands, and what can, in one sentence.
+
+    Args:
+        name: a class name, with or without a module.
+        bases: the swap points that were asked for; None is any.
+    """
+    points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
+    kind = "class" if bases is None else " or ".join(point.name for point in points)
+    names = [member for point in points for member in point.members]
+    short = name.rpartition(".")[2]
+    if (other := find(short)) and other[0] not in [point.base for point in points]:
+        return f"{name} belongs to {SWAP_POINTS[other[0]].name}, not {kind}; {choice('', names, 'there are')}"
+    if forgotten := unregistered(short, bases):
+        fix = "put @register (from sail_lightning.registry) above it"
+        return f"{short} of the module {forgotten.__module__} is not registered; {fix}"
+    own = "" if bases is None else "; your own file: --plugins FILE"
+    return f"no {kind} named {name}; {choice(short, names, 'there are')}{own}"
+
+
+def unregistered(name: str, bases: Iterable[type] | None = None) -> type | None:
+    """A class of this name that derives from one of these swap points but was not registered; None if there is none."""
+    points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
+    return next((cls for point in points for cls in left_out(point) if cls.__name__ == name), None)
+
+
+def left_out(point: SwapPoint) -> Iterator[type]:
+    """Subclasses that could be registered and are not; those of a library are left out."""
+    library = point.base.__module__.partition(".")[0] if point.library else None
+    for cls in _family(point.base):
+        registered = cls in point.registry.module_dict.values()
+        if not registered and not inspect.isabstract(cls) and cls.__module__.partition(".")[0] != library:
+            yield cls
+
+
+def _family(cls: type) -> Iterator[type]:
+    """All subclasses that are imported."""
+    for child in type.__subclasses__(cls):
+        yield child
+        yield from _family(child)
+
+
+# -- mmengine ---------------------------------------------------------------------------------------------------------
+
+
+def build(config: dict[str, Any], bases: Iterable[type] | None = None) -> Any:
+    """Makes the object that an mmengine config describes: `dict(type="sail_lightning.DeconvUpsampler", stride=4)`.
+
+    `type` is the name of a registered class, with or without the scope `sail_lightning.`, or the class itself.
+    Arguments that stand for a swap point, such as a backbone's `attention`, are made from configs of their own.
+
+    Args:
+        config: a mapping with the key `type`; the other keys are arguments.
+        bases: swap points that the type may belong to; None is any.
+
+    Raises:
+        PluginError: an unknown type or argument, or a type of another swap point.
+    """
+    arguments = dict(config.items())
+    arguments.pop("_scope_", None)
+    if (kind := arguments.pop("type", None)) is None:
+        raise PluginError(f"a config needs the key 'type', a class name; its keys are {', '.join(arguments) or 'none'}")
+    cls = _named(kind, bases)
+    known = arguments_of(cls)
+    if wrong := [name for name in arguments if name not in known and not is_open_ended(cls)]:
+        raise PluginError(f"{cls.__name__} has no argument {wrong[0]!r}; {choice(wrong[0], known, 'it takes')}")
+    if missing := [name for name, one in known.items() if one.default is EMPTY and name not in arguments]:
+        raise PluginError(f"{cls.__name__} needs the argument {missing[0]!r}")
+    return cls(**build_arguments(cls, arguments))
+
+
+def build_arguments(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A class's arguments, those made that are mmengine configs where the class asks for a swap point.
+
+    Raises:
+        PluginError: as `build`.
+    """
+    asked = arguments_of(cls)
+    built = dict(arguments)
+    for name, value in arguments.items():
+        if name in asked and (bases := [part for part in parts_of(asked[name].hint) if is_swap_point(part)]):
+            built[name] = _build_within(value, bases)
+    return built
+
+
+def _build_within(value: Any, bases: list[type]) -> Any:
+    """A value with the configs in it made; others are as they were."""
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str | type):
+            return build(value, bases)
+        return {key: _build_within(item, bases) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_build_within(item, bases) for item in value)
+    return value
+
+
+def _named(kind: Any, bases: Iterable[type] | None) -> type:
+    """The registered class that `type` names.
+
+    Raises:
+        PluginError: there is none, or it belongs to another swap point.
+    """
+    path = f"{kind.__module__}.{kind.__qualname__}" if inspect.isclass(kind) else str(kind)
+    scope, _, name = path.rpartition(".")
+    among = None if bases is None else list(bases)
+    found = find(name, among)
+    # A full path may go through a package that re-exports the class, and mmengine may have taken the scope off it.
+    if found and (scope in ("", SCOPE) or found[1].__module__.startswith((scope, f"{SCOPE}.{scope}"))):
+        return found[1]
+    raise PluginError(unknown(path, among))
+
+
+def _build_for_mmengine(config: Any, *_: Any, registry: Any, default_args: Any = None, **__: Any) -> Any:
+    """What `Registry.build` of our registries calls."""
+    load_shipped()
+    return build({**(default_args or {}), **config}, registry.bases)
+
+
+DOORS = [
+    Names(SCOPE, build_func=_build_for_mmengine, parent=root, scope=SCOPE) for root in (MODELS, DATASETS, OPTIMIZERS)
+]
+"""Within mmengine's own registries, where other scopes find our classes: `MODELS.build(dict(type="sail_lightning.X"))`
+imports the module `sail_lightning.registry`, this one, and asks the child of that scope."""
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_shipped() -> None:
+    """Declares all swap points and registers all that the package ships, callbacks too: it imports Lightning."""
+    for module in (*SHIPPED, *SHIPPED_WITH_LIGHTNING):
+        importlib.import_module(module)
 
 
 def load(source: str) -> None:
@@ -102,11 +410,13 @@ def load(source: str) -> None:
 
 
 def discover(sources: Iterable[str] = ()) -> None:
-    """Loads the package's own plugins, installed ones (entry points), `$SAIL_PLUGINS`, then `sources`.
+    """Loads what the package ships (callbacks only where Lightning is imported anyway), then installed plugins (entry
+    points), those of `$SAIL_PLUGINS`, then `sources`.
 
     A broken installed package is recorded in `SOURCES`, not raised: it must not break the tool.
     """
-    importlib.import_module("sail_lightning.plugins")
+    for module in (*SHIPPED, *(SHIPPED_WITH_LIGHTNING if "lightning" in sys.modules else ())):
+        importlib.import_module(module)
     for entry in entry_points(group="sail_lightning.plugins"):
         key = f"{entry.name} ({entry.dist.name if entry.dist else '?'})"
         try:

@@ -132,7 +132,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert written is not None
     (folder / written[1]).write_text(written[2], encoding="utf-8")
 
-    plugins = {base: dict(socket.module_dict) for base, socket in registry.SOCKETS.items()}
+    plugins = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
     loaded, modules = dict(registry.SOURCES), {"my_upsampler", Path(written[1]).stem}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -145,8 +145,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in modules:
             sys.modules.pop(name, None)
     for base, kept in plugins.items():
-        registry.SOCKETS[base].module_dict.clear()
-        registry.SOCKETS[base].module_dict.update(kept)
+        registry.SWAP_POINTS[base].registry.module_dict.clear()
+        registry.SWAP_POINTS[base].registry.module_dict.update(kept)
     registry.SOURCES.clear()
     registry.SOURCES.update(loaded)
 
@@ -224,8 +224,8 @@ def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
 def test_classes_in_the_text_exist(page: Path) -> None:
     known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), *dir(losses), Dims.__name__}
     known |= {*sources.__all__, Sample.__name__}
-    for base in registry.SOCKETS:
-        known |= {base.__name__, *registry.plugins_of(base)}
+    for point in registry.swap_points():
+        known |= {point.base.__name__, *point.members}
     named = {
         code for code in inline_code(page) if re.fullmatch(r"[A-Z]\w*[a-z]\w*", code) and code != code.capitalize()
     }
@@ -235,7 +235,8 @@ def test_classes_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.-]*)", code)}
-    for command in (*((name,) for name in COMMANDS), ("data", "show"), ("configs", "copy"), ("plugins", "check")):
+    pairs = (("data", "show"), ("configs", "copy"), ("configs", "schema"), ("plugins", "check"))
+    for command in (*((name,) for name in COMMANDS), *pairs):
         assert main([*command, "--help"]) == 0
     helped = capsys.readouterr().out + pages.TOP + "".join(pages.VERB[verb] for verb in VERBS)
     assert [name for name in sorted(named) if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", helped)] == []

@@ -14,7 +14,7 @@ VERBS = ("fit", "validate", "test", "predict")
 """Commands that go to LightningCLI."""
 COMMANDS = (
     *("plugins", "configs", "data", "convert", "bench", "quickstart"),
-    *("compare", "perbench", "features", "expert", "ablate"),
+    *("compare", "perbench", "features", "expert", "ablate", "completion"),
 )
 """Commands of our own: `run(args) -> exit code` in the module of the same name."""
 

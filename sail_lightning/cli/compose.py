@@ -110,8 +110,8 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
             old = lookup(config, name)
             if old is not None and not same_class(class_of(old), swapped):
                 _put(config, name, _value(option))
-            # An earlier choice of another class is void, with its arguments.
-            earlier = next((o for o in reversed(left) if o.name == name), None)
+            # An earlier choice of another class is void, with its arguments; `callbacks+` adds to what there is.
+            earlier = next((o for o in reversed(left) if o.name == name and not name.endswith("+")), None)
             if earlier is not None and not same_class(class_of(_value(earlier)), swapped):
                 left = [o for o in left if o.name != name and not o.name.startswith(f"{name}.")]
         left.append(option)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sail_lightning.cli.arguments import Parser
+from sail_lightning.cli.arguments import Parser, comma_list
 from sail_lightning.cli.config_import import import_config
 from sail_lightning.cli.packaged import config_names, config_root, find_config
 from sail_lightning.errors import SailUsageError
@@ -14,7 +14,7 @@ from sail_lightning.errors import SailUsageError
 def run(args: list[str]) -> int:
     """`list`, `show NAME`, `copy NAME [DEST]` or `import OFFICIAL`; returns the exit code."""
     parser = Parser(prog="sail-lightning configs", description="The configs that ship with the package.")
-    commands = parser.add_subparsers(dest="command", metavar="list|show|copy|import")
+    commands = parser.add_subparsers(dest="command", metavar="list|show|copy|schema|import")
     commands.add_parser("list", help="names, and what each is for", prog="sail-lightning configs list")
     show = commands.add_parser("show", help="print one", prog="sail-lightning configs show")
     show.add_argument("name")
@@ -30,10 +30,17 @@ def run(args: list[str]) -> int:
     )
     official.add_argument("--out", metavar="FILE", help="YAML file to write; printed if left out")
     official.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    schema = commands.add_parser("schema", help="a JSON schema, for editors", prog="sail-lightning configs schema")
+    schema.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+    schema.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
     given = parser.parse_args(args)
     if given.command == "import":
         return import_config(Path(given.source), Path(given.out) if given.out else None, given.force)
-    if given.command == "show":
+    if given.command == "schema":
+        from sail_lightning.cli.config_schema import write_schema  # it takes seconds
+
+        write_schema(given.out, comma_list(given.plugins))
+    elif given.command == "show":
         print(_packaged(given.name).read_text(encoding="utf-8"), end="")
     elif given.command == "copy":
         _copy(given.name, given.dest, given.force)

@@ -5,18 +5,17 @@ Other types are checked by jsonargparse; `explain` shortens its messages.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from sail_lightning import registry
 from sail_lightning.cli.compose import class_of
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailUsageError, choice
 from sail_lightning.settings import ranges
-from sail_lightning.settings.signatures import arguments_of, is_open_ended
+from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ended, parts_of
 
 
 def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others: Collection[str]) -> None:
@@ -32,25 +31,24 @@ def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others
     """
     for key, value in config.items():
         if key not in sections and key not in others:
-            raise SailUsageError(f"no setting {key}; {_choice(key, [*sections, *others], 'there are')}")
+            raise SailUsageError(f"no setting {key}; {choice(key, [*sections, *others], 'there are')}")
         if key in sections and isinstance(value, dict):
             _check_arguments(sections[key], value, key, key)
 
 
 def _check_arguments(cls: type, arguments: Mapping[str, Any], path: str, owner: str, given: int = 0) -> None:
     """`given`: how many leading parameters the caller fills in, as a model does for its optimiser."""
-    taken = dict(list(arguments_of(cls).items())[given:])
-    open_ended = is_open_ended(cls)
+    known = dict(list(arguments_of(cls).items())[given:])
     for key, value in arguments.items():
         name = key.removesuffix("+")
-        if name not in taken and not open_ended:
+        if name not in known and not is_open_ended(cls):
             at = "" if owner == path else f" (at {path})"
-            raise SailUsageError(f"{owner} has no argument {name!r}{at}; {_choice(name, taken, 'it takes')}")
-        if name in taken and not isinstance(taken[name].hint, str):
-            check_value(taken[name].hint, value, f"{path}.{name}", taken[name].default)
+            raise SailUsageError(f"{owner} has no argument {name!r}{at}; {choice(name, known, 'it takes')}")
+        if name in known and known[name].hint is not EMPTY and not isinstance(known[name].hint, str):
+            check_value(known[name].hint, value, f"{path}.{name}", known[name].default)
 
 
-def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Parameter.empty) -> None:
+def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
     """A value for an argument: a plain one against its type, and names of classes where the type is one of ours, or a
     function that makes an optimiser or the like.
 
@@ -64,8 +62,12 @@ def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Paramet
     if value in _literals(hint):
         return
     if value is None:
-        if type(None) not in ranges.parts(hint) and default is not None:
+        if type(None) not in parts_of(hint) and default is not None:
             raise SailUsageError(f"{path} cannot be null; there are {', '.join(sorted(candidates(bases)))}")
+        return
+    if isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            check_value(bases[0], item, f"{path}[{place}]")
         return
     if isinstance(value, dict) and "class_path" not in value and _is_mapping(hint):
         for key, item in value.items():
@@ -75,9 +77,9 @@ def check_value(hint: Any, value: Any, path: str, default: Any = inspect.Paramet
     name = class_of(value)
     if name is None and isinstance(value, dict) and inspect.isclass(default):
         name = default.__name__  # arguments only, for the class that stands there anyway
-    if name is None or ("." in name and _loaded(name, bases) is None):
+    cls = None if name is None else _loaded(name, bases)
+    if cls is None and (name is None or ("." in name and not _is_of_a_library(name, bases))):
         return  # a full path is imported by the parser
-    cls = _loaded(name, bases)
     if cls is None:
         raise SailUsageError(_unknown(name, bases, path))
     if isinstance(value, dict):
@@ -90,13 +92,13 @@ def _bases(hint: Any) -> tuple[list[type], int]:
     if typing.get_origin(hint) is Callable:
         arguments, made = typing.get_args(hint)
         return ([made], len(arguments)) if inspect.isclass(made) else ([], 0)
-    ours = [part for part in ranges.parts(hint) if inspect.isclass(part) and not ranges.is_range(part)]
-    return [part for part in ours if part.__module__.startswith("sail_lightning")], 0
+    classes = [part for part in dict.fromkeys(parts_of(hint)) if inspect.isclass(part) and not ranges.is_range(part)]
+    return [part for part in classes if registry.is_swap_point(part) or part.__module__.startswith("sail_lightning")], 0
 
 
 def _check_plain(hint: Any, value: Any, path: str) -> None:
     """Numbers, switches and choices; other types are left to the parser."""
-    parts, choices = list(ranges.parts(hint)), _literals(hint)
+    parts, choices = list(parts_of(hint)), _literals(hint)
     if any(map(ranges.is_range, parts)) or (choices and _is_container(hint)):
         if (message := ranges.fault(hint, value, path, texts=True)) is not None:
             raise SailUsageError(message)
@@ -133,31 +135,19 @@ PLAIN: dict[Any, Callable[[Any], bool]] = {
 
 
 def _unknown(name: str, bases: list[type], path: str) -> str:
+    if all(registry.is_swap_point(base) for base in bases):
+        return f"{path}: {registry.unknown(name, bases)}"
     kind = " or ".join(base.__name__ for base in bases)
-    available = sorted(candidates(bases))
-    if other := registry.find(name):
-        choice = _choice("", available, "there are")
-        return f"{path}: {name} is a plugin of the socket {other[0].__name__}, not {kind}; {choice}"
-    own = "; your own file: --plugins FILE" if any(base in registry.SOCKETS for base in bases) else ""
-    return f"{path}: no {kind} named {name}; {_choice(name, available, 'there are')}{own}"
+    return f"{path}: no {kind} named {name}; {choice(name, sorted(candidates(bases)), 'there are')}"
 
 
 def candidates(bases: Iterable[type]) -> dict[str, type]:
-    """Classes that may stand where one of `bases` is asked for, by short name: plugins, or concrete subclasses."""
+    """Classes that may stand where one of `bases` is asked for, by short name: the members of a swap point; any other
+    class stands for itself alone."""
     found: dict[str, type] = {}
     for base in bases:
-        if base in registry.SOCKETS:
-            found |= registry.plugins_of(base)
-        else:
-            found |= {cls.__name__: cls for cls in _family(base) if not inspect.isabstract(cls)}
+        found |= registry.members_of(base) if registry.is_swap_point(base) else {base.__name__: base}
     return found
-
-
-def _family(cls: type[Any]) -> Iterator[type]:
-    yield cls
-    children: list[type] = cls.__subclasses__()
-    for child in children:
-        yield from _family(child)
 
 
 def _loaded(name: str, bases: list[type]) -> type | None:
@@ -168,8 +158,14 @@ def _loaded(name: str, bases: list[type]) -> type | None:
     return cls if cls.__module__.startswith(name.rpartition(".")[0]) else None
 
 
+def _is_of_a_library(name: str, bases: list[type]) -> bool:
+    """Whether a full path names a class of a library that offers members of its swap point: only those can be used."""
+    home = name.rpartition(".")[0]
+    return any(registry.is_swap_point(base) and registry.SWAP_POINTS[base].library == home for base in bases)
+
+
 def _literals(hint: Any) -> list[Any]:
-    return [word for part in ranges.parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    return [word for part in parts_of(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
 
 
 def _is_container(hint: Any) -> bool:
@@ -210,15 +206,3 @@ def _type(text: str) -> str:
         return f"one of {match[1]}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
     return " or ".join(part.strip() for part in text.split(", ")) if "[" not in text else text
-
-
-def _choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
-    """The nearest name; and what there is, unless that is long and the nearest will do."""
-    every = list(names)
-    plain = {other.lower(): other for other in every}
-    found = difflib.get_close_matches(name.lower(), plain, 1, 0.5)
-    near = f"did you mean {plain[found[0]]}?" if found else ""
-    if near and len(every) > shown:
-        return near
-    rest = f" and {len(every) - shown} more" if len(every) > shown else ""
-    return f"{near} {verb} {', '.join(every[:shown]) or 'none'}{rest}".strip()

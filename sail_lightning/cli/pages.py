@@ -16,10 +16,12 @@ Pixel-SAIL: one transformer that reads pixels and words and answers in text and 
   features -c CONFIG         a teacher's features of all pictures, computed once
   expert -c CONFIG --out DIR a Mask2Former of your own, trained on a data set's masks: a teacher
   perbench --out DIR         PerBench's files, of synthetic held-out scenes
-  plugins [SOCKET|NAME]      what can be plugged in; a plugin's arguments and source
+  plugins [NAME]             all that can be swapped; a class's arguments and source; wildcards: "*Prompts*"
   convert SRC DST            official and Lightning checkpoints to model folders, and back
   bench                      speed and memory against a baseline in the official style
   configs list|show|copy     the configs that ship with the package
+  configs schema --out FILE  a JSON schema of configs, for editors
+  completion bash|zsh        a script by which the shell completes all of this
   data check -c CONFIG       every fault of a data set: its file, its record and the mend
   data stats|show -c CONFIG  what a data set holds: histograms, samples as one picture
   data convert -c CONFIG     any data set to JSONL or shards

@@ -1,109 +1,166 @@
-"""`sail-lightning plugins`: what can be plugged in; a plugin's arguments, defaults and source."""
+"""`sail-lightning plugins`: what can be swapped; a class's arguments, defaults and source."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
 import textwrap
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from sail_lightning.cli.arguments import Parser, comma_list
-from sail_lightning.errors import SailUsageError
+from sail_lightning.errors import SailUsageError, choice
+
+if typing.TYPE_CHECKING:
+    from sail_lightning.registry import SwapPoint
 
 USAGE = """\
-without a name: all sockets; with a socket (Upsampler): its plugins; with a plugin: its arguments
-example: sail-lightning plugins MyUpsampler --plugins my_upsampler.py
-check NAME: whether a plugin does what its socket asks; see sail-lightning plugins check --help"""
+without a name: all that can be swapped; with a swap point (Upsampler, losses, sockets): its classes;
+with a class: its arguments; with a wildcard ("*Prompts*"): the classes that match
+example: sail-lightning plugins MyUpsampler --plugins my_upsampler.py"""
+WIDTH = 110
 
 
 def run(args: list[str]) -> int:
-    """Prints a listing, or checks a plugin; returns the exit code."""
-    if args[:1] == ["check"]:
-        from sail_lightning.cli import plugins_check
-
-        return plugins_check.run(args[1:])
-    parser = Parser(prog="sail-lightning plugins", description="What can be plugged in.", epilog=USAGE)
-    parser.add_argument("name", nargs="?", help="a socket or a plugin")
+    """Prints a listing; returns the exit code."""
+    parser = Parser(prog="sail-lightning plugins", description="What can be swapped.", epilog=USAGE)
+    parser.add_argument("name", nargs="?", help="a swap point, a class or a wildcard")
     parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
     given = parser.parse_args(args)
-
-    from sail_lightning import registry  # after --help: it takes seconds
-
-    registry.discover(comma_list(given.plugins))
-    sockets = {base.__name__: base for base in registry.SOCKETS}
-    socket = sockets.get(given.name) or next(
-        (base for name, base in sockets.items() if given.name and _plain(name) == _plain(given.name)), None
-    )
-    if given.name is None or socket is not None:
-        for base in [socket] if socket else sockets.values():
-            print(_socket_page(base))
-        for source, state in registry.SOURCES.items():
-            if state != "ok":
-                sys.stderr.write(f"note: the installed plugins of {source} are left out: {state}\n")
-    elif found := registry.find(given.name):
-        print(_plugin_page(*found))
-    else:
-        known = [*sockets, *(name for base in registry.SOCKETS for name in registry.plugins_of(base))]
-        near = difflib.get_close_matches(given.name, known, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"sockets are {', '.join(sockets)}"
-        raise SailUsageError(f"no socket or plugin named {given.name}; {hint}")
+    show(given.name, comma_list(given.plugins))
     return 0
 
 
-def _plain(name: str) -> str:
-    """`prompt_encoders`, `PromptEncoder`: one socket."""
-    return name.replace("_", "").lower().removesuffix("s")
+def show(name: str | None = None, plugins: Iterable[str] = ()) -> None:
+    """Prints what can be swapped.
+
+    Args:
+        name: a swap point, a class or a wildcard pattern; None lists all swap points.
+        plugins: files and modules to load first.
+
+    Raises:
+        SailUsageError: nothing has this name.
+    """
+    from sail_lightning import registry  # after --help: it takes seconds
+
+    registry.load_shipped()
+    registry.discover(plugins)
+    print(page(name))
+    for source, state in registry.SOURCES.items():
+        if state != "ok":
+            sys.stderr.write(f"note: the installed plugins of {source} are left out: {state}\n")
 
 
-def _socket_page(base: type) -> str:
+def page(name: str | None) -> str:
+    """The text of `show`, of all that is loaded."""
     from sail_lightning import registry
 
-    plugins = registry.plugins_of(base)
-    width = max((len(name) for name in plugins), default=0)
-    lines = [f"{base.__name__}: {_summary(base)}"]
-    for name, cls in plugins.items():
-        origin = "" if cls.__module__.startswith("sail_lightning.plugins.") else f"  [{cls.__module__}]"
+    if name is None:
+        return _overview(registry.swap_points())
+    if any(mark in name for mark in "*?["):
+        if not (matches := registry.matching(name)):
+            raise SailUsageError(f"no class matches {name}; sail-lightning plugins lists all")
+        return "\n\n".join(_members(point, names) for point, names in matches)
+    pages = [_members(point, list(point.members)) for point in registry.swap_points() if _is_called(point, name)]
+    if found := registry.find(name):
+        pages.append(_class_page(registry.SWAP_POINTS[found[0]], found[1]))
+    if pages:
+        return "\n\n".join(pages)
+    if registry.unregistered(name):
+        raise SailUsageError(registry.unknown(name))
+    known = [point.name for point in registry.swap_points()]
+    known += [member for point in registry.swap_points() for member in point.members]
+    raise SailUsageError(f"no swap point or class named {name}; {choice(name, known, 'there are')}")
+
+
+def _is_called(point: SwapPoint, name: str) -> bool:
+    """Whether a name means a swap point: `PromptEncoder`, `prompt_encoders`, `losses` (all of them), `sockets`."""
+    from sail_lightning import registry
+
+    plain = _plain(name)
+    if plain == "socket":
+        return point.base in registry.SOCKETS
+    last_word = re.findall("[A-Z][a-z]*", point.name)[-1:]
+    return plain in [_plain(word) for word in (point.name, point.base.__name__, *last_word)]
+
+
+def _plain(name: str) -> str:
+    """`prompt_encoders`, `PromptEncoder`: one name; `optimisers`, `optimizer` too."""
+    plain = name.replace("_", "").replace("-", "").lower().replace("optimis", "optimiz")
+    if plain.endswith("ss"):
+        return plain
+    return plain.removesuffix("es") if plain.endswith("sses") else plain.removesuffix("s")
+
+
+def _overview(points: list[SwapPoint]) -> str:
+    """All swap points, each with its config key and the names of its classes."""
+    rows = [("swap point", "config key", "classes")]
+    for point in points:
+        own = [name for name in point.members if name not in point.library_members]
+        others = [name for name in point.members if name in point.library_members]
+        listed = ", ".join([*own, *others] if len(others) < 4 else own)
+        rows.append((point.name, point.where, listed if len(others) < 4 else f"{listed}, {point.library}.*"))
+    first, second = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    lines = []
+    for name, where, listed in rows:
+        lines += textwrap.wrap(
+            listed or "none",
+            WIDTH,
+            initial_indent=f"{name:{first}}{where:{second}}",
+            subsequent_indent=" " * (first + second),
+        )
+    return "\n".join([*lines, "", "sail-lightning plugins NAME says more of a swap point or a class."])
+
+
+def _members(point: SwapPoint, names: Iterable[str]) -> str:
+    """A swap point and some of its classes, one a line."""
+    members = {name: point.members[name] for name in names}
+    width = max((len(name) for name in members), default=0)
+    lines = [f"{point.name} ({point.where}): {_summary(point.base)}"]
+    for name, cls in members.items():
+        origin = "" if cls.__module__.startswith("sail_lightning.") else f"  [{cls.__module__}]"
         lines.append(f"  {name:{width}}  {_summary(cls)}{origin}")
-    return "\n".join(lines) + "\n"
-
-
-def _plugin_page(base: type, cls: type) -> str:
-    from sail_lightning.settings.signatures import arguments_of
-
-    body = _docs(cls)
-    lines = [f"{cls.__name__} ({base.__name__})", "", *body, ""]
-    arguments = arguments_of(cls)
-    if arguments:
-        lines.append("arguments:")
-    for name, argument in arguments.items():
-        default = "required" if argument.required else f"default {argument.default!r}"
-        lines.append(f"  {name}: {_type_name(argument.hint)}, {default}")
-        lines += textwrap.wrap(argument.doc, 110, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", f"class: {cls.__module__}.{cls.__qualname__}", f"file:  {inspect.getsourcefile(cls)}"]
     return "\n".join(lines)
 
 
+def _class_page(point: SwapPoint, cls: type) -> str:
+    """A class: its docstring, arguments and source."""
+    from sail_lightning.settings.signatures import EMPTY, arguments_of, body_of
+
+    body, arguments = body_of(cls), arguments_of(cls)
+    if cls in point.library_members.values():  # a library's own may fill pages
+        body = body[: body.index("")] if "" in body else body
+    lines = [f"{cls.__name__} ({point.name}, {point.where})", "", *body, ""]
+    if arguments:
+        lines.append("arguments:")
+    for name, one in arguments.items():
+        default = "required" if one.default is EMPTY else f"default {one.default!r}"
+        lines.append(f"  {name}: {_type_name(one.hint)}, {default}")
+        if one.help:
+            lines += textwrap.wrap(one.help, WIDTH, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(
+        [*lines, "", f"class: {cls.__module__}.{cls.__qualname__}", f"file:  {inspect.getsourcefile(cls)}"]
+    )
+
+
 def _summary(cls: type) -> str:
-    return textwrap.shorten((inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0], 100, placeholder=" ...")
+    from sail_lightning.registry import summary
 
-
-def _docs(cls: type) -> list[str]:
-    """The docstring without its `Args` section, and what follows that."""
-    return inspect.cleandoc(cls.__doc__ or "").partition("\nArgs:\n")[0].rstrip().splitlines()
+    return textwrap.shorten(summary(cls), 100, placeholder=" ...")
 
 
 def _type_name(hint: Any) -> str:
     """A type as people write it, ranges in words."""
-    from sail_lightning.settings.ranges import is_range, parts
+    from sail_lightning.settings.ranges import is_range
+    from sail_lightning.settings.signatures import parts_of
 
     if hint is inspect.Parameter.empty:
         return "any"
     plain = isinstance(hint, type) and not typing.get_args(hint)
     text = hint.__name__ if plain else str(hint).replace("typing.", "").replace("NoneType", "None")
     text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text)
-    for part in filter(is_range, parts(hint)):
+    for part in filter(is_range, parts_of(hint)):
         text = re.sub(rf"\b{part.__name__}\b", f"{part.base.__name__} ({part.words})", text)
     return text

@@ -350,7 +350,7 @@ def _prompt_encoder(tensors: Mapping[str, Tensor], prompts: int, eve: bool) -> A
 
 
 def _plugin(name: str, **arguments: Any) -> Plugin:
-    found = registry.find(name)
+    found = registry.find(name, registry.SOCKETS)
     if found is None:
         raise SailUsageError(f"no plugin named {name}")
     plugin: Plugin = found[1](**arguments)

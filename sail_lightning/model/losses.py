@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.registry import register, swap_point
 from sail_lightning.settings.ranges import (
     Checked,
     NonNegativeFloat,
@@ -31,6 +32,8 @@ Head = Callable[[Tensor], Tensor]
 """The language head: hidden states (S, D) to vocabulary logits (S, V)."""
 
 
+@register
+@swap_point("model.language_loss")
 class LanguageLoss(Checked, nn.Module):
     """Cross-entropy over supervised rows only.
 
@@ -51,6 +54,7 @@ class LanguageLoss(Checked, nn.Module):
         return (losses * weights).sum()
 
 
+@register
 class ChunkedLanguageLoss(LanguageLoss):
     """The same numbers and gradients with the logits of some rows at a time; they are computed again on the way back.
 
@@ -76,6 +80,7 @@ class ChunkedLanguageLoss(LanguageLoss):
         return torch.stack(parts).sum()
 
 
+@register
 class LigerLanguageLoss(LanguageLoss):
     """Liger's fused language head and cross-entropy: no logits are held, gradients are made on the way forth.
 
@@ -140,6 +145,8 @@ class MaskLossSums:
     dice: Tensor
 
 
+@register
+@swap_point("model.mask_loss")
 class MaskLoss(Checked, nn.Module):
     """Binary cross-entropy and dice, on all pixels of small pictures and on sampled points of large ones.
 
@@ -253,6 +260,7 @@ def uncertain_points(
     return torch.cat([candidates.gather(1, index[..., None].expand(-1, -1, 2)), extra], dim=1).to(logits.dtype)
 
 
+@swap_point("model.distillation_loss")
 class DistillationLoss(Checked, ABC, nn.Module):
     """How far a student's projected features are from a teacher's. Computed in float32 on the student's grid."""
 
@@ -261,6 +269,7 @@ class DistillationLoss(Checked, ABC, nn.Module):
         """Student (B, C, h, w) and teacher (B, C, h', w') to a loss per picture, (B,)."""
 
 
+@register
 class MSEDistillation(DistillationLoss):
     """Mean squared difference; the teacher is resized bilinearly to the student's grid (official form)."""
 
@@ -268,6 +277,7 @@ class MSEDistillation(DistillationLoss):
         return (student.float() - _on_grid(teacher, student)).square().mean((1, 2, 3))
 
 
+@register
 class CosineDistillation(DistillationLoss):
     """One minus the cosine of the angle between both features, mean over the student's grid: 0 to 2, blind to length.
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sail_lightning.compat import peft
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.registry import register, swap_point
 from sail_lightning.settings.ranges import BelowOne, Checked, PositiveFloat, PositiveInt, refuse_empty
 from sail_lightning.weights.state_dict import differences, fill, some
 
@@ -46,6 +47,8 @@ INCIDENTAL = frozenset(
 """Entries of an `adapter_config.json` that do not change what its weights mean, or are read by themselves."""
 
 
+@register
+@swap_point("model.adapter", name="Adapter")
 class LoRA(Checked):
     """Low-rank adapters on the linear layers of a backbone's decoder, whose own weights are frozen.
 

@@ -246,7 +246,7 @@ def _instantiate(value: Any, folder: Path) -> Any:
     if not (isinstance(value, dict) and "class_path" in value):
         return value
     name = str(value["class_path"]).rsplit(".", 1)[-1]
-    found = registry.find(name)
+    found = registry.find(name, registry.SOCKETS)
     if found is None:
         mend = "add --plugins FILE, or in Python registry.load(FILE)"
         raise SailUsageError(f"{folder} needs the plugin {name}, which is not loaded; {mend}")

@@ -13,7 +13,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 from jsonargparse.typing import register_type
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.settings.signatures import arguments_of
+from sail_lightning.settings.signatures import arguments_of, parts_of
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -42,7 +42,11 @@ def number_range(name: str, base: type, *limits: tuple[str, float]) -> Any:
     """
     restrictions = [(COMPARISONS[sign], limit) for sign, limit in limits]
     # `_restrictions` is where jsonargparse looks for the limits of its own such types when it makes a JSON schema.
-    kind = type(name, (base,), {"_restrictions": restrictions, "base": base, "words": _words(dict(limits))})
+    kind = type(
+        name,
+        (base,),
+        {"_restrictions": restrictions, "base": base, "limits": dict(limits), "words": _words(dict(limits))},
+    )
     kind.__module__ = __name__
 
     def read(value: Any) -> Any:
@@ -94,19 +98,15 @@ def is_range(hint: Any) -> bool:
     return inspect.isclass(hint) and hasattr(hint, "words") and issubclass(hint, int | float)
 
 
-def parts(hint: Any) -> Iterator[Any]:
-    """What a type is made of, to the last: `dict[str, PositiveInt] | None` is `str`, `PositiveInt` and `NoneType`."""
-    inner = typing.get_args(hint)
-    if not inner or typing.get_origin(hint) is Literal:
-        yield hint
-        return
-    for part in inner:
-        yield from parts(part)
+def schema_limits(kind: Any) -> dict[str, Any]:
+    """The limits of a range as keywords of a JSON schema."""
+    words = {">=": "minimum", ">": "exclusiveMinimum", "<=": "maximum", "<": "exclusiveMaximum"}
+    return {words[sign]: limit for sign, limit in kind.limits.items()}
 
 
 def is_limited(hint: Any) -> bool:
     """Whether a type holds a range or a choice of words."""
-    return any(is_range(part) or typing.get_origin(part) is Literal for part in parts(hint))
+    return any(is_range(part) or typing.get_origin(part) is Literal for part in parts_of(hint))
 
 
 class Fault(typing.NamedTuple):
@@ -271,11 +271,12 @@ def refuse_empty(owner: object, **given: Collection[Any] | None) -> None:
 
 def before_init(
     cls: Any,
-    look: Callable[[Any, Callable[..., None], inspect.BoundArguments], None],
+    look: Callable[[Any, Callable[..., None], inspect.BoundArguments], Mapping[str, Any] | None],
     afterwards: Callable[[Any], None] = lambda self: None,
 ) -> None:
     """Has `look(self, init, bound arguments)` called before a class's own `__init__`, if it has one.
 
+    What `look` returns are arguments, by name, in place of those given; None leaves them as they are.
     `afterwards(self)` is called once it is done, or has stopped at an attribute that is not there.
     """
     init = cls.__dict__.get("__init__")
@@ -285,7 +286,9 @@ def before_init(
 
     @functools.wraps(init)
     def looked_at(self: Any, *args: Any, **kwargs: Any) -> None:
-        look(self, init, signature.bind(self, *args, **kwargs))
+        others = look(self, init, signature.bind(self, *args, **kwargs))
+        if others is not None:
+            args, kwargs = (), dict(others)
         try:
             init(self, *args, **kwargs)
         except AttributeError:

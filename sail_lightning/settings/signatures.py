@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
+
+EMPTY = inspect.Parameter.empty
+"""Default of a required argument, and the type of one that has none."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Argument:
     name: str
     hint: Any
     default: Any
-    doc: str
+    help: str
 
     @property
     def required(self) -> bool:
@@ -51,3 +56,20 @@ def is_open_ended(cls: type) -> bool:
         any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(init).parameters.values())
         for init in inits
     )
+
+
+def parts_of(hint: Any) -> Iterator[Any]:
+    """The types that a type is made of: those of a union and of a container, and what a callable returns."""
+    inner = typing.get_args(hint)
+    if not inner or typing.get_origin(hint) is Literal:
+        yield hint
+        return
+    for part in inner:
+        if isinstance(part, list):  # the arguments of a callable
+            continue
+        yield from parts_of(part)
+
+
+def body_of(cls: type) -> list[str]:
+    """The lines of a class's own docstring without its `Args` section, and what follows that."""
+    return inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("\nArgs:\n")[0].rstrip().splitlines()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from sail_lightning.registry import register
 from sail_lightning.settings.ranges import (
     BelowOne,
     Checked,
@@ -50,6 +51,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+@register
 class MuonAdamW(Checked, Optimizer):
     """Muon for the matrices inside the network, AdamW for all else; both are torch's.
 
@@ -115,6 +117,7 @@ class MuonAdamW(Checked, Optimizer):
             inner.state = self.state
 
 
+@register
 class WarmupCosine(Checked, LambdaLR):
     """Linear warm-up, then half a cosine down to `final_ratio` of the base rate.
 

@@ -113,17 +113,62 @@ def test_configs_suggests_the_nearest_name(sail: Command) -> None:
 # -- plugins ----------------------------------------------------------------------------------------------------------
 
 
-def test_plugins_lists_all_sockets_and_plugins(sail: Command) -> None:
+def test_plugins_lists_all_swap_points_and_their_classes_on_one_screen(sail: Command) -> None:
     out = sail("plugins").out
-    for base in registry.SOCKETS:
-        assert f"{base.__name__}: " in out
-        assert [name for name in registry.plugins_of(base) if f"  {name}  " not in out] == []
+    for point in registry.swap_points():
+        assert re.search(rf"^{point.name} +{point.where}  ", out, re.MULTILINE)
+        assert [name for name in registry.plugins_of(point.base) if not re.search(rf"\b{name}\b", out)] == []
+    assert len(out.splitlines()) <= 50 and max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("name", ["Upsampler", "upsampler", "upsamplers"])
-def test_plugins_of_one_socket(sail: Command, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "listed", "absent"),
+    [
+        ("Upsampler", "DeconvUpsampler", "SailQwen"),
+        ("upsampler", "DeconvUpsampler", "SailQwen"),
+        ("upsamplers", "DeconvUpsampler", "SailQwen"),
+        ("prompt_encoders", "NoPrompts", "SailQwen"),
+        ("sockets", "SDPAAttention", "MaskLoss"),
+        ("losses", "CosineDistillation", "SailQwen"),
+        ("sources", "RefCOCO", "SailQwen"),
+        ("optimizers", "MuonAdamW", "WarmupCosine"),
+        ("optimisers", "AdamW", "WarmupCosine"),
+        ("schedules", "WarmupCosine", "MuonAdamW"),
+        ("callbacks", "EMA", "MuonAdamW"),
+        ("adapters", "LoRA", "MuonAdamW"),
+    ],
+)
+def test_plugins_of_one_kind(sail: Command, name: str, listed: str, absent: str) -> None:
     out = sail("plugins", name).out
-    assert "DeconvUpsampler" in out and "SailQwen" not in out
+    assert re.search(rf"^  {listed} ", out, re.MULTILINE) and not re.search(rf"^  {absent} ", out, re.MULTILINE)
+
+
+def test_own_optimizers_are_listed_before_those_of_torch(sail: Command) -> None:
+    out = sail("plugins", "optimizers").out
+    assert out.index("  MuonAdamW") < out.index("  AdamW ") and "  Muon  " in out
+
+
+def test_only_schedules_that_take_the_number_of_steps_are_listed(sail: Command) -> None:
+    out = sail("plugins", "schedules").out
+    assert "  CosineAnnealingLR " in out and "OneCycleLR" not in out
+
+
+@pytest.mark.parametrize(("name", "kind"), [("RefCOCO", "Source"), ("MaskLoss", "MaskLoss"), ("EMA", "Callback")])
+def test_plugins_shows_any_class(sail: Command, name: str, kind: str) -> None:
+    out = sail("plugins", name).out
+    assert f"{name} ({kind}, " in out and "arguments:" in out and "file:  " in out
+
+
+def test_plugins_shows_the_arguments_of_a_parent_that_kwargs_lead_to(sail: Command) -> None:
+    out = sail("plugins", "EncoderBackbone").out
+    assert "encoder: str" in out and "num_key_value_heads: int | None, default None" in out and "kwargs" not in out
+
+
+def test_plugins_by_a_wildcard(sail: Command) -> None:
+    names = re.findall(r"^  (\w+)", sail("plugins", "*prompts*").out, re.MULTILINE)
+    expected = {"NoPrompts", "LoudPrompts", "CoordinatePrompts", "CocoPrompts", "Pix2CapPrompts", "SamPrompts"}
+    assert set(names) == expected
+    assert sail("plugins", "Nothing*").is_one_sentence(2, "no class matches Nothing*")
 
 
 def test_plugin_page_shows_arguments_defaults_docs_and_file(sail: Command) -> None:

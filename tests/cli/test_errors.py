@@ -14,7 +14,7 @@ from sail_lightning.cli.errors import explain
     ("args", "words"),
     [
         (["--model.upsampler=DeconvUpsmpler"], ["no Upsampler named DeconvUpsmpler", "did you mean DeconvUpsampler?"]),
-        (["--model.upsampler=SailQwen"], ["SailQwen is a plugin of the socket Backbone", "IdentityUpsampler"]),
+        (["--model.upsampler=SailQwen"], ["SailQwen belongs to Backbone, not Upsampler", "IdentityUpsampler"]),
         (["--model.upsampler.strid=2"], ["DeconvUpsampler has no argument 'strid'", "did you mean stride?"]),
         (["--model.backbone.attention=Sdpa"], ["no Attention named Sdpa", "SDPAAttention"]),
         (["--model.teachers.a=TimTeacher"], ["model.teachers.a", "did you mean TimmTeacher?"]),

@@ -25,7 +25,7 @@ from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.pretrained.lora import LoRA
 from sail_lightning.settings import ranges
 from sail_lightning.settings.ranges import Checked, PositiveInt, UnitInterval, fault
-from sail_lightning.settings.signatures import arguments_of
+from sail_lightning.settings.signatures import arguments_of, parts_of
 from sail_lightning.training import optim
 
 ANY_NUMBER = {
@@ -100,13 +100,13 @@ def test_the_list_holds_what_a_config_may_name() -> None:
 def test_every_number_has_a_range_or_a_reason(cls: type) -> None:
     for name, argument in arguments_of(cls).items():
         if (cls.__name__, name) not in ANY_NUMBER:
-            bare = [part for part in ranges.parts(argument.hint) if part is int or part is float]
+            bare = [part for part in parts_of(argument.hint) if part is int or part is float]
             assert not bare, f"{cls.__name__}.{name} has no range"
 
 
 def test_reasons_are_of_arguments_that_there_are() -> None:
     arguments = {(cls.__name__, name): argument for cls in CLASSES for name, argument in arguments_of(cls).items()}
-    assert all(int in ranges.parts(arguments[key].hint) for key in ANY_NUMBER)
+    assert all(int in parts_of(arguments[key].hint) for key in ANY_NUMBER)
 
 
 @pytest.mark.parametrize(("cls", "name"), LIMITED)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 
 from sail_lightning.plugins.attention import SDPAAttention
 from sail_lightning.plugins.backbones import EncoderBackbone, SailQwen
-from sail_lightning.settings.signatures import arguments_of, is_open_ended
+from sail_lightning.settings.signatures import arguments_of, body_of, is_open_ended, parts_of
 
 
 class Parent:
@@ -47,8 +48,12 @@ def test_what_a_class_decides_for_its_parent_is_no_argument() -> None:
 
 def test_an_inherited_argument_keeps_type_default_and_description() -> None:
     size = arguments_of(Child)["size"]
-    assert (size.hint, size.default, size.doc) == (int, 3, "how large it is.")
+    assert (size.hint, size.default, size.help) == (int, 3, "how large it is.")
     assert arguments_of(Child)["name"].required and not size.required
+
+
+def test_the_body_of_a_docstring_is_what_stands_before_its_arguments() -> None:
+    assert body_of(Parent) == ["A parent."]
 
 
 def test_a_preset_s_arguments_are_an_encoders_too() -> None:
@@ -58,3 +63,16 @@ def test_a_preset_s_arguments_are_an_encoders_too() -> None:
 @pytest.mark.parametrize(("cls", "told"), [(Child, False), (EncoderBackbone, False), (SDPAAttention, True)])
 def test_whether_a_class_takes_names_that_nobody_lists(cls: type, told: bool) -> None:
     assert is_open_ended(cls) is told
+
+
+@pytest.mark.parametrize(
+    ("hint", "parts"),
+    [
+        (int | None, [int, type(None)]),
+        (dict[str, list[Parent]], [str, Parent]),
+        (Callable[[int, str], Parent], [Parent]),
+        (Literal["a", "b"] | None, [Literal["a", "b"], type(None)]),
+    ],
+)
+def test_parts_of_a_type(hint: Any, parts: list[Any]) -> None:
+    assert list(parts_of(hint)) == parts

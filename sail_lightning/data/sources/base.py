@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.data.records import picture_hash
+from sail_lightning.registry import swap_point
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import Checked
 
 
+@swap_point("data.train, data.val, data.test")
 class Source(Checked, ABC):
     """Reads one annotation format into `Sample` records. Mixing, repeating and packing happen outside it.
 

@@ -12,9 +12,11 @@ from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
 
+@register
 class CocoInstances(PhraseSource):
     """Masks of a COCO JSON file (`images`, `annotations`, `categories`), asked about by phrases or by category.
 

@@ -8,11 +8,13 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.panoptic import FromLeft, PanopticSource, category_of, segment_mask
 from sail_lightning.encoding import prompt_templates
+from sail_lightning.registry import register
 from sail_lightning.sample import MaskRef, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
 from sail_lightning.settings.ranges import PositiveInt
 
 
+@register
 class CocoPanoptic(PanopticSource):
     """COCO panoptic: one turn per class of the photo. Crowds are left out.
 

@@ -8,6 +8,7 @@ from sail_lightning.data.sources.coco_names import CATEGORIES
 from sail_lightning.data.sources.panoptic import PanopticSource, category_of, segment_mask
 from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 
 CANDIDATES = 10
@@ -18,6 +19,7 @@ REMOVED = 0.05
 """How often that is."""
 
 
+@register
 class CocoPrompts(PromptedSource, PanopticSource):
     """Things and stuff of COCO panoptic, each to be told among candidate classes. Crowds are left out."""
 

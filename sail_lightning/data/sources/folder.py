@@ -16,6 +16,7 @@ from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import PICTURES, load_mask
+from sail_lightning.registry import register
 from sail_lightning.sample import BoolMask, Sample
 
 
@@ -41,6 +42,7 @@ class PngUnion:
         return union
 
 
+@register
 class FolderSource(PhraseSource):
     """Your own pictures and masks.
 

@@ -19,6 +19,7 @@ from sail_lightning.data.sources.spans import Grounded, Grounding, found, ground
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import MaskRef, Sample, Turn
 
 FEWEST_WORDS, SHORTEST_SIDE = 3, 32
@@ -64,6 +65,7 @@ class GroundedCaptions(IndexedSource):
             return []  # of a record that cannot be read, which its sample tells
 
 
+@register
 class GranDf(GroundedCaptions):
     """GranD-f, annotated by hand: a list of captions with `groundings`, by phrase.
 
@@ -95,6 +97,7 @@ class GranDf(GroundedCaptions):
         return grounded(caption, [_annotated(*item) for item in row["groundings"].items() if item[1] is not None])
 
 
+@register
 class OpenPsgGCG(GranDf):
     """OpenPSG with captions, laid out as GranD-f.
 
@@ -111,6 +114,7 @@ class OpenPsgGCG(GranDf):
         super().__init__(annotations, images)
 
 
+@register
 class RefCOCOgGCG(GroundedCaptions):
     """RefCOCOg with captions: a list of `{id: {"img_file_name", "caption", "refs"}}`.
 
@@ -154,6 +158,7 @@ class RefCOCOgGCG(GroundedCaptions):
         return UnsizedSegmentation(grounding.parts, picture_of(row, self.picture_key))
 
 
+@register
 class FlickrGCG(GroundedCaptions):
     """Flickr30k Entities with masks, laid out as a COCO file whose images have captions.
 

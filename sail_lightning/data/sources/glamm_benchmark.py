@@ -14,10 +14,12 @@ from sail_lightning.data.sources.spans import Grounding, found, grounded
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG
 
 
+@register
 class GranDfBenchmark(IndexedSource):
     """GranD-f to be judged: one question per photo, in the words of training (official code: in others, E20).
 

@@ -21,10 +21,12 @@ from sail_lightning.data.sources.refcoco import (
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
 
 
+@register
 class GRefCOCO(IndexedSource):
     """gRefCOCO: `grefs(unc).json`, `instances.json`. Several objects are one mask, their union; none is an empty one.
 

@@ -11,9 +11,11 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
 
+@register
 class JsonlSource(OwnFormatSource):
     """A file of one JSON object a line, as `sail_lightning.data.jsonl` describes it. Empty lines are passed over.
 

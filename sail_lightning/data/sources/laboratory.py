@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.synthetic.laboratory import TASKS, Laboratory
 from sail_lightning.errors import SailUsageError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
+@register
 class LaboratorySource(Source):
     """Synthetic scenes with exact masks: endless for training, a fixed number for evaluation.
 

@@ -10,10 +10,12 @@ from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.errors import SailError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.sequence.chat_template import without_picture_mark
 
 
+@register
 class Llava(IndexedSource):
     """LLaVA's instruction file. A record without a picture is a sample of words alone (official defect E28: refused).
 

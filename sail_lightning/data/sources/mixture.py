@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -19,6 +20,7 @@ readers that take every n-th sample then see all of the cycle."""
 SPREAD = 32
 
 
+@register
 class Mixture(Source):
     """Mixes sources. It keeps no state: a number says which record it is, so runs resume and shard as with one source.
 

@@ -15,6 +15,7 @@ from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_j
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
 from sail_lightning.settings.ranges import PositiveInt
@@ -41,6 +42,7 @@ TOGETHER = (
 """Answers that name all objects and then give all masks: eleven ways. Names and masks come in the same order."""
 
 
+@register
 class Muse(IndexedSource):
     """MUSE. Photos without objects or questions are left out.
 

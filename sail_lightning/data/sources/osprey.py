@@ -17,6 +17,7 @@ from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import refuse_empty
 
@@ -32,6 +33,7 @@ IMAGES = (layout.COCO_TRAIN2014, layout.COCO_VAL2014, layout.COCO_TRAIN2017, lay
 _KEYS = ("file_name", "height", "width", "annotation", "conversations", "description")
 
 
+@register
 class Osprey(PromptedSource):
     """One file of Osprey-724K. Its regions, `<region1>` and so on in the texts, become prompts.
 

@@ -11,11 +11,13 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
 COLUMNS = ("id", "image", "size", "turns", "masks", "prompts", "meta")
 
 
+@register
 class ParquetSource(OwnFormatSource):
     """A Parquet file whose columns are the keys that `sail_lightning.data.jsonl` describes; other columns are not read.
 

@@ -15,6 +15,7 @@ from sail_lightning.data.sources.sam_prompts import rle_size
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Mask, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG, prompt_token
 from sail_lightning.settings.ranges import PositiveInt
@@ -33,6 +34,7 @@ SELECT = "Select a correct choice."
 _OPTION = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Z])[.):]\s*(?=\S)")
 
 
+@register
 class PerBench(IndexedSource):
     """One task of PerBench, one question per record.
 

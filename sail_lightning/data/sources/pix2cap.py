@@ -8,10 +8,12 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
 from sail_lightning.encoding import prompt_templates
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
 
 
+@register
 class Pix2CapSegmentation(DescribedSegments):
     """Pix2Cap, to be segmented: one turn per described object.
 

@@ -7,9 +7,11 @@ from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Choice
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
 from sail_lightning.data.sources.prompted import PromptedSource
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
 
+@register
 class Pix2CapPrompts(PromptedSource, DescribedSegments):
     """One to `objects` segments of a photo, each to be described."""
 

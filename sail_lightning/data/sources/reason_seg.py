@@ -18,6 +18,7 @@ from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import image_size
+from sail_lightning.registry import register
 from sail_lightning.sample import BoolMask, Sample, Turn
 from sail_lightning.sequence.chat_template import SEG
 from sail_lightning.settings.ranges import PositiveInt
@@ -54,6 +55,7 @@ class DrawnRegions:
         return mask
 
 
+@register
 class ReasonSeg(IndexedSource):
     """ReasonSeg: a folder of photos, each with a JSON file of the same stem.
 

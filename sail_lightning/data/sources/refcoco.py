@@ -14,6 +14,7 @@ from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
 
@@ -21,6 +22,7 @@ BENCHMARK_QUESTION = "Please segment {} in this image."
 """One of the training questions; benchmarks ask it of every phrase."""
 
 
+@register
 class RefCOCO(IndexedSource):
     """RefCOCO, RefCOCO+ or RefCOCOg in the files of the `refer` tool: `instances.json`, `refs(SPLIT_BY).p` or `.json`.
 

@@ -17,10 +17,12 @@ from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION, as_phrase, s
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
 
 
+@register
 class RefCOCOM(IndexedSource):
     """RefCOCO-M. Its own figure is the mean IoU over all phrases, which is `giou` here.
 

@@ -14,10 +14,12 @@ from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, photo_row
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Mask, Sample, Turn
 from sail_lightning.sequence.chat_template import prompt_token
 
 
+@register
 class RegionCaptions(PromptedSource, RefCOCO):
     """The referred objects of a photo, each to be named by a phrase that means it; one to `objects` at a time.
 
@@ -46,6 +48,7 @@ def _short(name: str, phrase: str) -> Turn:
     return Turn(prompt_templates.DESCRIBE_SHORT.format(name), f"{name}: {phrase}", "describe")
 
 
+@register
 class RegionCaptionBenchmark(IndexedSource):
     """RefCOCOg region captions as the benchmark asks for them: one region per record, as `<Prompt0>`.
 

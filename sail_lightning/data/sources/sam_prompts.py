@@ -17,6 +17,7 @@ from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
 _HIGHLIGHT = re.compile(
@@ -26,6 +27,7 @@ _HIGHLIGHT = re.compile(
 _SPACE_BEFORE_MARK = re.compile(r" +(?=[.,;:!?])")
 
 
+@register
 class SamPrompts(PromptedSource):
     """A JSON list of pictures with described objects. A record is some objects of a picture, `objects` at most.
 

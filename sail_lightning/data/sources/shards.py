@@ -14,10 +14,12 @@ from sail_lightning.data.sources.indexed import data_path
 from sail_lightning.data.webdataset.store import BLOCK, ShardPicture, ShardStore, is_remote, key_of, padded, shard_name
 from sail_lightning.data.webdataset.writer import as_bytes
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import PositiveInt
 
 
+@register
 class ShardSource(Source):
     """The samples that were converted, in any order of reading; a shard at a remote address is downloaded first.
 

@@ -1,0 +1,161 @@
+"""Shell completion: a script that knows commands, packaged configs, options and the names of all that can be swapped.
+
+It is static, so completing takes no time: torch would take seconds. A new script knows new plugins.
+"""
+
+from __future__ import annotations
+
+import shlex
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from sail_lightning import registry
+from sail_lightning.cli import COMMANDS, VERBS
+from sail_lightning.cli.arguments import Parser, comma_list
+from sail_lightning.cli.packaged import config_names
+from sail_lightning.settings.signatures import Argument, arguments_of, parts_of
+
+Shell = Literal["bash", "zsh"]
+USAGE = """\
+bash: sail-lightning completion bash > ~/.local/share/bash-completion/completions/sail-lightning
+zsh:  sail-lightning completion zsh >> ~/.zshrc
+Names of your own plugins are in it with --plugins FILE."""
+OWN_OPTIONS = ("config", "plugins", "name", "runs", "ckpt_path", "seed_everything", "print_config", "full_help", "help")
+"""Options of `fit`, `validate`, `test` and `predict` beside those of their sections."""
+SWITCHES = ("true", "false")
+SCRIPT = """\
+# {shell} completion of sail-lightning, written by: sail-lightning completion {shell}
+{zsh}_sail_lightning() {{
+  local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" option="" prefix="" words=""
+  local verb="${{COMP_WORDS[1]}}" group="${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}"
+  COMPREPLY=()
+  if [[ $cur == --*=* ]]; then option="${{cur%%=*}}"; prefix="$option="; cur="${{cur#*=}}"
+  elif [[ $cur == "=" ]]; then option="$prev"; cur=""
+  elif [[ $prev == "=" ]]; then option="${{COMP_WORDS[COMP_CWORD-2]}}"
+  elif [[ $prev == -* && $cur != -* ]]; then option="$prev"
+  fi
+  if [[ -n $option ]]; then
+    case "$option" in
+{values}
+    esac
+    [[ -n $words ]] && COMPREPLY=($(compgen -P "$prefix" -W "$words" -- "$cur"))
+    [[ -z $words || $option == -c || $option == --config ]] && COMPREPLY+=($(compgen -P "$prefix" -f -- "$cur"))
+    return
+  fi
+  if (( COMP_CWORD == 1 )); then words={commands}
+  elif [[ $cur == -* ]]; then
+    case "$verb" in
+      {verbs}) words={options} ;;
+      *) words={other_options} ;;
+    esac
+  elif (( COMP_CWORD == 2 )); then
+    case "$verb" in
+{seconds}
+    esac
+  elif (( COMP_CWORD == 3 )); then
+    case "$group" in
+      "configs show"|"configs copy") words={configs} ;;
+    esac
+  fi
+  if [[ -n $words ]]; then COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  else COMPREPLY=($(compgen -f -- "$cur"))
+  fi
+}}
+complete -o filenames -o nosort -F _sail_lightning sail-lightning
+"""
+GROUPS: Mapping[str, Sequence[str]] = {
+    "configs": ("list", "show", "copy", "schema"),
+    "data": ("check", "stats", "show", "convert"),
+    "completion": ("bash", "zsh"),
+}
+"""Second words of commands."""
+
+
+def run(args: list[str]) -> int:
+    """Prints a script; returns the exit code."""
+    parser = Parser(
+        prog="sail-lightning completion",
+        description="Prints a script by which a shell completes commands, configs, options and class names.",
+        epilog=USAGE,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
+    given = parser.parse_args(args)
+    registry.load_shipped()
+    registry.discover(comma_list(given.plugins))
+    print(completion_script(given.shell), end="")
+    return 0
+
+
+def completion_script(shell: Shell, commands: Iterable[str] = (*VERBS, *COMMANDS)) -> str:
+    """The completion script of a shell, of all that is registered by now.
+
+    Args:
+        shell: which one; zsh runs the script of bash.
+        commands: what may follow `sail-lightning`.
+    """
+    values = _values()
+    members = [name for point in registry.swap_points() for name in (point.name, *point.members)]
+    seconds = {**GROUPS, "plugins": list(dict.fromkeys(members))}
+    configs = config_names()
+    return SCRIPT.format(
+        shell=shell,
+        zsh="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
+        values=_cases({"-c|--config": configs, **{key: words for key, words in values.items() if words}}),
+        commands=_quoted([*commands]),
+        verbs="|".join(VERBS),
+        options=_quoted([*(f"--{name}" for name in OWN_OPTIONS), "-c", *values]),
+        other_options=_quoted(["-c", "--plugins", "--help"]),
+        seconds=_cases(seconds),
+        configs=_quoted(configs),
+    )
+
+
+def _values() -> dict[str, list[str]]:
+    """All options of the sections (`--model.upsampler`), each with the words that may follow it, if they are few."""
+    from sail_lightning.cli.lightning_cli import SECTIONS
+
+    found: dict[str, list[str]] = {}
+    for section, cls in SECTIONS.items():
+        for name, argument in arguments_of(cls).items():
+            option = f"--{section}.{name}"
+            found[option] = _words(argument)
+            for base, given in _swap_points(argument.hint):
+                if option == "--trainer.callbacks":
+                    found[f"{option}+"] = found[option]
+                    continue
+                for member in registry.members_of(base).values():
+                    for inner, one in list(arguments_of(member).items())[given:]:
+                        words = found.setdefault(f"{option}.{inner}", [])  # of all classes that have this argument
+                        words += [word for word in _words(one) if word not in words]
+    return found
+
+
+def _swap_points(hint: Any) -> list[tuple[type, int]]:
+    """The swap points that a type asks for, and how many leading arguments of theirs are filled in by the model."""
+    from sail_lightning.cli.config_schema import given_arguments
+
+    parts = dict.fromkeys(parts_of(hint))
+    return [(part, given_arguments(hint)) for part in parts if registry.is_swap_point(part)]
+
+
+def _words(argument: Argument) -> list[str]:
+    """What may be written for an argument: names of classes, choices, true and false; none where it may be anything."""
+    words: list[str] = []
+    for part in parts_of(argument.hint):
+        if registry.is_swap_point(part):
+            words += registry.members_of(part)
+        elif typing.get_origin(part) is Literal:
+            words += map(str, typing.get_args(part))
+        elif part is bool:
+            words += SWITCHES
+    return list(dict.fromkeys(words))
+
+
+def _cases(words: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(f"      {pattern}) words={_quoted(names)} ;;" for pattern, names in words.items())
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return shlex.quote(" ".join(words))
