@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import typing as ranges
 
 import sail_lightning
-from sail_lightning import callbacks, registry
-from sail_lightning.cli import COMMANDS, VERBS, main, pages
-from sail_lightning.cli.packaged import config_names
+from sail_lightning import callbacks, errors, registry
+from sail_lightning.cli import command, main, rescoring
+from sail_lightning.cli.configs import config_names
 from sail_lightning.data import sources
 from sail_lightning.data.sources import layout
 from sail_lightning.interfaces import Dims
@@ -111,7 +112,7 @@ def steps() -> list[Step]:
         place = f"{block.page.name}:{block.line}"
         if block.kind == "yaml" and (named := re.match(r"# (\S+\.yaml)\n", block.text)):
             found.append(Step(f"{place} {named[1]}", "file", block.text, (named[1],)))
-        elif block.kind == "python" and "@register" not in block.text:
+        elif block.kind == "python" and not re.search(r"@(register|command)\b", block.text):
             found.append(Step(f"{place} python", "python", block.text))
         elif block.kind == "bash":
             for first, *rest in commands(block):
@@ -133,7 +134,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / written[1]).write_text(written[2], encoding="utf-8")
 
     plugins = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
-    loaded, modules = dict(registry.SOURCES), {"my_upsampler", Path(written[1]).stem}
+    loaded, modules = dict(registry.SOURCES), {"my_upsampler", "greet_command", Path(written[1]).stem}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("SAIL_PLUGINS", raising=False)
@@ -223,7 +224,7 @@ def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_classes_in_the_text_exist(page: Path) -> None:
     known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), *dir(losses), Dims.__name__}
-    known |= {*sources.__all__, Sample.__name__}
+    known |= {*sources.__all__, Sample.__name__, *dir(errors), *dir(ranges), *dir(rescoring)}
     for point in registry.swap_points():
         known |= {point.base.__name__, *point.members}
     named = {
@@ -235,10 +236,12 @@ def test_classes_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.-]*)", code)}
-    pairs = (("data", "show"), ("configs", "copy"), ("configs", "schema"), ("plugins", "check"))
-    for command in (*((name,) for name in COMMANDS), *pairs):
-        assert main([*command, "--help"]) == 0
-    helped = capsys.readouterr().out + pages.TOP + "".join(pages.VERB[verb] for verb in VERBS)
+    command.load_packaged()
+    command.load_users(["--plugins", str(ROOT / "examples" / "greet_command.py")])
+    assert main(["--help"]) == 0
+    for name in command.COMMANDS:
+        assert main([*name.split(), "--help"]) == 0
+    helped = capsys.readouterr().out
     assert [name for name in sorted(named) if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", helped)] == []
 
 

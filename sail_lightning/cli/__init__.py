@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 from collections.abc import Sequence
 
 from sail_lightning import __version__
 from sail_lightning.errors import SailError, SailUsageError
-
-VERBS = ("fit", "validate", "test", "predict")
-"""Commands that go to LightningCLI."""
-COMMANDS = (
-    *("plugins", "configs", "data", "convert", "bench", "quickstart"),
-    *("compare", "perbench", "features", "expert", "ablate", "completion"),
-)
-"""Commands of our own: `run(args) -> exit code` in the module of the same name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,17 +17,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0; 1 for a fault; 2 for a command that was written wrongly; 130 if it was interrupted. Faults
-        that the user can mend are one sentence on stderr; any other exception passes through with its traceback.
+        that the user can fix are one sentence on stderr; any other exception passes through with its traceback.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    command = args[0] if args and not args[0].startswith("-") else ""
     try:
-        return _dispatch(command, args)
+        return dispatch(args)
     except SailUsageError as error:
-        _complain(str(error), command)
+        _complain(str(error), args)
         return 2
     except SailError as error:
-        _complain(str(error), command)
+        _complain(str(error), args)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -46,39 +35,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130 if isinstance(stop.__context__, KeyboardInterrupt) else _code(stop)
 
 
-def _dispatch(command: str, args: list[str]) -> int:
-    from sail_lightning.cli import pages
+def dispatch(args: Sequence[str]) -> int:
+    """Runs one command; its faults are raised.
+
+    Args:
+        args: what follows `sail-lightning`.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        SailUsageError: no such command, or wrong words.
+        SailError: a fault that the user can fix.
+    """
+    from sail_lightning.cli import command, help_text
 
     if args and args[0] in ("--version", "-V"):
         print(f"sail-lightning {__version__}")
         return 0
-    if not command:
-        if args and args[0] not in ("--help", "-h"):
-            raise SailUsageError(f"a command must come first, before {args[0]}: {', '.join((*VERBS, *COMMANDS))}")
-        print(pages.TOP)
+    if not args or args[0] in command.HELP:
+        command.load_packaged()
+        command.load_users(args)
+        print(help_text.general_help())
         return 0
-    if command in VERBS:
-        if any(arg in ("--help", "-h") for arg in args):
-            print(pages.VERB[command])
-            return 0
-        from sail_lightning.cli import rescoring
-
-        if command == "test" and rescoring.asks_for(args[1:]):
-            return rescoring.run(args[1:])
-        from sail_lightning.cli.lightning_cli import run
-
-        return run(args).exit_code
-    if command in COMMANDS:
-        code: int = importlib.import_module(f"sail_lightning.cli.{command}").run(args[1:])
-        return code
-    near = difflib.get_close_matches(command, (*VERBS, *COMMANDS), 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*VERBS, *COMMANDS))}"
-    raise SailUsageError(f"no command {command}; {hint}")
+    if args[0].startswith("-"):
+        command.load_packaged()
+        raise SailUsageError(f"a command must come first, before {args[0]}: {', '.join(command.verbs())}")
+    found, name, words = command.find(args)
+    if found is None:
+        if words and words[0] not in command.HELP:
+            verbs = ", ".join(one.name for one in command.groups()[name])
+            raise SailUsageError(f"{name} needs a command, before {words[0]}: {verbs}")
+        print(help_text.group_help(name))
+        return 0
+    return found.run(words)
 
 
-def _complain(message: str, command: str) -> None:
-    known = f" {command}" if command in (*VERBS, *COMMANDS) else ""
-    sys.stderr.write(f"error: {message}\n  more: sail-lightning{known} --help\n")
+def _complain(message: str, args: Sequence[str]) -> None:
+    from sail_lightning.cli.command import COMMANDS, verbs
+
+    known = " ".join(args[:2]) if " ".join(args[:2]) in COMMANDS else "".join(args[:1])
+    shown = f" {known}" if known in (*COMMANDS, *verbs()) else ""
+    sys.stderr.write(f"error: {message}\n  more: sail-lightning{shown} --help\n")
 
 
 def _code(stop: SystemExit) -> int:

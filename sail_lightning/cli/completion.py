@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import shlex
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sail_lightning import registry
-from sail_lightning.cli import COMMANDS, VERBS
-from sail_lightning.cli.arguments import Parser, comma_list
-from sail_lightning.cli.packaged import config_names
+from sail_lightning.cli import command
+from sail_lightning.cli.configs import config_names
 from sail_lightning.settings.signatures import Argument, arguments_of, parts_of
 
 Shell = Literal["bash", "zsh"]
-USAGE = """\
-bash: sail-lightning completion bash > ~/.local/share/bash-completion/completions/sail-lightning
-zsh:  sail-lightning completion zsh >> ~/.zshrc
-Names of your own plugins are in it with --plugins FILE."""
 OWN_OPTIONS = ("config", "plugins", "name", "runs", "ckpt_path", "seed_everything", "print_config", "full_help", "help")
 """Options of `fit`, `validate`, `test` and `predict` beside those of their sections."""
+VERBS = ("fit", "validate", "test", "predict")
+"""Commands that take these options."""
 SWITCHES = ("true", "false")
 SCRIPT = """\
 # {shell} completion of sail-lightning, written by: sail-lightning completion {shell}
@@ -64,46 +61,28 @@ SCRIPT = """\
 }}
 complete -o filenames -o nosort -F _sail_lightning sail-lightning
 """
-GROUPS: Mapping[str, Sequence[str]] = {
-    "configs": ("list", "show", "copy", "schema"),
-    "data": ("check", "stats", "show", "convert"),
-    "completion": ("bash", "zsh"),
-}
-"""Second words of commands."""
 
 
-def run(args: list[str]) -> int:
-    """Prints a script; returns the exit code."""
-    parser = Parser(
-        prog="sail-lightning completion",
-        description="Prints a script by which a shell completes commands, configs, options and class names.",
-        epilog=USAGE,
-    )
-    parser.add_argument("shell", choices=("bash", "zsh"))
-    parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
-    given = parser.parse_args(args)
-    registry.load_shipped()
-    registry.discover(comma_list(given.plugins))
-    print(completion_script(given.shell), end="")
-    return 0
-
-
-def completion_script(shell: Shell, commands: Iterable[str] = (*VERBS, *COMMANDS)) -> str:
+def completion_script(shell: Shell) -> str:
     """The completion script of a shell, of all that is registered by now.
 
     Args:
         shell: which one; zsh runs the script of bash.
-        commands: what may follow `sail-lightning`.
     """
+    command.load_packaged()
+    registry.load_shipped()
+    registry.discover()
     values = _values()
     members = [name for point in registry.swap_points() for name in (point.name, *point.members)]
-    seconds = {**GROUPS, "plugins": list(dict.fromkeys(members))}
+    seconds = {group: [one.name.split()[1] for one in found] for group, found in command.groups().items()}
+    seconds["plugins"] = list(dict.fromkeys([*seconds["plugins"], *members]))
+    seconds["completion"] = [*typing.get_args(Shell)]
     configs = config_names()
     return SCRIPT.format(
         shell=shell,
         zsh="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
         values=_cases({"-c|--config": configs, **{key: words for key, words in values.items() if words}}),
-        commands=_quoted([*commands]),
+        commands=_quoted(command.verbs()),
         verbs="|".join(VERBS),
         options=_quoted([*(f"--{name}" for name in OWN_OPTIONS), "-c", *values]),
         other_options=_quoted(["-c", "--plugins", "--help"]),

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sail_lightning import registry
-from sail_lightning.cli.packaged import find_config, read_config
+from sail_lightning.cli.configs import find_config, read_config
 from sail_lightning.errors import SailUsageError
 
 Config = dict[str, Any]
@@ -71,7 +71,7 @@ def read_layers(options: Iterable[Option]) -> list[Config]:
 
 def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[str]:
     """All plugin files and modules, of the `plugins:` keys and of `--plugins`, each once."""
-    from sail_lightning.cli.arguments import comma_list
+    from sail_lightning.cli.command import comma_list
 
     found: list[str] = []
     for layer in layers:

@@ -1,76 +1,78 @@
-"""`sail-lightning configs`: the configs that ship with the package."""
+"""Packaged configs by name, from anywhere: `-c quickstart`."""
 
 from __future__ import annotations
 
-import shutil
+import difflib
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from sail_lightning.cli.arguments import Parser, comma_list
-from sail_lightning.cli.config_import import import_config
-from sail_lightning.cli.packaged import config_names, config_root, find_config
-from sail_lightning.errors import SailUsageError
+import yaml
 
-
-def run(args: list[str]) -> int:
-    """`list`, `show NAME`, `copy NAME [DEST]` or `import OFFICIAL`; returns the exit code."""
-    parser = Parser(prog="sail-lightning configs", description="The configs that ship with the package.")
-    commands = parser.add_subparsers(dest="command", metavar="list|show|copy|schema|import")
-    commands.add_parser("list", help="names, and what each is for", prog="sail-lightning configs list")
-    show = commands.add_parser("show", help="print one", prog="sail-lightning configs show")
-    show.add_argument("name")
-    copy = commands.add_parser("copy", help="copy one, to change it", prog="sail-lightning configs copy")
-    copy.add_argument("name")
-    copy.add_argument("dest", nargs="?", help="a file or a folder; this folder if left out")
-    copy.add_argument("--force", action="store_true", help="overwrite a file that is there")
-    official = commands.add_parser(
-        "import", help="an official mmengine config as one of ours", prog="sail-lightning configs import"
-    )
-    official.add_argument(
-        "source", metavar="OFFICIAL.py", help="it is Python and is executed: only files that you trust"
-    )
-    official.add_argument("--out", metavar="FILE", help="YAML file to write; printed if left out")
-    official.add_argument("--force", action="store_true", help="overwrite a file that is there")
-    schema = commands.add_parser("schema", help="a JSON schema, for editors", prog="sail-lightning configs schema")
-    schema.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
-    schema.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
-    given = parser.parse_args(args)
-    if given.command == "import":
-        return import_config(Path(given.source), Path(given.out) if given.out else None, given.force)
-    if given.command == "schema":
-        from sail_lightning.cli.config_schema import write_schema  # it takes seconds
-
-        write_schema(given.out, comma_list(given.plugins))
-    elif given.command == "show":
-        print(_packaged(given.name).read_text(encoding="utf-8"), end="")
-    elif given.command == "copy":
-        _copy(given.name, given.dest, given.force)
-    else:
-        names = config_names()
-        width = max(len(name) for name in names)
-        for name in names:
-            print(f"{name:{width}}  {_purpose(_packaged(name))}")
-    return 0
+from sail_lightning.errors import SailError, SailUsageError
 
 
-def _packaged(name: str) -> Path:
-    path = config_root() / f"{name.removesuffix('.yaml')}.yaml"
-    return path if path.is_file() else find_config(name)
+def config_root() -> Path:
+    """The folder of the packaged configs."""
+    return Path(str(files("sail_lightning.configs")))
 
 
-def _purpose(path: Path) -> str:
-    """The first comment line after the one with the command."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
-    return next((line for line in comments if line and not line.startswith("sail-lightning ")), "")
+def config_names() -> list[str]:
+    """Names of all packaged configs, such as `model/sail_tiny`, in alphabetical order."""
+    root = config_root()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
-def _copy(name: str, dest: str | None, force: bool) -> None:
-    source = _packaged(name)
-    target = Path(dest or source.name)
-    if target.is_dir():
-        target = target / source.name
-    if target.exists() and not force:
-        raise SailUsageError(f"{target} exists; give another name, or --force to overwrite it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    print(f"{target}: sail-lightning fit -c {target}")
+def find_config(name: str) -> Path:
+    """The file that `-c NAME` means: an existing path, or else a packaged config.
+
+    Raises:
+        SailUsageError: neither exists; the message names the nearest.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = config_names()
+    if (packaged := name.removesuffix(".yaml")) in known:
+        return config_root() / f"{packaged}.yaml"
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "sail-lightning configs list shows the packaged ones"
+    raise SailUsageError(f"no config {name}, neither a file nor a packaged name; {hint}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file as a mapping; dotted keys (`model.upsampler: X`) are unfolded.
+
+    A `model.tokenizer` that is a file beside the config, as in a model folder, is meant.
+
+    Raises:
+        SailError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SailError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SailError(f"{path} must hold keys such as model, data and trainer, not a {type(content).__name__}")
+    unfolded: dict[str, Any] = {}
+    for key, value in content.items():
+        *parents, last = str(key).split(".")
+        place = unfolded
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise SailError(f"{path}: {key} is given, but {parent} is no mapping")
+        if isinstance(value, dict) and isinstance(place.get(last), dict):
+            place[last].update(value)
+        else:
+            place[last] = value
+    if isinstance(unfolded.get("weights"), dict):  # of a model folder: sha256 of its files
+        del unfolded["weights"]
+    model = unfolded.get("model")
+    if isinstance(model, dict) and isinstance(model.get("tokenizer"), str):
+        beside = path.parent / model["tokenizer"]
+        if beside.is_file():
+            unfolded["model"] = {**model, "tokenizer": str(beside)}
+    return unfolded

@@ -83,7 +83,7 @@ class DataConfig:
         Raises:
             SailUsageError: no such split, or a wrong argument.
         """
-        from sail_lightning.cli.errors import check_value
+        from sail_lightning.cli.config_validation import check_value
         from sail_lightning.data.sources import Source
 
         key = f"data.{split}"
@@ -107,7 +107,7 @@ class DataConfig:
             return None
         import torch
 
-        from sail_lightning.cli.errors import check_config
+        from sail_lightning.cli.config_validation import check_config
         from sail_lightning.encoding.transform import Encoder
         from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
         from sail_lightning.model import contract
@@ -161,7 +161,7 @@ def _made(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
     """Instances of the classes that a config names at these keys."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from sail_lightning.cli.errors import explain
+    from sail_lightning.cli.config_validation import explain
 
     parser = ArgumentParser(exit_on_error=False)
     for key, cls in classes.items():

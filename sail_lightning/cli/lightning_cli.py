@@ -30,9 +30,9 @@ from sail_lightning.callbacks import (
 )
 from sail_lightning.cli import compose
 from sail_lightning.cli.compose import Config, Option
-from sail_lightning.cli.errors import check_config, explain
-from sail_lightning.cli.noise import quiet
-from sail_lightning.cli.packaged import find_config, read_config
+from sail_lightning.cli.config_validation import check_config, explain
+from sail_lightning.cli.configs import find_config, read_config
+from sail_lightning.cli.logging_setup import silence_lightning
 from sail_lightning.cli.progress import progress_bar
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
 from sail_lightning.compat.lightning import ComposedCLI
@@ -218,7 +218,7 @@ def run(args: Sequence[str]) -> SailCLI:
     config, options = _composed(verb, layers, [o for o in options if o.name not in ("config", "full_help")])
     flags = ("print_config", "help")
     check_config(compose.with_options(config, [o for o in options if o.name not in flags]), SECTIONS, PLAIN)
-    quiet()
+    silence_lightning()
     try:
         return SailCLI(verb, config, [Option("help")] if full_help else options, configs[0] if configs else verb)
     except MisconfigurationException as error:

@@ -1,4 +1,4 @@
-"""`sail-lightning plugins`: what can be swapped; a class's arguments, defaults and source."""
+"""What can be swapped, as text; a class's arguments, defaults and source."""
 
 from __future__ import annotations
 
@@ -10,35 +10,19 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from sail_lightning.cli.arguments import Parser, comma_list
 from sail_lightning.errors import SailUsageError, choice
 
 if typing.TYPE_CHECKING:
     from sail_lightning.registry import SwapPoint
 
-USAGE = """\
-without a name: all that can be swapped; with a swap point (Upsampler, losses, sockets): its classes;
-with a class: its arguments; with a wildcard ("*Prompts*"): the classes that match
-example: sail-lightning plugins MyUpsampler --plugins my_upsampler.py"""
 WIDTH = 110
 
 
-def run(args: list[str]) -> int:
-    """Prints a listing; returns the exit code."""
-    parser = Parser(prog="sail-lightning plugins", description="What can be swapped.", epilog=USAGE)
-    parser.add_argument("name", nargs="?", help="a swap point, a class or a wildcard")
-    parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
-    given = parser.parse_args(args)
-    show(given.name, comma_list(given.plugins))
-    return 0
-
-
-def show(name: str | None = None, plugins: Iterable[str] = ()) -> None:
+def show(name: str | None = None) -> None:
     """Prints what can be swapped.
 
     Args:
         name: a swap point, a class or a wildcard pattern; None lists all swap points.
-        plugins: files and modules to load first.
 
     Raises:
         SailUsageError: nothing has this name.
@@ -46,7 +30,7 @@ def show(name: str | None = None, plugins: Iterable[str] = ()) -> None:
     from sail_lightning import registry  # after --help: it takes seconds
 
     registry.load_shipped()
-    registry.discover(plugins)
+    registry.discover()
     print(page(name))
     for source, state in registry.SOURCES.items():
         if state != "ok":

@@ -9,42 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sail_lightning.cli.arguments import Parser, comma_list
-from sail_lightning.cli.noise import quiet
+from sail_lightning.cli.logging_setup import silence_lightning
 from sail_lightning.errors import SailUsageError
 
 if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.interfaces import Plugin
     from sail_lightning.plugin_check import Result
 
-USAGE = """\
---ARGUMENT=VALUE sets an argument of the plugin, as its YAML would; a backbone is made small unless its sizes are given.
-Each line is `ok`, a `fault` with what to do, or `not run` because of a fault above; the exit code is 0 if all are ok.
 
-examples:
-  sail-lightning plugins check MyUpsampler --plugins my_upsampler.py
-  sail-lightning plugins check MyUpsampler --plugins my_upsampler.py --channels=8"""
-
-
-def run(args: list[str]) -> int:
-    """Reads the command and checks the plugin; returns the exit code."""
-    parser = Parser(
-        prog="sail-lightning plugins check",
-        description="Checks a plugin: shapes, gradients, precision, zero rows, checkpoints. Takes a few seconds.",
-        epilog=USAGE,
-    )
-    parser.add_argument("name", help="a plugin's class name")
-    parser.add_argument("--plugins", action="append", metavar="FILE", help="your own file or module; may be repeated")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is checked (cpu)")
-    given, words = parser.parse_known_args(args)
-
-    from sail_lightning import registry  # after --help: it takes seconds
-
-    registry.discover(comma_list(given.plugins))
-    return check(given.name, *words, device=given.device)
-
-
-def check(name: str, *words: str, device: str = "cpu") -> int:
+def check_plugin_named(name: str, words: Sequence[str] = (), device: str = "cpu") -> int:
     """Checks a plugin and prints one line for each check.
 
     Args:
@@ -63,7 +36,8 @@ def check(name: str, *words: str, device: str = "cpu") -> int:
     from sail_lightning import registry
     from sail_lightning.plugin_check import check_plugin
 
-    found = registry.find(name)
+    registry.discover()
+    found = registry.find(name, registry.SOCKETS)
     if found is None:
         raise SailUsageError(f"no plugin named {name}; your own file: --plugins FILE")
     if device == "cuda" and not torch.cuda.is_available():
@@ -82,7 +56,7 @@ def _undisturbed() -> Iterator[None]:
     """Within, models are made without what they log and warn, and in one thread: many would wait for small tensors."""
     import torch
 
-    quiet()
+    silence_lightning()
     logger, threads = logging.getLogger("sail_lightning"), torch.get_num_threads()
     level = logger.level
     try:
@@ -104,7 +78,7 @@ def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], P
     """
     from jsonargparse import ArgumentParser, Namespace
 
-    from sail_lightning.cli.errors import explain
+    from sail_lightning.cli.config_validation import explain
     from sail_lightning.interfaces import Backbone
     from sail_lightning.plugin_check.tiny import BACKBONE
 

@@ -1,36 +1,56 @@
-"""`sail-lightning test --from FILE --out DIR`: answers that are there already, scored again without a model."""
+"""Answers that are there already, scored again without a model: what `test --from` and `compare` share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from sail_lightning.cli.arguments import Parser
 from sail_lightning.cli.folders import output_folder
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailError
 
 if TYPE_CHECKING:
+    from jsonargparse.typing import NonNegativeInt
+
     from sail_lightning.scoring import Answer
 
 OPTION = "--from"
 
 
-def asks_for(args: list[str]) -> bool:
-    """Whether what follows `test` is meant for `run`."""
-    return any(arg == OPTION or arg.startswith(f"{OPTION}=") for arg in args)
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How answers are scored: the same for every command that scores.
+
+    Args:
+        protocol: The definitions of the metrics: the field's, or the official code's.
+        no_target: What says that nothing is meant: an empty mask, or the text.
+        combine: What several masks of an answer predict (standard: union; official: first).
+        bootstrap: Resamples for the intervals.
+    """
+
+    protocol: Literal["standard", "official"] = "standard"
+    no_target: Literal["mask", "text"] = "mask"
+    combine: Literal["union", "first"] | None = None
+    bootstrap: NonNegativeInt = 1000
+
+    def arguments(self) -> dict[str, Any]:
+        """The same, as `scoring.score` and `scoring.compare` take it."""
+        return {
+            "protocol": self.protocol,
+            "no_target_from": self.no_target,
+            "combine": self.combine,
+            "bootstrap": self.bootstrap,
+        }
 
 
-def add_scoring_options(parser: Parser) -> None:
-    """How answers are scored: the same for every command that scores."""
-    parser.add_argument("--protocol", choices=("standard", "official"), default="standard")
-    parser.add_argument("--no-target", choices=("mask", "text"), default="mask", help="what says that nothing is meant")
-    parser.add_argument("--combine", choices=("union", "first"), help="what several masks of an answer predict")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000)")
+def is_rescoring(words: Sequence[str]) -> bool:
+    """Whether what follows `test` asks for answers to be scored again."""
+    return any(word == OPTION or word.startswith(f"{OPTION}=") for word in words)
 
 
-def held_answers(file: Path) -> Iterator[Answer]:
+def load_records(file: Path) -> Iterator[Answer]:
     """The answers of a file.
 
     Raises:
@@ -46,31 +66,22 @@ def held_answers(file: Path) -> Iterator[Answer]:
         raise SailError(f"{file} holds no answers")
 
 
-def run(args: list[str]) -> int:
-    """Scores files of answers and writes the report; returns the exit code."""
-    parser = Parser(prog="sail-lightning test", description="Scores answers again, from anybody's file.")
-    parser.add_argument(OPTION, dest="files", nargs="+", required=True, metavar="FILE", help="per_sample.jsonl")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the report")
-    add_scoring_options(parser)
-    parser.add_argument("--gallery", type=int, default=8, metavar="N", help="cases of each kind that are drawn (8)")
-    given = parser.parse_args(args)
-    if given.bootstrap < 0 or given.gallery < 0:
-        raise SailUsageError("--bootstrap and --gallery must be 0 or more")
-    folder = output_folder(given.out)
+def rescore(*, from_: list[Path], out: Path, gallery: NonNegativeInt = 8, **scoring: Any) -> None:
+    """Scores answers again, from anybody's files, and writes the report.
 
-    from sail_lightning.scoring import score  # after --help: they import torch
+    Args:
+        from_: Files of answers, such as per_sample.jsonl of a test.
+        out: Folder of the report.
+        gallery: Cases of each kind that are drawn.
+    """
+    options = ScoringOptions(**scoring)
+    folder = output_folder(out)
+
+    from sail_lightning.scoring import score
     from sail_lightning.scoring.gallery import named_picture
     from sail_lightning.scoring.report import file_sums, write_report
 
-    files = [Path(file) for file in given.files]
-    reports = score(
-        chain.from_iterable(map(held_answers, files)),
-        protocol=given.protocol,
-        no_target_from=given.no_target,
-        combine=given.combine,
-        bootstrap=given.bootstrap,
-    )
-    written = write_report(folder, reports, {"from": file_sums(files)}, named_picture, given.gallery)
+    reports = score(chain.from_iterable(map(load_records, from_)), **options.arguments())
+    written = write_report(folder, reports, {"from": file_sums(from_)}, named_picture, gallery)
     print(written.markdown.read_text(encoding="utf-8"))
     print(f"report: {written.markdown}, {written.json}, {written.per_sample}")
-    return 0

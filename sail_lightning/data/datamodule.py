@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sail_lightning.compat.lightning import batch_progress
 from sail_lightning.data.distributed_sampler import Numbers, deal
-from sail_lightning.data.prompts import parse_prompt
+from sail_lightning.data.prompt_syntax import parse_prompt
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.stream import PackedStream, Progress, Windows
 from sail_lightning.encoding.batch import PackedBatch, Place, Sealed

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,51 +20,15 @@ from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
 from sail_lightning.data.sources.base import Source
-from sail_lightning.errors import SailUsageError
 from sail_lightning.experts.instances import InstanceBatch, InstanceDataset, collate
+from sail_lightning.experts.recipe import Recipe
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.plugins.teachers.hugging_face import quiet
 from sail_lightning.plugins.teachers.mask2former import LONGEST, input_size
-from sail_lightning.settings.ranges import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from sail_lightning.training.optim import WarmupCosine
 
 REPORT = "expert.json"
 """In an expert's folder: what it was trained on, for how long, and how good it is."""
-
-
-GROUPS = 32
-"""Groups of channels in the pixel decoder's norms."""
-SMALLEST = 64
-"""Pixels of a picture's side: the coarsest features are of 32 pixels, and one alone has no spread to be normed by."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an expert is made and trained.
-
-    `size` is the shorter side of its pictures, `width` the channels of its features, `queries` the most objects it
-    finds in a picture, `words` as in `instances.named_masks`.
-
-    Raises:
-        SailUsageError: a number that cannot be; `size` is 64 or more, and `width` a multiple of 32.
-    """
-
-    steps: PositiveInt = 2000
-    batch: PositiveInt = 16
-    size: PositiveInt = 128
-    width: PositiveInt = 64
-    queries: PositiveInt = 20
-    words: NonNegativeInt = 1
-    lr: PositiveFloat = 1e-3
-    seed: NonNegativeInt = 0
-    workers: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.width % GROUPS:
-            raise SailUsageError(f"Recipe: width must be a multiple of {GROUPS}, not {self.width}")
-        if self.size < SMALLEST:
-            raise SailUsageError(f"Recipe: size must be {SMALLEST} or more, not {self.size}")
 
 
 def make_network(classes: Sequence[str], width: int, queries: int) -> Any:

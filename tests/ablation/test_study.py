@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sail_lightning.ablation.study import Figure, parse_study
-from sail_lightning.cli.packaged import config_names, find_config, read_config
+from sail_lightning.cli.configs import config_names, find_config, read_config
 from sail_lightning.errors import SailUsageError
 
 LEAST: dict[str, Any] = {

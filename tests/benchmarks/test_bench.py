@@ -32,8 +32,9 @@ from sail_lightning.benchmarks.cases import BASELINE, CASES, OURS
 from sail_lightning.benchmarks.measure import Timing, alternate, peak_allocated, peak_memory
 from sail_lightning.benchmarks.report import Report, Result
 from sail_lightning.benchmarks.settings import ModelSizes, Settings
-from sail_lightning.cli import bench, main
-from sail_lightning.cli.bench import SMALL
+from sail_lightning.cli import main
+from sail_lightning.cli.commands import bench
+from sail_lightning.cli.commands.bench import SMALL
 from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError
 from sail_lightning.model.model import SailModel
@@ -223,6 +224,8 @@ def test_the_command_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "--small", "--repeats", "1", "--threads", "1", "--only", only, "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"bench.md", "bench.json", "bench.png"}
     content: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
+    asked = f"sail-lightning bench --only {only} --repeats 1 --threads 1 --small --out {tmp_path}"
+    assert content["command"] == asked
     assert [case["case"] for case in content["cases"]] == ["loss", "step-single"]
     for case in content["cases"]:
         assert case["speedup"] > 0
@@ -242,11 +245,11 @@ def test_the_command_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureF
     ("words", "message"),
     [
         (["--only", "attend"], "no case attend; there are step-single"),
-        (["--repeats", "0"], "--repeats and --budget must be at least 1"),
-        (["--devise", "cpu"], "unrecognized arguments: --devise"),
+        (["--repeats", "0"], "--repeats must be 1 or more, not 0"),
+        (["--devise", "cpu"], "unknown option --devise; did you mean --device?"),
         (["--small", "--budget", "50"], "--small has sizes of its own; leave --budget or --small out"),
         (["--small", "--preset", "3b"], "--small has sizes of its own; leave --preset or --small out"),
-        (["--preset", "0.5b,7b"], "no preset 7b; there are 0.5b, 3b"),
+        (["--preset", "0.5b,7b"], "--preset must be one of 0.5b, 3b, several with commas, not 0.5b,7b"),
         (["--preset", "3b", "--only", "loss"], "--preset is for the case throughput"),
         (["--only", "loss", "--out", __file__], "(File exists); give another folder with --out"),
         (["--only", "loss", "--out", f"{__file__}/sub"], "(Not a directory); give another folder with --out"),

@@ -301,7 +301,7 @@ def test_a_study_that_does_not_parse_runs_nothing(
         (["s.yaml", "-c", "s.yaml"], ("name one study",)),
         (["s.yaml", "--seeds=0,0"], ("--seeds must be different whole numbers",)),
         (["s.yaml", "--seeds=-1"], ("--seeds",)),
-        (["s.yaml", "--steps=0"], ("--steps must be above 0",)),
+        (["s.yaml", "--steps=0"], ("--steps must be 1 or more",)),
         (["s.yaml", "--jobs=0"], ("--jobs must be 1 or more",)),
         (["s.yaml", "--only=upsampling"], ("s has no variant upsampling; there are plain, upsampled, broken",)),
         (["study/papr"], ("no config study/papr", "did you mean study/paper?")),

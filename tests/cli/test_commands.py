@@ -13,23 +13,21 @@ from cli_harness import Command
 from PIL import Image
 
 from sail_lightning import __version__, registry
-from sail_lightning.cli import COMMANDS, VERBS, main
-from sail_lightning.cli.packaged import config_names, config_root
+from sail_lightning.cli import command, main
+from sail_lightning.cli.configs import config_names, config_root
+
+command.load_packaged()
+NAMES = [name for name in command.COMMANDS if command.COMMANDS[name].function.__module__.startswith("sail_lightning.")]
 
 
-@pytest.mark.parametrize("args", [[], ["--help"], *([verb, "--help"] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "args", [[], ["--help"], ["data"], ["configs"], *([*name.split(), "--help"] for name in NAMES)]
+)
 def test_help_fits_one_screen(args: list[str], sail: Command) -> None:
     shown = sail(*args)
     lines = shown.out.splitlines()
-    assert shown.code == 0 and lines[0].startswith("usage: sail-lightning")
+    assert shown.code == 0 and lines[0].startswith(f"usage: sail-lightning {' '.join(args[:-1])}".rstrip())
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "quickstart"])
-def test_help_of_own_commands_fits_one_screen(command: str, sail: Command) -> None:
-    shown = sail(command, "--help")
-    assert shown.code == 0 and shown.out.startswith(f"usage: sail-lightning {command}")
-    assert len(shown.out.splitlines()) <= 40
 
 
 def test_full_help_lists_every_option(sail: Command) -> None:
@@ -37,50 +35,66 @@ def test_full_help_lists_every_option(sail: Command) -> None:
     assert shown.code == 0 and "--trainer.max_steps" in shown.out and "--model.mask_channels" in shown.out
 
 
-def test_top_help_names_every_command(sail: Command) -> None:
-    assert [name for name in (*VERBS, *COMMANDS) if name not in sail("--help").out] == []
+def test_general_help_names_every_command(sail: Command) -> None:
+    words = re.split(r"[\s|]+", sail("--help").out)
+    assert [name for name in NAMES if not set(name.split()) <= set(words)] == []
 
 
 def test_help_and_version_import_neither_torch_nor_lightning() -> None:
     code = (
         "import sys; from sail_lightning.cli import main; "
-        "codes = [main(a) for a in ([], ['--version'], ['fit', '--help'], ['plugins', '--help'], ['configs'])]; "
-        "assert codes == [0] * 5, codes; print(sorted({'torch', 'lightning', 'mmengine'} & set(sys.modules)))"
+        "first = [main(a) for a in ([], ['--version'], ['fit', '--help'])]; slow = 'jsonargparse' in sys.modules; "
+        "more = [main(a) for a in (['plugins', '--help'], ['configs', 'list'], ['data', 'check', '--help'])]; "
+        "assert [*first, *more] == [0] * 6; "
+        "print(slow, sorted({'torch', 'lightning', 'mmengine'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"sail-lightning {__version__}" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "False []"
 
 
 def test_module_runs_as_the_command_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sail_lightning", "fitt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = [sys.executable, "-m", "sail_lightning", "fitt"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: no command fitt; did you mean fit?")
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["data", "chekc"], ["no command data chekc; did you mean data check?"]),
+        (["data", "zzz"], ["no command data zzz; there are data check, data convert"]),
+        (["--fit"], ["a command must come first, before --fit: "]),
+        (["data", "--count=3"], ["data needs a command, before --count=3: data check"]),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_command_is_one_sentence(args: list[str], words: list[str], sail: Command) -> None:
+    assert sail(*args).is_one_sentence(2, *words)
+
+
 def test_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(args: list[str]) -> int:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
-    def stopped(args: list[str]) -> int:
+    def stopped() -> None:
         try:
-            interrupted(args)
+            interrupted()
         except KeyboardInterrupt:
             sys.exit(1)  # what Lightning's Trainer does
-        return 0
 
-    for run in (interrupted, stopped):
-        monkeypatch.setattr("sail_lightning.cli.configs.run", run)
-        assert main(["configs"]) == 130
+    for function in (interrupted, stopped):
+        monkeypatch.setitem(command.COMMANDS, "configs list", command.Command("configs list", function, "data"))
+        assert main(["configs", "list"]) == 130
 
 
 def test_unknown_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(args: list[str]) -> int:
+    def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("sail_lightning.cli.configs.run", broken)
+    monkeypatch.setitem(command.COMMANDS, "configs list", command.Command("configs list", broken, "data"))
     with pytest.raises(ZeroDivisionError):
-        main(["configs"])
+        main(["configs", "list"])
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------

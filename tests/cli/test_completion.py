@@ -11,9 +11,9 @@ import pytest
 from cli_harness import Command
 
 from sail_lightning import registry
-from sail_lightning.cli import COMMANDS, VERBS
+from sail_lightning.cli import command
 from sail_lightning.cli.completion import completion_script
-from sail_lightning.cli.packaged import config_names
+from sail_lightning.cli.configs import config_names
 
 BASH = shutil.which("bash") or ""
 needs_bash = pytest.mark.skipif(not BASH, reason="no bash here")
@@ -68,7 +68,7 @@ def test_bash_completes(words: str, offered: set[str], script: str, tmp_path: Pa
 
 @needs_bash
 def test_all_commands_are_offered(script: str, tmp_path: Path) -> None:
-    assert completed(script, "sail-lightning ", tmp_path) == {*VERBS, *COMMANDS}
+    assert completed(script, "sail-lightning ", tmp_path) == set(command.verbs())
 
 
 @needs_bash

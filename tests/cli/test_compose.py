@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_lightning.cli.compose import apply_options, lookup, merge_layers, merge_value, plugin_sources, split_options
-from sail_lightning.cli.packaged import read_config
+from sail_lightning.cli.configs import read_config
 from sail_lightning.errors import SailError, SailUsageError
 
 DECONV = {"class_path": "DeconvUpsampler", "init_args": {"channels": 64}}

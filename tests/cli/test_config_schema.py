@@ -13,7 +13,7 @@ from cli_harness import Command
 
 from sail_lightning import registry
 from sail_lightning.cli.config_schema import config_schema
-from sail_lightning.cli.packaged import config_names, config_root
+from sail_lightning.cli.configs import config_names, config_root
 from sail_lightning.data.sources import Source
 
 

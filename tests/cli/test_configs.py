@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cli_harness import Command
 
-from sail_lightning.cli.packaged import config_names, config_root
+from sail_lightning.cli.configs import config_names, config_root
 
 MODELS = [name for name in config_names() if name.startswith("model/")]
 ABLATIONS = [name for name in config_names() if name.startswith("ablation/")]

@@ -46,7 +46,7 @@ def test_help_fits_one_screen(command: str, sail: Command) -> None:
 
 
 def test_help_lists_all_four_and_imports_no_torch(sail: Command) -> None:
-    assert [name for name in ("check", "stats", "show", "convert") if f"    {name}" not in sail("data").out] == []
+    assert [name for name in ("check", "stats", "show", "convert") if f"\n  {name} " not in sail("data").out] == []
     code = "from sail_lightning.cli import main; main(['data', 'check', '--help'])"
     code += "; import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -103,10 +103,10 @@ def test_options_reach_sources_of_each_split(sail: Command, sets: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--split=trian"], ["--split knows train, val, test, not trian"]),
+        (["--split=trian"], ["--split must be one of train, val, test", "not trian"]),
         (["--split=test"], ["mine.yaml holds no data.test"]),
-        (["--limit=0"], ["--limit must be at least 1"]),
-        (["--workers=-1"], ["--workers must be at least 0"]),
+        (["--limit=0"], ["--limit must be 1 or more"]),
+        (["--workers=-1"], ["--workers must be 0 or more"]),
         (["--trainer.max_steps=3"], ["unknown option --trainer.max_steps", "--data.SPLIT.ARGUMENT=VALUE"]),
         (["--data.val.splt=val"], ["RefCOCO has no argument 'splt'", "did you mean split?"]),
         (["-c", "model/sail_tiny", "--model.backbone.size=5b"], ["model.backbone.size must be one of"]),
@@ -136,7 +136,7 @@ def test_stats_without_an_ending_tells_what_it_wrote(sail: Command, sets: Path, 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(sail: Command, sets: Path, workdir: Path) -> None:
     (workdir / "file").write_text("mine")
     show, stats = (("data", command, "-c", "mine.yaml", "--count=1") for command in ("show", "stats"))
-    assert sail(*show, "--out=a.xyz").is_one_sentence(2, "--out a.xyz does not end as a picture; name it a.png")
+    assert sail(*show, "--out=a.xyz").is_one_sentence(2, "--out a.xyz does not end as an image; name it a.png")
     assert sail(*show, "--out=sheet").is_one_sentence(2, "name it sheet.png")
     assert sail(*show, "--out=file/a.png").is_one_sentence(1, "file/a.png cannot be written", "name another file")
     assert (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_harness import FIT, Command
 
-from sail_lightning.cli.errors import explain
+from sail_lightning.cli.config_validation import explain
 
 
 @pytest.mark.parametrize(

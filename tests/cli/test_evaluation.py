@@ -21,7 +21,7 @@ from PIL import Image
 import sail_lightning
 from sail_lightning.callbacks import AnswerWriter
 from sail_lightning.cli import main
-from sail_lightning.cli.packaged import config_names, config_root
+from sail_lightning.cli.configs import config_names, config_root
 from sail_lightning.data.sources import PerBench
 from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.module import PixelSAIL
@@ -365,7 +365,7 @@ def test_two_runs_are_shown_side_by_side(sail: Command, unbroken: Path, workdir:
         (["gone", "own.jsonl"], 1, ["no file or folder gone"]),
         (["empty", "own.jsonl"], 1, ["empty holds no per_sample.jsonl"]),
         (["own.jsonl", "other.jsonl"], 1, ["share no question"]),
-        (["own.jsonl"], 2, ["B"]),
+        (["own.jsonl"], 2, ["compare needs SECOND"]),
         (["own.jsonl", "own.jsonl", "--changed=-1"], 2, ["--changed", "0 or more"]),
         (["own.jsonl", "own.jsonl", "--out=other.jsonl"], 2, ["other.jsonl is a file"]),
     ],

@@ -188,7 +188,7 @@ def test_an_argument_of_a_parent_is_checked_by_name(sail: Command) -> None:
 
 
 def test_shipped_configs_name_our_classes_short() -> None:
-    from sail_lightning.cli.packaged import config_names, config_root
+    from sail_lightning.cli.configs import config_names, config_root
 
     long = [
         name for name in config_names() if "class_path: sail_lightning." in (config_root() / f"{name}.yaml").read_text()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from sail_lightning.cli.packaged import config_root
+from sail_lightning.cli.configs import config_root
 from sail_lightning.conversion.mmengine_config import Imported, convert, read
 from sail_lightning.conversion.mmengine_config.ledger import Fate
 from sail_lightning.errors import SailError, SailUsageError

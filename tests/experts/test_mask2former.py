@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sail_lightning.cli import expert as command
+from sail_lightning.cli import dispatch
+from sail_lightning.cli.commands import expert as command
 from sail_lightning.data.sources.laboratory import LaboratorySource
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.experts import mask2former
@@ -110,7 +111,7 @@ def test_the_folder_is_a_teacher_that_sees_what_the_expert_saw(tmp_path: Path) -
 def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shapes"
     words = ["-c", "data/laboratory_scenes", "--data.train.max_objects=3", *SMALL, f"--out={out}", "--steps=3"]
-    assert command.run(words) == 0
+    assert dispatch(["expert", *words]) == 0
     told = capsys.readouterr().out
     assert "4 classes; on 4 held-out pictures: AP " in told and "Mask2FormerTeacher" in told
     report = json.loads((out / mask2former.REPORT).read_text())
@@ -118,7 +119,7 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
     assert report["held_out"].keys() == {"split", "pictures", "map", "map_50"}
     assert not (tmp_path / "shapes.training").exists()
     with pytest.raises(SailUsageError, match="is not empty"):
-        command.run(words)
+        dispatch(["expert", *words])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         with monkeypatch.context() as patch:
             patch.setattr(Mask2FormerExpert, "training_step", stops)
             with pytest.raises(MemoryError):
-                command.run(words)
+                dispatch(["expert", *words])
 
     return run
 
@@ -166,10 +167,10 @@ WORDS = ["-c", "data/laboratory_scenes", *SMALL, "--steps=4", "--data.val=null",
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     step: int, tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
-    assert command.run([*WORDS, f"--out={tmp_path / 'whole'}"]) == 0
+    assert dispatch(["expert", *WORDS, f"--out={tmp_path / 'whole'}"]) == 0
     interrupted([*WORDS, f"--out={tmp_path / 'stopped'}"], step)
     assert not (tmp_path / "stopped").exists()
-    assert command.run([*WORDS, f"--out={tmp_path / 'stopped'}", "--workers=1"]) == 0
+    assert dispatch(["expert", *WORDS, f"--out={tmp_path / 'stopped'}", "--workers=1"]) == 0
     whole, again = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
     report = json.loads((tmp_path / "stopped" / mask2former.REPORT).read_text())
@@ -184,11 +185,11 @@ def test_another_run_does_not_go_on_from_what_was_stopped(tmp_path: Path, interr
     interrupted(words, 2)
     for other, named in (("--steps=3", "recipe"), ("--data.train.max_objects=3", "data"), ("--words=2", "recipe")):
         with pytest.raises(SailUsageError, match=f"holds a training with another {named}, which was stopped"):
-            command.run([*words, other])
+            dispatch(["expert", *words, other])
     checkpoint = tmp_path / "expert.training" / command.CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(SailError, match=r"last\.ckpt is damaged; remove .*expert\.training"):
-        command.run(words)
+        dispatch(["expert", *words])
 
 
 def test_held_out_pictures_without_masks_are_not_judged() -> None:
@@ -211,10 +212,10 @@ def test_held_out_pictures_without_masks_are_not_judged() -> None:
 )
 def test_wrong_words_are_told_in_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SailUsageError, match=message):
-        command.run(["-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}", *words])
+        dispatch(["expert", "-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}", *words])
 
 
 def test_too_many_classes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command, "MOST_CLASSES", 3)
     with pytest.raises(SailUsageError, match="4 classes are too many; give fewer --words"):
-        command.run(["-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}"])
+        dispatch(["expert", "-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from sail_lightning.cli import features
+from sail_lightning.cli import dispatch
 from sail_lightning.errors import SailError, SailUsageError
 
 LABORATORY = ("-c", "quickstart", "-c", "ablation/teacher_student", "--workers=0")
@@ -17,10 +17,10 @@ FEW = (*LABORATORY, "--count=3", "--teacher=mask_features")
 
 
 def test_features_of_a_config_are_written_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert features.run([*FEW, "--out", str(tmp_path / "f"), "--measure"]) == 0
+    assert dispatch(["features", *FEW, "--out", str(tmp_path / "f"), "--measure"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r".*f: 3 pictures, 3 of them new; float16, \d+\.\d{3} MB a picture, .* in all; "
+        r".*f: 3 images, 3 of them new; float16, \d+\.\d{3} MB an image, .* in all; "
         r"largest error \S+, relative error \S+",
         first,
     )
@@ -34,12 +34,12 @@ def test_features_of_a_config_are_written_and_told(tmp_path: Path, capsys: pytes
 
 def test_another_run_adds_what_is_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ("--out", str(tmp_path / "f"))
-    assert features.run([*FEW, *out]) == features.run([*FEW, *out, "--count=5"]) == 0
-    assert "5 pictures, 2 of them new" in capsys.readouterr().out
+    assert dispatch(["features", *FEW, *out]) == dispatch(["features", *FEW, *out, "--count=5"]) == 0
+    assert "5 images, 2 of them new" in capsys.readouterr().out
 
 
 def test_numbers_are_stored_as_asked(tmp_path: Path) -> None:
-    assert features.run([*FEW, "--out", str(tmp_path / "f"), "--dtype=int8", "--stride=8"]) == 0
+    assert dispatch(["features", *FEW, "--out", str(tmp_path / "f"), "--dtype=int8", "--stride=8"]) == 0
     with safe_open(next((tmp_path / "f").glob("*.safetensors")), "pt") as file:
         (first, *_) = (key for key in file.keys() if not key.endswith(".scale"))  # noqa: SIM118
         assert str(file.get_tensor(first).dtype) == "torch.int8"
@@ -48,7 +48,7 @@ def test_numbers_are_stored_as_asked(tmp_path: Path) -> None:
 
 def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None:
     options = ("--data.train.size=32", "--model.teachers.mask_features.tap=vision")
-    assert features.run([*FEW, "--out", str(tmp_path / "f"), *options]) == 0
+    assert dispatch(["features", *FEW, "--out", str(tmp_path / "f"), *options]) == 0
     content = json.loads((tmp_path / "f" / "features.json").read_text())
     assert content["settings"]["tap"] == "vision"
 
@@ -66,12 +66,12 @@ def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None
         ([*FEW, "--count=0"], "--count must be 1 or more, not 0"),
         ([*FEW, "--trainer.max_steps=3"], "unknown option --trainer.max_steps; features takes --data.train"),
         ([*FEW, "--model.teachers.mask_features.taps=vision"], "StudentTeacher has no argument 'taps'"),
-        (["-c", "data/laboratory", "--count=1"], "data/laboratory has no model, which says how pictures are resized"),
+        (["-c", "data/laboratory", "--count=1"], "data/laboratory has no model, which says how images are resized"),
     ],
 )
 def test_what_is_written_wrongly_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SailUsageError) as caught:
-        features.run([*words, "--out", str(tmp_path / "f")])
+        dispatch(["features", *words, "--out", str(tmp_path / "f")])
     assert message in str(caught.value)
     assert not (tmp_path / "f").exists()
 
@@ -80,14 +80,13 @@ def test_a_set_of_which_nothing_can_be_read_is_a_fault(tmp_path: Path, capsys: p
     record = {"image": "gone.jpg", "turns": [{"question": "what is it?", "answer": "a cat."}]}
     (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
     options = (f"--data.train={{class_path: JsonlSource, init_args: {{path: {tmp_path / 'one.jsonl'}}}}}",)
-    with pytest.raises(SailError, match="no picture that can be read"):
-        features.run([*FEW, *options, "--out", str(tmp_path / "f")])
+    with pytest.raises(SailError, match="no image that can be read"):
+        dispatch(["features", *FEW, *options, "--out", str(tmp_path / "f")])
     assert "left out: " in capsys.readouterr().err
 
 
 def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        features.run(["--help"])
+    assert dispatch(["features", "--help"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) <= 45
     assert max(map(len, shown)) <= 120

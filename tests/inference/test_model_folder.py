@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from sail_lightning import Box, PixelSAIL
 from sail_lightning.cli import main
-from sail_lightning.cli.packaged import read_config
+from sail_lightning.cli.configs import read_config
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.model.bundle import Network
 from sail_lightning.plugins.backbones import SailDecoder, SailQwen

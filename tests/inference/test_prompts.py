@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data.prompts import FORMS, parse_prompt
+from sail_lightning.data.prompt_syntax import FORMS, parse_prompt
 from sail_lightning.errors import SailUsageError
 from sail_lightning.sample import Box, Mask, Point, Prompt, Scribble
 

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sail_lightning import callbacks, registry
-from sail_lightning.cli.errors import check_config
+from sail_lightning.cli.config_validation import check_config
 from sail_lightning.cli.run_folder import RunCheckpoint
 from sail_lightning.data import sources
 from sail_lightning.data.datamodule import SailDataModule

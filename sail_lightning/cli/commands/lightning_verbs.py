@@ -1,39 +1,10 @@
-"""Help that fits one screen, as plain text: nothing is imported to show it."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI reads their words, so their help pages are written here."""
 
 from __future__ import annotations
 
-TOP = """\
-usage: sail-lightning COMMAND ...
+from sail_lightning.cli.command import Command, command
 
-Pixel-SAIL: one transformer that reads pixels and words and answers in text and masks.
-
-  quickstart                 train, test and predict from nothing, in minutes
-  fit -c CONFIG              train
-  validate, test             measure a model on held-out data
-  predict                    answer a question about pictures: text, masks, overlays
-  compare A B                two tests side by side, with significance
-  ablate STUDY               variants of a model, trained and compared over seeds
-  features -c CONFIG         a teacher's features of all pictures, computed once
-  expert -c CONFIG --out DIR a Mask2Former of your own, trained on a data set's masks: a teacher
-  perbench --out DIR         PerBench's files, of synthetic held-out scenes
-  plugins [NAME]             all that can be swapped; a class's arguments and source; wildcards: "*Prompts*"
-  convert SRC DST            official and Lightning checkpoints to model folders, and back
-  bench                      speed and memory against a baseline in the official style
-  configs list|show|copy     the configs that ship with the package
-  configs schema --out FILE  a JSON schema of configs, for editors
-  completion bash|zsh        a script by which the shell completes all of this
-  data check -c CONFIG       every fault of a data set: its file, its record and the mend
-  data stats|show -c CONFIG  what a data set holds: histograms, samples as one picture
-  data convert -c CONFIG     any data set to JSONL or shards
-
-examples:
-  sail-lightning fit -c quickstart --trainer.max_steps=200
-  sail-lightning fit -c quickstart --model.upsampler=BilinearUpsampler
-  sail-lightning test --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt
-  sail-lightning predict --ckpt_path sail-tiny --data.images photos/ --data.text "Please segment the red circle."
-
-sail-lightning COMMAND --help says more.   --version: the version"""
-
+SECTION = "train and use a model"
 _OPTIONS = """\
   -c CONFIG              a YAML file, or a packaged one by name (sail-lightning configs list). May be repeated:
                          later files win over earlier ones, options win over files, files over a checkpoint
@@ -48,8 +19,10 @@ _CHECKPOINT = """\
   --ckpt_path X          a .ckpt file, a model folder, or a packaged model by name, such as sail-tiny. Its settings
                          are the defaults, so no config is needed"""
 
-VERB = {
-    "fit": f"""\
+
+@command(
+    section=SECTION,
+    page=f"""\
 usage: sail-lightning fit -c CONFIG [options]
 
 Trains a model. The run folder holds config.yaml, metrics.csv, TensorBoard logs, checkpoints/last.ckpt and best-*.ckpt.
@@ -62,7 +35,17 @@ examples:
   sail-lightning fit -c quickstart
   sail-lightning fit -c quickstart -c ablation/bilinear_upsampler --trainer.max_steps=500
   sail-lightning fit -c quickstart --plugins my_upsampler.py --model.upsampler=MyUpsampler""",
-    "validate": f"""\
+)
+def fit(*words: str) -> int:
+    """Trains a model."""
+    from sail_lightning.cli.lightning_cli import run
+
+    return run(["fit", *words]).exit_code
+
+
+@command(
+    section=SECTION,
+    page=f"""\
 usage: sail-lightning validate --ckpt_path X [options]
 
 Measures a model on `data.val`; without a data config, on the synthetic laboratory.
@@ -72,7 +55,17 @@ Measures a model on `data.val`; without a data config, on the synthetic laborato
 
 example:
   sail-lightning validate --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt""",
-    "test": f"""\
+)
+def validate(*words: str) -> int:
+    """Measures a model on data.val."""
+    from sail_lightning.cli.lightning_cli import run
+
+    return run(["validate", *words]).exit_code
+
+
+@command(
+    section=SECTION,
+    page=f"""\
 usage: sail-lightning test --ckpt_path X [options]
        sail-lightning test --from FILE... --out DIR
 
@@ -92,7 +85,21 @@ examples:
   sail-lightning test -c eval/refcoco_val --ckpt_path MODEL
   sail-lightning test --ckpt_path sail-tiny --data.test.split=compositional
   sail-lightning test --from runs/test/version_0/per_sample.jsonl --out rescored --protocol official""",
-    "predict": f"""\
+)
+def test(*words: str) -> int:
+    """Measures a model on data.test, or scores answers again that are there already."""
+    from sail_lightning.cli import rescoring
+
+    if rescoring.is_rescoring(words):
+        return Command("test", rescoring.rescore, SECTION).run(words)
+    from sail_lightning.cli.lightning_cli import run
+
+    return run(["test", *words]).exit_code
+
+
+@command(
+    section=SECTION,
+    page=f"""\
 usage: sail-lightning predict --ckpt_path X --data.images PICTURES --data.text QUESTION [options]
 
 Asks one question of each picture. The run folder gets predictions.jsonl (text, COCO RLE masks, prompts, seconds) and
@@ -110,4 +117,9 @@ examples:
   sail-lightning predict --ckpt_path sail-tiny --data.images photos/ --data.text "Please segment the red circle."
   sail-lightning predict --ckpt_path sail-tiny --data.images a.png --data.text "Describe <Prompt0>." \\
     --data.prompts box:10,20,40,60""",
-}
+)
+def predict(*words: str) -> int:
+    """Answers a question about images, with text, masks and overlays."""
+    from sail_lightning.cli.lightning_cli import run
+
+    return run(["predict", *words]).exit_code

@@ -1,4 +1,4 @@
-"""What Lightning says that helps nobody."""
+"""The logging of a command: what Lightning and its libraries say that helps nobody is left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOISE = (
 """Warnings about what is meant so."""
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Of Lightning's loggers only warnings are left, and of warnings those that are not in `NOISE`."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)

@@ -1,14 +1,16 @@
-"""`sail-lightning quickstart`: train from nothing, test, predict, and say where everything lies."""
+"""`sail-lightning quickstart`."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sail_lightning.cli.arguments import Parser
-from sail_lightning.errors import SailUsageError
+from sail_lightning.cli.command import command
+
+if TYPE_CHECKING:
+    from jsonargparse.typing import PositiveInt
 
 PHOTO_QUESTION = "Please segment the white object."
 REFER_KEYS = ("ciou", "giou", "n_acc", "t_acc", "pr@0.5")
@@ -22,25 +24,28 @@ HEADLINE = {
 }
 
 
-def run(args: list[str]) -> int:
-    """Trains, tests and predicts; returns the exit code."""
-    parser = Parser(
-        prog="sail-lightning quickstart",
-        description="Trains a small referring model from nothing (at most 7 minutes), tests it and the packaged "
-        "sail-tiny on held-out data, and predicts on held-out scenes and photographs.",
-    )
-    parser.add_argument("--out", default="runs/quickstart", help="folder of the report and the run (runs/quickstart)")
-    parser.add_argument("--model", default="sail-tiny", help="the trained model to test: a folder or a packaged name")
-    parser.add_argument("--steps", type=int, help="train this many steps only")
-    parser.add_argument("--samples", type=int, default=600, help="held-out questions per test (600)")
-    given = parser.parse_args(args)
-    for option, value in (("--steps", given.steps), ("--samples", given.samples)):
-        if value is not None and value < 1:
-            raise SailUsageError(f"{option} must be 1 or more, not {value}")
+@command(section="train and use a model")
+def quickstart(
+    *,
+    out: Path = Path("runs/quickstart"),
+    model: str = "sail-tiny",
+    steps: PositiveInt | None = None,
+    samples: PositiveInt = 600,
+) -> None:
+    """Trains, tests and predicts from nothing, in minutes.
+
+    Trains a small referring model from nothing (at most 7 minutes), tests it and the packaged sail-tiny on held-out
+    data, and predicts on held-out scenes and photographs.
+
+    Args:
+        out: Folder of the report and the run.
+        model: The trained model to test: a folder or a packaged name.
+        steps: Train this many steps only.
+        samples: Held-out questions per test.
+    """
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _run(Path(given.out), given.model, given.steps, given.samples, start)
-    return 0
+    _run(out, model, steps, samples, start)
 
 
 def _run(out: Path, name: str, steps: int | None, samples: int, start: float) -> None:
@@ -78,7 +83,7 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
 
     _say(4, f"predict with {name} on held-out scenes and on photographs")
     scenes = _draw_scenes(model, out / "scenes")
-    photos = Path(__file__).parent.parent / "data" / "photos"
+    photos = Path(__file__).parents[2] / "data" / "photos"
     photo_run = run_verb(
         [
             "predict",

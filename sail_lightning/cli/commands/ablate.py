@@ -10,77 +10,81 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from sail_lightning.cli.arguments import Parser, comma_list
-from sail_lightning.cli.packaged import find_config, read_config
+from sail_lightning.cli.command import command
 from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
     from sail_lightning.ablation.runs import Result, Run
     from sail_lightning.ablation.study import Study
 
-EXAMPLES = """\
-A study is a YAML file: a base, variants that are small patches on it, seeds, a budget, and what is measured
-(docs/ablations.md). Every variant is checked before the first one runs. The same command goes on where it was stopped.
-Writes table.md, table.csv, results.json and curves.png.
 
-examples:
-  sail-lightning ablate study/reduced
-  sail-lightning ablate study/paper --jobs 2 --out runs/paper
-  sail-lightning ablate my_study.yaml --seeds 0,1 --steps 200 --only plain,upsampling"""
+@command(section="compare")
+def ablate(
+    study: str | None = None,
+    *,
+    config: str | None = None,
+    out: Path | None = None,
+    seeds: list[NonNegativeInt] | None = None,
+    steps: PositiveInt | None = None,
+    minutes: PositiveFloat | None = None,
+    jobs: PositiveInt = 1,
+    only: list[str] | None = None,
+    print_config: bool | str = False,
+) -> None:
+    """Trains and tests a table of variants, with several seeds each, and compares them.
 
+    A study is a YAML file: a base, variants that are small patches on it, seeds, a budget, and what is measured
+    (docs/ablations.md). Every variant is checked before the first one runs. The same command goes on where it was
+    stopped. Writes table.md, table.csv, results.json and curves.png.
 
-def run(args: list[str]) -> int:
-    """Runs a study and writes its table; returns the exit code."""
-    parser = Parser(
-        prog="sail-lightning ablate",
-        description="Trains and tests a table of variants, with several seeds each, and compares them.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("study", nargs="?", metavar="STUDY", help="a file, or a packaged study by name")
-    parser.add_argument("-c", dest="config", metavar="STUDY", help="the same, as other commands take it")
-    parser.add_argument("--out", metavar="DIR", help="folder of runs and table (runs/ablate/STUDY)")
-    parser.add_argument("--seeds", metavar="LIST", help="instead of the study's, such as 0,1,2")
-    parser.add_argument("--steps", type=int, metavar="N", help="instead of the study's")
-    parser.add_argument("--minutes", type=float, metavar="M", help="instead of the study's")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time, a CPU thread each (1)")
-    parser.add_argument("--only", metavar="LIST", help="run these variants only")
-    parser.add_argument(
-        "--print_config", nargs="?", const="", metavar="VARIANT", help="show the baseline's (or a variant's) config"
-    )
-    given = parser.parse_args(args)
-    if (given.study is None) == (given.config is None):
+    Examples:
+        sail-lightning ablate study/reduced
+        sail-lightning ablate study/paper --jobs 2 --out runs/paper
+        sail-lightning ablate my_study.yaml --seeds 0,1 --steps 200 --only plain,upsampling
+
+    Args:
+        study: A file, or a packaged study by name.
+        config: The same, as other commands take it.
+        out: Folder of runs and table; runs/ablate/STUDY if left out.
+        seeds: Instead of the study's, such as 0,1,2.
+        steps: Instead of the study's.
+        minutes: Instead of the study's.
+        jobs: Processes at a time, with a CPU thread each.
+        only: Run these variants only.
+        print_config: Show the config of the baseline, or of a variant, and stop.
+    """
+    name = study or config
+    if name is None or (study and config):
         raise SailUsageError("name one study: a file, or a packaged one such as study/reduced")
-    if given.jobs < 1:
-        raise SailUsageError(f"--jobs must be 1 or more, not {given.jobs}")
+
+    import yaml
 
     from sail_lightning.ablation.study import parse_study
+    from sail_lightning.cli.configs import find_config, read_config
 
-    path = find_config(given.study or given.config)
-    study = _changed(parse_study(read_config(path), path.stem), given.seeds, given.steps, given.minutes)
-    chosen = _chosen(study, comma_list([given.only]) if given.only else [])
-    folder = Path(given.out or Path("runs", "ablate", study.name))
-    if given.print_config is not None:
-        wanted = given.print_config or study.baseline
-        print(yaml.safe_dump(_resolved(study, _chosen(study, [wanted])[0], study.seeds[0]), sort_keys=False), end="")
-        return 0
-    return _run(study, chosen, folder, given.jobs)
+    path = find_config(name)
+    asked = _changed(parse_study(read_config(path), path.stem), seeds, steps, minutes)
+    chosen = _chosen(asked, only or [])
+    if print_config is not False:
+        wanted = asked.baseline if print_config is True else print_config
+        print(yaml.safe_dump(_resolved(asked, _chosen(asked, [wanted])[0], asked.seeds[0]), sort_keys=False), end="")
+        return
+    _run(asked, chosen, out or Path("runs", "ablate", asked.name), jobs)
 
 
-def _changed(study: Study, seeds: str | None, steps: int | None, minutes: float | None) -> Study:
+def _changed(study: Study, seeds: Sequence[int] | None, steps: int | None, minutes: float | None) -> Study:
     """The study with what the command line says instead."""
     if seeds is not None:
-        words = comma_list([seeds])
-        if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
-            raise SailUsageError(f"--seeds must be different whole numbers such as 0,1,2, not {seeds!r}")
-        study = replace(study, seeds=tuple(map(int, words)))
-    for name, value in (("steps", steps), ("minutes", minutes)):
-        if value is not None and value <= 0:
-            raise SailUsageError(f"--{name} must be above 0, not {value}")
+        if not seeds or len(set(seeds)) < len(seeds):
+            given = ",".join(map(str, seeds))
+            raise SailUsageError(f"--seeds must be different whole numbers such as 0,1,2, not {given!r}")
+        study = replace(study, seeds=tuple(seeds))
     return replace(study, steps=steps or study.steps, minutes=minutes or study.minutes)
 
 
@@ -91,7 +95,7 @@ def _chosen(study: Study, names: Sequence[str]) -> list[str]:
     return [name for name in study.variants if name in names] if names else list(study.variants)
 
 
-def _run(study: Study, chosen: Sequence[str], folder: Path, jobs: int) -> int:
+def _run(study: Study, chosen: Sequence[str], folder: Path, jobs: int) -> None:
     from sail_lightning.ablation.runner import run_all
     from sail_lightning.ablation.runs import finished
 
@@ -113,7 +117,6 @@ def _run(study: Study, chosen: Sequence[str], folder: Path, jobs: int) -> int:
         (variant, seed), error = next(iter(outcome.failures.items()))
         count = f"{len(outcome.failures)} of {len(asked)} runs failed, first {variant} with seed {seed}"
         raise SailError(f"{count}: {error}; the same command tries them again")
-    return 0
 
 
 def _check_figures(study: Study, results: Sequence[Result]) -> None:
@@ -179,6 +182,8 @@ def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = No
     Raises:
         SailUsageError: it does not parse.
     """
+    import yaml
+
     from sail_lightning.cli.lightning_cli import run as run_verb
 
     patches = [study.base, study.variants[variant], study.evaluate.get(evaluation or "", {})]

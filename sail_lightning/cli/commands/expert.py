@@ -1,0 +1,188 @@
+"""`sail-lightning expert`."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sail_lightning.cli.command import command
+from sail_lightning.cli.folders import output_folder
+from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.experts.recipe import Recipe
+
+if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
+    from jsonargparse.typing import PositiveInt
+
+    from sail_lightning.data.sources import Source
+    from sail_lightning.experts.mask2former import Mask2FormerExpert
+
+SURVEYED = 1000
+"""Records that classes are taken from, of a source without end."""
+MOST_CLASSES = 2000
+CHECKPOINT, SETTINGS, EVERY = "last.ckpt", "settings.json", 250
+"""A run that was stopped goes on from the first, if it has the second; steps between two checkpoints."""
+
+
+@command(section="teachers")
+def expert(
+    *overrides: str,
+    config: list[Path],
+    out: Path,
+    count: PositiveInt = 200,
+    device: Literal["cpu", "cuda"] = "cpu",
+    **recipe: Any,
+) -> None:
+    """Trains a Mask2Former on a data set's masks: a teacher of your own.
+
+    A small one, from random weights. It learns what is where from data.train, and is measured on data.val (or
+    data.test). The folder is then a Hugging Face folder of Mask2Former; distil it with
+    --model.teachers.NAME=Mask2FormerTeacher --model.teachers.NAME.folder=OUT. A mask's class is the last words of its
+    phrase in the answer (<p> a red circle </p> [SEG]); masks without one are all of the class "object". A run that was
+    stopped goes on where it was when it is run again.
+
+    Examples:
+        sail-lightning expert -c data/laboratory_scenes --out experts/shapes --words 2
+        sail-lightning expert -c my_data.yaml --out experts/mine --size 512 --width 256 --batch 8 --device cuda
+
+    Args:
+        config: A data config, as for fit; may be repeated.
+        out: The expert's folder; must not be there.
+        count: Held-out records that it is measured on.
+        device: Where it is trained.
+    """
+    settings = _checked(Recipe(**recipe))
+    folder = _new_folder(out)
+
+    import torch
+
+    from sail_lightning.cli.data_config import DataConfig
+    from sail_lightning.experts.instances import class_names
+    from sail_lightning.experts.mask2former import save_folder
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SailUsageError("there is no CUDA device here; leave --device out")
+    takes = "expert takes --data.train.ARGUMENT=VALUE and --data.val.ARGUMENT=VALUE"
+    described = DataConfig([path.as_posix() for path in config], [], overrides, ("data",), takes)
+    source = described.source("train")
+    held_out = next((split for split in ("val", "test") if split in described.splits), None)
+    judged = described.source(held_out) if held_out else None
+    classes = class_names(source, source.length or SURVEYED, settings.words)
+    if len(classes) > MOST_CLASSES:
+        raise SailUsageError(f"{len(classes)} classes are too many; give fewer --words, or 0 for one class of all")
+    told = {"data": described.described()["data"], "recipe": asdict(settings), "classes": classes}
+    trained = _trained(source, classes, settings, device, _training_folder(folder, told))
+    report: dict[str, Any] = {
+        **told,
+        "parameters": sum(parameter.numel() for parameter in trained.network.parameters()),
+        "seconds": round(trained.seconds),
+    }
+    if judged is not None:
+        trained.to(device)  # Lightning brings it back
+        if figures := trained.evaluate(judged, min(n for n in (judged.length, count) if n is not None)):
+            report["held_out"] = {"split": held_out, **figures}
+    save_folder(trained, folder, report)
+    shutil.rmtree(_beside(folder), ignore_errors=True)
+    print(_summary(out, report))
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """Raises SailUsageError for sizes that this network cannot have."""
+    if recipe.width % 32:  # its norms have 32 groups
+        raise SailUsageError(f"--width must be a multiple of 32, not {recipe.width}")
+    if recipe.size < 64:  # its coarsest features are of 32 pixels, and one alone has no spread to be normed by
+        raise SailUsageError(f"--size must be 64 or more, not {recipe.size}")
+    if recipe.lr == math.inf:
+        raise SailUsageError("--lr must be a number above 0, not inf")
+    return recipe
+
+
+def _new_folder(out: Path) -> Path:
+    """The expert's folder, which is not there yet.
+
+    Raises:
+        SailUsageError: it is in use, is not empty, or cannot be written to.
+    """
+    folder = output_folder(out).resolve()
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        raise SailUsageError(f"{out} is a folder that is in use; give --out one of its own")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise SailUsageError(f"{folder} is not empty; give --out another folder, or remove it")
+    return folder
+
+
+def _trained(source: Source, classes: list[str], recipe: Recipe, device: str, kept: Path) -> Mask2FormerExpert:
+    """The expert after all steps; those before a stop are in the folder `kept`."""
+    import lightning as L
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from sail_lightning.cli.logging_setup import silence_lightning
+    from sail_lightning.cli.progress import progress_bar
+    from sail_lightning.experts.mask2former import Mask2FormerExpert
+
+    silence_lightning()
+    L.seed_everything(recipe.seed, verbose=False)
+    expert = Mask2FormerExpert(source, classes, recipe)
+    trainer = L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        max_steps=recipe.steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[
+            progress_bar("expert"),
+            ModelCheckpoint(kept, Path(CHECKPOINT).stem, every_n_train_steps=EVERY, enable_version_counter=False),
+        ],
+    )
+    before = kept / CHECKPOINT
+    if before.is_file():
+        try:
+            torch.load(before, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            raise SailError(f"{before} is damaged; remove {kept} to begin again") from None
+    trainer.fit(expert, ckpt_path=before if before.is_file() else None, weights_only=True)
+    return expert
+
+
+def _beside(folder: Path) -> Path:
+    """Where a training is kept until it ends."""
+    return folder.with_name(f"{folder.name}.training")
+
+
+def _training_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """Where this training is kept until it ends: new, or that of a run with the same settings that was stopped.
+
+    Raises:
+        SailUsageError: another training was stopped there.
+    """
+    kept = _beside(folder)
+    told = json.loads(json.dumps(settings, default=str))
+    told["recipe"].pop("workers")  # which change nothing
+    path = kept / SETTINGS
+    if path.is_file():
+        if (earlier := json.loads(path.read_text(encoding="utf-8"))) != told:
+            (first, *_) = (key for key in told if earlier.get(key) != told[key])
+            raise SailUsageError(
+                f"{kept} holds a training with another {first}, which was stopped; give the same settings, another "
+                f"--out, or remove it"
+            )
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told), encoding="utf-8")
+    return kept
+
+
+def _summary(folder: Path, report: dict[str, Any]) -> str:
+    text = f"{folder}: {report['parameters']:,} parameters, {len(report['classes'])} classes"
+    if held_out := report.get("held_out"):
+        text += (
+            f"; on {held_out['pictures']} held-out pictures: AP {held_out['map']:.3f}, AP50 {held_out['map_50']:.3f}"
+        )
+    return f"{text}\ndistil it: --model.teachers.expert=Mask2FormerTeacher --model.teachers.expert.folder={folder}"

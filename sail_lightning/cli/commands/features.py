@@ -1,0 +1,155 @@
+"""`sail-lightning features`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sail_lightning.cli.command import command
+from sail_lightning.errors import SailError, SailUsageError
+
+if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
+    from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+    from sail_lightning.cli.data_config import DataConfig
+    from sail_lightning.data.sources import Source
+    from sail_lightning.encoding.transform import Encoder
+    from sail_lightning.features.images import Place
+    from sail_lightning.interfaces import Teacher
+
+MEASURED = 16
+"""Images that --measure takes."""
+
+
+@command(section="teachers")
+def features(
+    *overrides: str,
+    config: list[Path],
+    out: Path,
+    split: Literal["train", "val", "test"] = "train",
+    teacher: str | None = None,
+    dtype: Literal["float16", "int8"] = "float16",
+    stride: PositiveInt | None = None,
+    count: PositiveInt | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    batch: PositiveInt = 8,
+    workers: NonNegativeInt | None = None,
+    measure: bool = False,
+) -> None:
+    """Computes a teacher's features of all images of a data set once, for CachedTeacher.
+
+    Each image is seen once, resized as the config's model resizes it, and kept under a hash of its pixels in OUT, in
+    shards that are whole or not there: a run that was stopped goes on where it was when it is run again.
+    OUT/features.json says what the features are, how much room an image takes, and how far they are from the teacher's
+    own. Train with --model.teachers.NAME=CachedTeacher --model.teachers.NAME.folder=OUT, and the same data and sizes.
+
+    Examples:
+        sail-lightning features -c quickstart -c ablation/teacher_student --teacher mask_features --count 200 --out f
+        sail-lightning features -c my_config.yaml --out features --dtype int8 --device cuda --workers 8 --measure
+
+    Args:
+        config: As for fit; may be repeated.
+        out: Folder, made if missing; features are added to it.
+        split: Part of the data.
+        teacher: Name in model.teachers, if there are several.
+        dtype: How numbers are stored (int8: with a scale for each channel).
+        stride: Resize to so many pixels a feature, as the student's; never if left out.
+        count: The first so many records; all if left out.
+        device: What the teacher computes on.
+        batch: Images of one size at once.
+        workers: Processes that read; one less than there are cores if left out.
+        measure: Then time both teachers on 16 images.
+    """
+    import torch
+
+    from sail_lightning.cli.data_config import DataConfig
+    from sail_lightning.cli.data_progress import progress
+    from sail_lightning.features.extract import extract, settings_for
+    from sail_lightning.features.images import places
+    from sail_lightning.features.store import FeatureWriter
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SailUsageError("there is no CUDA device here; leave --device out")
+    names = [path.as_posix() for path in config]
+    takes = f"features takes --data.{split}.ARGUMENT=VALUE and --model.ARGUMENT=VALUE"
+    described = DataConfig(names, [], overrides, takes=takes)
+    source, encoder = described.source(split), described.encoder()
+    if encoder is None:
+        raise SailUsageError(f"{', '.join(names)} has no model, which says how images are resized; add one")
+    readers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
+    records = _records(source, count)
+    made = _teacher(described, teacher, encoder)
+    with progress("records") as tell:
+        wanted, faults = places(source, records, described.described()["data"], tell)
+    settings = settings_for(made, encoder, dtype, stride)
+    with FeatureWriter(out, settings) as writer, progress("images") as tell:
+        done = extract(source, encoder, made, writer, wanted, device, readers, batch, tell)
+    for fault in (*faults, *done.faults):
+        sys.stderr.write(f"left out: {fault}\n")
+    summary = writer.written
+    if not summary.pictures:
+        raise SailError(f"data.{split} has no image that can be read")
+    print(
+        f"{out}: {summary.pictures} images, {done.computed} of them new; {dtype}, "
+        f"{summary.bytes_per_picture / 1e6:.3f} MB an image, {summary.bytes / 1e6:.1f} MB in all; largest error "
+        f"{summary.error.largest:.2g}, relative error {summary.error.relative:.2g}"
+    )
+    if measure:
+        print(_measured(out, device, source, encoder, made, wanted, summary.bytes_per_picture))
+
+
+def _records(source: Source, count: int | None) -> int:
+    if source.length is None and count is None:
+        raise SailUsageError(f"{type(source).__name__} has no end; say how many records to read with --count")
+    return min(n for n in (source.length, count) if n is not None)
+
+
+def _teacher(config: DataConfig, name: str | None, encoder: Encoder) -> Teacher:
+    """The teacher of a config, built."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from sail_lightning.cli.config_validation import check_value, explain
+    from sail_lightning.interfaces import Dims, Teacher
+    from sail_lightning.model import contract
+
+    described: dict[str, Any] = config.described().get("model", {}).get("teachers") or {}
+    named = {key: node for key, node in described.items() if node is not None}
+    if not named:
+        raise SailUsageError("the config has no model.teachers; add one, such as -c ablation/teacher_student")
+    if name is None and len(named) > 1:
+        raise SailUsageError(f"the config has the teachers {', '.join(sorted(named))}; choose with --teacher")
+    name = name or next(iter(named))
+    if name not in named:
+        raise SailUsageError(f"the config has no teacher {name}; there are {', '.join(sorted(named))}")
+    check_value(Teacher, named[name], f"model.teachers.{name}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Teacher, "teacher", required=True)
+    try:
+        teacher: Teacher = parser.instantiate(parser.parse_object({"teacher": named[name]}))["teacher"]
+    except ArgumentError as error:
+        raise SailUsageError(explain(str(error))) from None
+    contract.build(teacher, Dims(patch_size=encoder.patch_size))
+    return teacher
+
+
+def _measured(
+    out: Path,
+    device: str,
+    source: Source,
+    encoder: Encoder,
+    teacher: Teacher,
+    wanted: Sequence[Place],
+    bytes_per_picture: float,
+) -> str:
+    from sail_lightning.features.images import read
+    from sail_lightning.features.measure import measure
+    from sail_lightning.interfaces import Dims
+    from sail_lightning.plugins.teachers import CachedTeacher
+
+    cached = CachedTeacher(str(out))
+    cached.build(Dims())
+    pictures = [one.pixels for one in read(source, encoder, wanted[:MEASURED], 0) if one.pixels is not None]
+    return measure(teacher, cached, pictures, bytes_per_picture, device).to_text()
