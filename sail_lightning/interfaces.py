@@ -60,6 +60,7 @@ class Plugin(nn.Module, ABC):
 
         def record(self: Plugin, init: Callable[..., None], bound: inspect.BoundArguments) -> dict[str, Any] | None:
             varkw = inspect.getfullargspec(init).varkw or ""
+            bound.apply_defaults()
             given = dict(list(bound.arguments.items())[1:])
             handed_on = given.pop(varkw, {})  # `**kwargs` for a parent: recorded one by one
             made = build_arguments(cls, given | handed_on)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.settings.ranges import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
+
+if TYPE_CHECKING:
+    from sail_lightning.settings.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 
 GROUPS = 32
 """Groups of channels in the pixel decoder's norms."""
@@ -43,6 +46,8 @@ class Recipe:
     workers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        from sail_lightning.settings.ranges import check_fields
+
         check_fields(self)
         if self.width % GROUPS:
             raise SailUsageError(f"Recipe: width must be a multiple of {GROUPS}, not {self.width}")

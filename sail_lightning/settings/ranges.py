@@ -253,7 +253,8 @@ def check_fields(owner: Any) -> None:
     Raises:
         SailUsageError: names class, field, value and range.
     """
-    for name, hint in typing.get_type_hints(type(owner)).items():
+    # A range may be imported for type checkers only: commands that are only listed must not wait for jsonargparse.
+    for name, hint in typing.get_type_hints(type(owner), localns=globals()).items():
         if (message := fault(hint, getattr(owner, name, None), name)) is not None:
             raise SailUsageError(f"{type(owner).__name__}: {message}")
 

@@ -146,7 +146,7 @@ def test_the_command_names_the_fault_and_fails(sail: Any, workdir: Path) -> None
         (("NoPrompts", "--num_prompts=1", "x"), ("unexpected 'x'", "--ARGUMENT=VALUE")),
         (("SDPAAttention", "--x=1"), ("SDPAAttention has no argument 'x'", "it takes none")),
         (("Mask2FormerTeacher",), ("Mask2FormerTeacher needs --folder=...",)),
-        ((), ("name",)),
+        ((), ("plugins check needs NAME",)),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_sentence(words: tuple[str, ...], said: tuple[str, ...], sail: Any) -> None:
