@@ -1,21 +1,26 @@
 """Lightning callbacks of the package; imported as `sail_lightning.callbacks`."""
 
+from __future__ import annotations
+
+from typing import Any
+
 if __name__ != "sail_lightning.callbacks":
     # From the repository's root, `import callbacks` would make a second copy whose classes are not the package's.
     raise ImportError("import sail_lightning.callbacks, not callbacks: the folder belongs to the package")
 
-from sail_lightning.callbacks.answers import AnswerWriter
 from sail_lightning.callbacks.ema import EMA
+from sail_lightning.callbacks.evaluation import EvaluationWriter
 from sail_lightning.callbacks.grad_norm import GradNorm
-from sail_lightning.callbacks.learning_curve import draw_learning_curve
 from sail_lightning.callbacks.non_finite import NonFiniteGuard
 from sail_lightning.callbacks.overlays import OverlayLogger
 from sail_lightning.callbacks.predictions import PredictionWriter
 from sail_lightning.callbacks.throughput import Throughput
+from sail_lightning.evaluate.curves import draw_learning_curve
+from sail_lightning.settings.renames import warn
 
 __all__ = [
     "EMA",
-    "AnswerWriter",
+    "EvaluationWriter",
     "GradNorm",
     "NonFiniteGuard",
     "OverlayLogger",
@@ -23,3 +28,10 @@ __all__ = [
     "Throughput",
     "draw_learning_curve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AnswerWriter":
+        warn(f"{__name__}.AnswerWriter", f"{__name__}.EvaluationWriter")
+        return EvaluationWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

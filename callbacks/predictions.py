@@ -12,11 +12,11 @@ from typing import Any, TextIO
 import lightning as L
 
 from sail_lightning.encoding.transform import EncodedSample
+from sail_lightning.evaluate.answer_log import encoded
 from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.image.preprocessing import PICTURES, load_mask
 from sail_lightning.registry import register
 from sail_lightning.sample import Box, Point, Prompt, Scribble
-from sail_lightning.scoring.answer_log import encoded
 
 FILE, OVERLAYS = "predictions.jsonl", "overlays"
 

@@ -21,8 +21,8 @@ from sail_lightning.callbacks import draw_learning_curve
 from sail_lightning.cli.lightning_cli import run
 from sail_lightning.cli.progress import progress_bar
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.evaluation import measure
-from sail_lightning.metrics.table import markdown_table
+from sail_lightning.evaluate.measure import measure
+from sail_lightning.evaluate.table import markdown_table
 from sail_lightning.pretrained.model_folder import read_config
 
 FIRST = "experiment/sail_tiny_words"

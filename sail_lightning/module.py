@@ -6,7 +6,7 @@ import inspect
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
@@ -24,13 +25,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from sail_lightning.compat.lightning import INSTANTIATOR, made_by_command_line
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.encoding.transform import EncodedSample, Encoder
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailUsageError
+from sail_lightning.evaluate import Judge, Metric, Rules
+from sail_lightning.evaluate.benchmarks import Benchmark
+from sail_lightning.evaluate.from_prediction import record_of
 from sail_lightning.generation.engine import generate
 from sail_lightning.generation.prediction import Prediction
-from sail_lightning.image.preprocessing import MAX_SIDE, Upright, load_image, load_mask
+from sail_lightning.image.preprocessing import MAX_SIDE, Upright, load_image
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
-from sail_lightning.metrics.masks import ignored
-from sail_lightning.metrics.tasks import TaskMetrics
 from sail_lightning.model.bundle import Network
 from sail_lightning.model.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
 from sail_lightning.pretrained import hub, lora, model_folder
@@ -74,6 +76,9 @@ class PixelSAIL(Checked, L.LightningModule):
         schedule: makes the learning-rate schedule from the optimiser and the number of steps.
         weights: a model folder, or a packaged model's name, whose weights to start from.
         adapter: low-rank adapters to train in place of the decoder's own weights; null trains these.
+        metrics: metrics of your own, by name, beside the built-in ones: logged as `val/NAME` and `test/NAME`, and in
+            the report of `test`; null switches one off. They belong to an evaluation: no checkpoint and no model folder
+            holds them.
 
     A checkpoint holds these settings, so that `load_from_checkpoint` needs none. Of a model that was made in Python it
     holds all but losses, optimiser and schedule: give those again to train on.
@@ -99,6 +104,7 @@ class PixelSAIL(Checked, L.LightningModule):
         schedule: ScheduleCallable = WarmupCosine,
         weights: str | None = None,
         adapter: LoRA | None = None,
+        metrics: dict[str, Metric | torchmetrics.Metric | None] | None = None,
     ) -> None:
         super().__init__()
         settings = {
@@ -133,7 +139,8 @@ class PixelSAIL(Checked, L.LightningModule):
             raise SailUsageError(
                 f"no teacher may be called {taken[0]}, as a loss of the model's own is; choose another name"
             )
-        self.metrics = TaskMetrics()
+        # Not among the model's own modules: a metric may hold a network, which is neither trained nor saved.
+        object.__setattr__(self, "judge", Judge(metrics=metrics))
         self._built = False
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -262,11 +269,21 @@ class PixelSAIL(Checked, L.LightningModule):
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
+    judge: Judge
+    """Judges what is answered in validation and test."""
+
+    def judge_by(self, rules: Rules | None, benchmark: Benchmark = None) -> None:
+        """Sets the rules of the next evaluation; None: the standard protocol. `EvaluationWriter` calls it."""
+        object.__setattr__(self, "judge", Judge(rules, self.judge.own, benchmark))
+
     def on_validation_start(self) -> None:
-        self.metrics.reset()  # of a validation that broke off
+        self._begin_evaluation()
 
     def on_test_start(self) -> None:
-        self.metrics.reset()
+        self._begin_evaluation()
+
+    def _begin_evaluation(self) -> None:
+        self.judge.to(self.device).reset()  # the last evaluation may have broken off
 
     def validation_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
         return self._evaluate(batch)
@@ -286,27 +303,13 @@ class PixelSAIL(Checked, L.LightningModule):
     def _evaluate(self, batch: list[EncodedSample]) -> list[Prediction]:
         predictions = self._answer(batch)
         for item, prediction in zip(batch, predictions, strict=True):
-            turn = item.sample.turns[-1]
-            size = item.image_size or (0, 0)
-            targets = [load_mask(item.sample.masks[index]) for index in turn.targets]
-            if wrong := [mask.shape for mask in targets if mask.shape != size]:
-                name = " ".join(part for part in (item.sample.source, item.sample.id) if part)
-                raise SailError(f"{name}: a mask of {wrong[0]} pixels (height, width), but the picture has {size}")
-            self.metrics.update(
-                turn.task,
-                text=prediction.text,
-                masks=prediction.masks,
-                phrases=prediction.phrases,
-                turn=turn,
-                targets=np.stack(targets) if targets else np.zeros((0, *size), bool),
-                ignore=ignored(item.sample, turn.targets),
-            )
+            self.judge.update(record_of(item, prediction, self.judge.benchmark))
         return predictions
 
     def _log_metrics(self, stage: str) -> None:
-        values = self.metrics.compute()
+        values = self.judge.compute()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
-        self.metrics.reset()
+        self.judge.reset()
 
     # -- answering ----------------------------------------------------------------------------------------------------
 
@@ -498,11 +501,22 @@ class PixelSAIL(Checked, L.LightningModule):
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
         lasting = self.config | {"tokenizer": model_folder.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        saved.pop("metrics", None)  # of an evaluation, not of the model
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Of a model that was loaded, and whose teachers are not made: `fit` will want them.
         checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.waiting.items()}
         # Named, never imported unasked: the command line tells which --plugins to add.
-        checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source]
+        checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source and _holds_any(source, saved)]
+
+
+def _holds_any(source: str, settings: Any) -> bool:
+    """Whether a plugin file or module holds one of the classes that settings name."""
+    if isinstance(settings, Mapping):
+        root = Path(source).stem if source.endswith(".py") else source.partition(".")[0]
+        path = settings.get("class_path")
+        named = isinstance(path, str) and path.partition(".")[0] == root
+        return named or any(_holds_any(source, value) for value in settings.values())
+    return isinstance(settings, list | tuple) and any(_holds_any(source, value) for value in settings)
 
 
 def as_sample(question: Question) -> Sample:

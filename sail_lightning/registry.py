@@ -34,8 +34,13 @@ SHIPPED = (
     *("sail_lightning.training.optim", "sail_lightning.pretrained.lora"),
 )
 """Modules that register what the package ships."""
-SHIPPED_WITH_LIGHTNING = ("sail_lightning.callbacks",)
-"""Those among them that import Lightning, which takes seconds."""
+SHIPPED_WITH_LIGHTNING = (
+    "sail_lightning.callbacks",
+    "sail_lightning.evaluate.torch_metric",
+    *(f"sail_lightning.evaluate.metrics.{name}" for name in ("average_precision", "captions", "choices", "cider")),
+    *(f"sail_lightning.evaluate.metrics.{name}" for name in ("grounded", "meteor", "segmentation", "yes_no")),
+)
+"""Those among them that import Lightning or torchmetrics, which takes seconds."""
 SOURCES: dict[str, str] = {}
 """Where plugins were loaded from beyond the package (file, module or entry point), to "ok" or why that failed."""
 

@@ -19,7 +19,7 @@ import torch
 from jsonargparse import typing as ranges
 
 import sail_lightning
-from sail_lightning import callbacks, errors, registry
+from sail_lightning import callbacks, errors, evaluate, registry
 from sail_lightning.cli import command, main, rescoring
 from sail_lightning.cli.configs import config_names
 from sail_lightning.data import sources
@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 EXAMPLE = ROOT / "examples" / "my_upsampler.py"
+METRIC = ROOT / "examples" / "boundary_iou.py"
 PACKAGED = "sail-tiny"
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
@@ -134,7 +135,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / written[1]).write_text(written[2], encoding="utf-8")
 
     plugins = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
-    loaded, modules = dict(registry.SOURCES), {"my_upsampler", "greet_command", Path(written[1]).stem}
+    loaded, modules = dict(registry.SOURCES), {"my_upsampler", "boundary_iou", "greet_command", Path(written[1]).stem}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("SAIL_PLUGINS", raising=False)
@@ -182,6 +183,10 @@ def test_plugin_in_the_readme_is_the_example_word_for_word() -> None:
     assert f"```python\n{EXAMPLE.read_text(encoding='utf-8')}```\n" in README.read_text(encoding="utf-8")
 
 
+def test_metric_in_contributing_is_the_example_word_for_word() -> None:
+    assert f"```python\n{METRIC.read_text(encoding='utf-8')}```\n" in PAGES[1].read_text(encoding="utf-8")
+
+
 def test_table_of_sockets_lists_every_plugin_of_the_package() -> None:
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|(.*)\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
     listed = {socket: set(re.findall(r"`([A-Z]\w+)`", plugins)) for socket, plugins in rows}
@@ -211,7 +216,7 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
-    made_by_runs = ("runs/", "checkpoints/", "overlays/", "dist/")
+    made_by_runs = ("runs/", "checkpoints/", "overlays/", "dist/", "val/", "test/")
     of_data_sets = tuple(f"{Path(place).parts[0]}/" for name, place in vars(layout).items() if name.isupper())
     configs = {*config_names(), *(f"{name}.yaml" for name in config_names())}
     places = (ROOT, ROOT / "sail_lightning", ROOT / "configs")
@@ -224,7 +229,7 @@ def test_paths_and_configs_in_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_classes_in_the_text_exist(page: Path) -> None:
     known = {*sail_lightning.__all__, *callbacks.__all__, *dir(torch.optim), *dir(losses), Dims.__name__}
-    known |= {*sources.__all__, Sample.__name__, *dir(errors), *dir(ranges), *dir(rescoring)}
+    known |= {*sources.__all__, *evaluate.__all__, Sample.__name__, *dir(errors), *dir(ranges), *dir(rescoring)}
     for point in registry.swap_points():
         known |= {point.base.__name__, *point.members}
     named = {

@@ -12,8 +12,9 @@ import numpy as np
 from sail_lightning.ablation.runs import REPORT, Result
 from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
 from sail_lightning.ablation.study import Figure
-from sail_lightning.scoring import read_answers, score
-from sail_lightning.scoring.benchmarks import perbench_name
+from sail_lightning.evaluate import own, read_records, score
+from sail_lightning.evaluate.benchmarks import perbench_name
+from sail_lightning.evaluate.report import OWN_METRICS
 
 ROUNDS = 1000
 """Draws of the bootstrap over samples."""
@@ -133,14 +134,15 @@ class _Scores:
             wanted = self.wanted[figure.evaluation]
             answers = []
             asked: dict[str, set[str]] = {name: set() for name in wanted}
-            for answer in read_answers(path):
-                about = wanted & {answer.benchmark, perbench_name(answer.benchmark)}
-                answers += [answer] if about else []
+            for record in read_records(path):
+                about = wanted & {record.benchmark, perbench_name(record.benchmark)}
+                answers += [record] if about else []
                 for name in about:
-                    asked[name].add(answer.truth)
+                    asked[name].add(record.dedup_key)
             told = json.loads(report.read_text(encoding="utf-8"))
             judged = {key: told[key] for key in ("protocol", "no_target_from", "combine")}  # as the table's figures
-            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, **judged)
+            metrics = own.build(told.get(OWN_METRICS) or {})
+            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, metrics=metrics, **judged)
             questions = {name: frozenset(truths) for name, truths in asked.items()}
             self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
         questions, draws = self._kept[path]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sail_lightning.callbacks.learning_curve import read_curves
+from sail_lightning.evaluate.curves import read_curves
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-from sail_lightning.callbacks.learning_curve import Curve, read_curves
+from sail_lightning.evaluate.curves import Curve, read_curves
 
 SMOOTH = 20
 """A curve of more than twice as many points is drawn as a moving average over a SMOOTH-th of them."""

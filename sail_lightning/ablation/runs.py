@@ -38,7 +38,7 @@ from sail_lightning.errors import SailError
 CHECKPOINT, METRICS = Path("checkpoints", "last.ckpt"), "metrics.csv"
 REPORT, ANSWERS = "report.json", "per_sample.jsonl"
 POLL_S = 0.2
-QUICK_REPORT: Patch = {"answers": {"bootstrap": 0, "gallery": 0}}
+QUICK_REPORT: Patch = {"evaluation": {"bootstrap": 0, "gallery": 0}}
 """Under an evaluation's own patch: a study draws its own intervals, over all seeds together."""
 
 
@@ -168,8 +168,8 @@ def _test(run: Run, name: str, patch: Patch, checkpoint: Path, stop: Event) -> d
     _write(folder / "asked.json", {"fingerprint": asked})
     if "benchmarks" not in _read(folder / REPORT):
         own = run.folder / f"{name}.yaml"
-        _dump(own, {**patch, "answers": {**QUICK_REPORT["answers"], **(patch.get("answers") or {})}})
-        places = [f"--ckpt_path={checkpoint}", f"--answers.out={folder}", f"--runs={folder}", "--name=log"]
+        _dump(own, {**patch, "evaluation": {**QUICK_REPORT["evaluation"], **(patch.get("evaluation") or {})}})
+        places = [f"--ckpt_path={checkpoint}", f"--evaluation.out={folder}", f"--runs={folder}", "--name=log"]
         _process(run, name, ["test", "-c", str(run.folder / "config.yaml"), "-c", str(own), *places], stop)
     report = _read(folder / REPORT)
     return {benchmark: dict(part["metrics"]) for benchmark, part in report["benchmarks"].items()}

@@ -183,7 +183,7 @@ class CommandParser(ArgumentParser):
         if element is None:
             return values[-1]
         if element is not Path:
-            values = comma_list(values)
+            values = [part for value in values for part in ([value] if "{" in value else comma_list([value]))]
         is_number = inspect.isclass(element) and issubclass(element, int | float)
         return f"[{','.join(values)}]" if is_number else json.dumps(values)
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sail_lightning import registry
 from sail_lightning.callbacks import (
-    AnswerWriter,
+    EvaluationWriter,
     GradNorm,
     NonFiniteGuard,
     OverlayLogger,
@@ -34,13 +34,14 @@ from sail_lightning.cli.config_validation import check_config, explain
 from sail_lightning.cli.configs import find_config, read_config
 from sail_lightning.cli.logging_setup import silence_lightning
 from sail_lightning.cli.progress import progress_bar
+from sail_lightning.cli.renamed import rename_options, rename_sections
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
 from sail_lightning.compat.lightning import ComposedCLI
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.evaluate.report import MARKDOWN
 from sail_lightning.module import PixelSAIL
 from sail_lightning.pretrained import model_folder
-from sail_lightning.scoring.report import MARKDOWN
 
 DEFAULT_DATA = "data/laboratory"
 """What `validate` and `test` measure on where no data is given."""
@@ -63,7 +64,7 @@ SECTIONS: dict[str, type] = {
     "trainer": L.Trainer,
     "checkpoint": RunCheckpoint,
     "predictions": PredictionWriter,
-    "answers": AnswerWriter,
+    "evaluation": EvaluationWriter,
     "overlays": OverlayLogger,
     "throughput": Throughput,
     "non_finite": NonFiniteGuard,
@@ -171,7 +172,10 @@ class SailCLI(ComposedCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
-            checkpoint = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+            keeper = self.trainer.checkpoint_callback
+            if isinstance(keeper, RunCheckpoint) and keeper.summary():
+                print(f"\n{keeper.summary()}\n")
+            checkpoint = getattr(keeper, "last_model_path", "")
             print(f"run folder: {self.folder}" + (f"\ncheckpoint: {checkpoint}" if checkpoint else ""))
 
     def after_validate(self) -> None:
@@ -179,7 +183,7 @@ class SailCLI(ComposedCLI):
 
     def after_test(self) -> None:
         self._tell_folder()
-        writer = next(c for c in self.trainer.callbacks if isinstance(c, AnswerWriter))  # type: ignore[attr-defined]
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, EvaluationWriter))  # type: ignore[attr-defined]
         if writer.folder is not None and self.trainer.is_global_zero:
             print(f"report: {writer.folder / MARKDOWN}")
 
@@ -210,8 +214,8 @@ def run(args: Sequence[str]) -> SailCLI:
         SailError: a fault that the user can mend.
     """
     verb, *rest = args
-    options = compose.split_options(rest)
-    layers = compose.read_layers(options)
+    options = rename_options(compose.split_options(rest))
+    layers = [rename_sections(layer) for layer in compose.read_layers(options)]
     registry.discover(compose.plugin_sources(options, layers))
     full_help = any(option.name == "full_help" for option in options)
     configs = [Path(option.values[0]).stem for option in options if option.name == "config"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from sail_lightning.errors import SailError
 if TYPE_CHECKING:
     from jsonargparse.typing import NonNegativeInt
 
-    from sail_lightning.scoring import Answer
+    from sail_lightning.evaluate import EvalRecord
 
 OPTION = "--from"
 
@@ -28,15 +28,17 @@ class ScoringOptions:
         no_target: What says that nothing is meant: an empty mask, or the text.
         combine: What several masks of an answer predict (standard: union; official: first).
         bootstrap: Resamples for the intervals.
+        metrics: Metrics of your own, NAME=CLASS, such as biou=BoundaryIoU; their file is named by --plugins.
     """
 
     protocol: Literal["standard", "official"] = "standard"
     no_target: Literal["mask", "text"] = "mask"
     combine: Literal["union", "first"] | None = None
     bootstrap: NonNegativeInt = 1000
+    metrics: list[str] = field(default_factory=list)
 
     def arguments(self) -> dict[str, Any]:
-        """The same, as `scoring.score` and `scoring.compare` take it."""
+        """The same, as `score` and `compare` of `evaluate` take it."""
         return {
             "protocol": self.protocol,
             "no_target_from": self.no_target,
@@ -44,24 +46,38 @@ class ScoringOptions:
             "bootstrap": self.bootstrap,
         }
 
+    def own_metrics(self) -> dict[str, Any]:
+        """The user's own metrics by name.
+
+        Raises:
+            SailUsageError: a metric that cannot be made.
+        """
+        if not self.metrics:
+            return {}
+        from sail_lightning import registry
+        from sail_lightning.evaluate import own
+
+        registry.discover()
+        return own.from_options(self.metrics)
+
 
 def is_rescoring(words: Sequence[str]) -> bool:
     """Whether what follows `test` asks for answers to be scored again."""
     return any(word == OPTION or word.startswith(f"{OPTION}=") for word in words)
 
 
-def load_records(file: Path) -> Iterator[Answer]:
+def load_records(file: Path) -> Iterator[EvalRecord]:
     """The answers of a file.
 
     Raises:
         SailError: it holds none, or a line is not one.
     """
-    from sail_lightning.scoring import read_answers
+    from sail_lightning.evaluate import read_records
 
     found = False
-    for answer in read_answers(file):
+    for record in read_records(file):
         found = True
-        yield answer
+        yield record
     if not found:
         raise SailError(f"{file} holds no answers")
 
@@ -77,11 +93,11 @@ def rescore(*, from_: list[Path], out: Path, gallery: NonNegativeInt = 8, **scor
     options = ScoringOptions(**scoring)
     folder = output_folder(out)
 
-    from sail_lightning.scoring import score
-    from sail_lightning.scoring.gallery import named_picture
-    from sail_lightning.scoring.report import file_sums, write_report
+    from sail_lightning.evaluate import score
+    from sail_lightning.evaluate.gallery import named_picture
+    from sail_lightning.evaluate.report import file_sums, write_report
 
-    reports = score(chain.from_iterable(map(load_records, from_)), **options.arguments())
+    reports = score(chain.from_iterable(map(load_records, from_)), **options.arguments(), metrics=options.own_metrics())
     written = write_report(folder, reports, {"from": file_sums(from_)}, named_picture, gallery)
     print(written.markdown.read_text(encoding="utf-8"))
     print(f"report: {written.markdown}, {written.json}, {written.per_sample}")

@@ -13,8 +13,11 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sail_lightning.compat.lightning import last_saved_step
+from sail_lightning.evaluate.table import markdown_table
 from sail_lightning.settings.ranges import Checked, CountOrAll, PositiveInt
 
+Validation = tuple[int, dict[str, float]]
+"""The step, and the metrics by the names they are logged by."""
 SHARED = "SAIL_RUN_FOLDER"
 """Tells the processes that this one starts (one per device) which folder is theirs too."""
 
@@ -76,6 +79,9 @@ class RunCheckpoint(Checked, ModelCheckpoint):
         save_weights_only: bool = False,
     ) -> None:
         self.every, self._seen = every_n_train_steps, 0
+        self.last: Validation | None = None
+        self.best: Validation | None = None
+        """What the newest validation found, and that of the best checkpoint."""
         super().__init__(  # not given the steps: it would then save after them alone, and not after a validation
             monitor=monitor,
             mode=mode,
@@ -102,8 +108,13 @@ class RunCheckpoint(Checked, ModelCheckpoint):
             self._save_newest(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        best = self.best_model_path
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if found and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.last = (trainer.global_step, found)
+            self.best = self.last if self.best_model_path != best else self.best
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False)
         if fits and last_saved_step(self) != trainer.global_step:
             self._save_newest(trainer)  # not among the best, or of data that this metric does not judge
@@ -111,6 +122,30 @@ class RunCheckpoint(Checked, ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not getattr(trainer, "fast_dev_run", False):
             self._save_newest(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_metrics": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best = state_dict.get("best_metrics")
+
+    def summary(self) -> str:
+        """The last and the best validation metrics as a table, and where the best checkpoint is; empty if nothing was
+        validated."""
+        if self.last is None:
+            return ""
+        shown = {f"last (step {self.last[0]})": self.last[1]}
+        if self.best is not None and self.monitor is not None:
+            shown[f"best {self.monitor} (step {self.best[0]})"] = self.best[1]
+        names = list(dict.fromkeys(name for values in shown.values() for name in values))
+        rows = {name: {head: values[name] for head, values in shown.items() if name in values} for name in names}
+        where = f"best checkpoint: {self.best_model_path}"
+        if not self.best_model_path:
+            where = f"no best checkpoint: {self.monitor or 'checkpoint.monitor'} was not measured"
+            if self.save_top_k == 0:
+                where = "no best checkpoint: checkpoint.save_top_k is 0"
+        return f"{markdown_table(rows, corner='metric')}\n\n{where}"
 
     def _save_newest(self, trainer: L.Trainer) -> None:
         assert self.dirpath is not None

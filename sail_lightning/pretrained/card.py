@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.metrics.table import markdown_table
+from sail_lightning.evaluate.table import markdown_table
 
 if TYPE_CHECKING:
     from sail_lightning.module import PixelSAIL
@@ -23,7 +23,7 @@ Data = Mapping[str, str] | Sequence[str]
 TAGS = ["pixel-sail", "sail-lightning", "image-segmentation", "referring-segmentation", "visual-prompts"]
 UNSTATED = "not stated"
 PROTOCOLS = {
-    "default": "the definitions of `sail_lightning.metrics`",
+    "default": "the definitions of `sail_lightning.evaluate`",
     "official": "the official code's definitions, faults included, for comparison with published figures",
 }
 

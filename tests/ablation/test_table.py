@@ -21,7 +21,7 @@ from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Paired, Spread, holm
 from sail_lightning.ablation.study import Figure
 from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
-from sail_lightning.scoring import captions
+from sail_lightning.evaluate import scoring
 
 PLAIN = ([2, 4, 6, 8], [3, 5, 5, 7])  # means 0.5 and 0.5
 BETTER = ([4, 6, 8, 9], [4, 7, 6, 8])  # means 0.675 and 0.625
@@ -92,6 +92,23 @@ def test_samples_are_judged_as_the_report_says(tmp_path: Path) -> None:
     assert (cell.over_samples.low, cell.over_samples.high) == (1.0, 1.0), "by the masks they would be alike"
 
 
+def test_a_metric_of_ones_own_is_compared_over_samples_as_the_built_in_ones_are(tmp_path: Path) -> None:
+    jaccard = {"jaccard": "torchmetrics.classification.BinaryJaccardIndex"}  # that of pooled pixels: cIoU
+    results = []
+    for variant, found in (("plain", [1, 2, 3, 4]), ("better", [2, 4, 5, 9])):
+        result = write(tmp_path, variant, 0, found)
+        path = folders(tmp_path, [result])[variant, 0] / "test" / "report.json"
+        rules = {"protocol": "standard", "no_target_from": "mask", "combine": "union"}
+        path.write_text(json.dumps({**rules, "own_metrics": jaccard}))
+        values = {"ciou": sum(found) / 40, "jaccard": sum(found) / 40}
+        results.append(replace(result, metrics={"test": {"refer": values}}))
+    ours, built_in = (Figure("test", "refer", name) for name in ("jaccard", "ciou"))
+    cells = compare(results, [ours, built_in], "plain", folders(tmp_path, results))["better"]
+    own, other = cells[ours].over_samples, cells[built_in].over_samples
+    assert own is not None and other is not None
+    assert (own.low, own.high, own.p) == pytest.approx((other.low, other.high, other.p), abs=1e-6)
+
+
 def test_p_is_corrected_over_the_variants_of_each_figure(tmp_path: Path, results: list[Result]) -> None:
     odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]  # other questions: no samples
     near = [write(tmp_path, "near", seed, found) for seed, found in enumerate(([2, 4, 6, 9], [3, 5, 5, 8]))]
@@ -147,7 +164,7 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Resu
 def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(captions, "meteor_program", lambda: pytest.fail("no figure is METEOR's: it need not start"))
+    monkeypatch.setattr(scoring, "meteor_program", lambda: pytest.fail("no figure is METEOR's: it need not start"))
     figure = Figure("test", "perbench", "perbench_overall_lite")
     results = []
     for variant, letters in (("plain", "BBBA"), ("better", "AABA")):  # one and three of four are right
@@ -229,7 +246,7 @@ def test_curves_are_drawn_where_there_are_any(tmp_path: Path) -> None:
 
 
 def test_masks_by_hand_have_the_iou_that_they_should() -> None:
-    from sail_lightning.scoring import Answer, score
+    from sail_lightning.evaluate import EvalRecord, score
 
-    report = score([Answer.from_json(result_files.answer(0, 3))], bootstrap=0)["refer"]
+    report = score([EvalRecord.from_json(result_files.answer(0, 3))], bootstrap=0)["refer"]
     assert report.metrics["giou"] == pytest.approx(0.3)

@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_harness import Command
+from cli_harness import FIT, Command
 from PIL import Image
 
 import sail_lightning
-from sail_lightning.callbacks import AnswerWriter
+from sail_lightning.callbacks import EvaluationWriter
 from sail_lightning.cli import main
 from sail_lightning.cli.configs import config_names, config_root
 from sail_lightning.data.sources import PerBench
 from sail_lightning.generation.prediction import Prediction, encode_rle
 from sail_lightning.module import PixelSAIL
 
-QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--answers.bootstrap=20")
+QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--evaluation.bootstrap=20")
 # No captions: METEOR's program takes seconds to start.
 TASKS = "--data.test.tasks={refer: 0.6, choice: 0.2, vres: 0.2}"
 LABORATORY = ("test", "--ckpt_path=sail-tiny", "--data.test.samples=22", "--data.eval_batch_size=4", TASKS, *QUIET)
@@ -44,7 +44,7 @@ def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a test that ran through."""
     root = tmp_path_factory.mktemp("unbroken")
-    assert main([*LABORATORY, f"--runs={root}", "--answers.gallery=2"]) == 0
+    assert main([*LABORATORY, f"--runs={root}", "--evaluation.gallery=2"]) == 0
     return root / "test/version_0"
 
 
@@ -116,9 +116,9 @@ class Killed(Exception):
 
 def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next test ends during the batch after so many, when half a line of it is written."""
-    write = AnswerWriter.on_test_batch_end
+    write = EvaluationWriter.on_test_batch_end
 
-    def stop(self: AnswerWriter, *args: Any, **more: Any) -> None:
+    def stop(self: EvaluationWriter, *args: Any, **more: Any) -> None:
         write(self, *args, **more)
         if args[4] == batches:
             assert self.folder is not None
@@ -126,7 +126,7 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
             path.write_bytes(path.read_bytes()[:-40])
             raise Killed
 
-    monkeypatch.setattr(AnswerWriter, "on_test_batch_end", stop)
+    monkeypatch.setattr(EvaluationWriter, "on_test_batch_end", stop)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -158,7 +158,7 @@ def test_a_killed_test_goes_on_where_it_stopped_and_ends_with_the_same_numbers(
     folder = workdir / "first/test/version_0"
     assert not (folder / "report.json").exists()
     sizes = asked(monkeypatch)
-    assert sail(*LABORATORY, f"--answers.out={folder}", f"--runs={workdir}/again").code == 0
+    assert sail(*LABORATORY, f"--evaluation.out={folder}", f"--runs={workdir}/again").code == 0
     assert sizes == [1, 4, 4, 2]  # 11 of the 22 had been answered, and none of them is asked again
     same_as(folder, unbroken, workdir / "again/test/version_0")
 
@@ -167,9 +167,9 @@ def test_a_test_that_was_finished_asks_one_question_again_and_changes_nothing(
     sail: Command, unbroken: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = workdir / "done"
-    assert sail(*LABORATORY, f"--answers.out={done}").code == 0
+    assert sail(*LABORATORY, f"--evaluation.out={done}").code == 0
     sizes = asked(monkeypatch)
-    shown = sail(*LABORATORY, f"--answers.out={done}", f"--runs={workdir}/again")
+    shown = sail(*LABORATORY, f"--evaluation.out={done}", f"--runs={workdir}/again")
     assert shown.code == 0 and f"report: {done}/report.md" in shown.out
     assert sizes == [1]
     same_as(done, unbroken, workdir / "again/test/version_0")
@@ -182,7 +182,7 @@ def test_answers_of_other_weights_or_data_are_not_gone_on_with(sail: Command, un
         ([*LABORATORY, "--model.max_side=32"], "max_side differ"),
         ([*shorter, "--data.test.samples=21"], "data differ"),
     ):
-        assert sail(*args, f"--answers.out={unbroken}").is_one_sentence(2, "answers of another test", words)
+        assert sail(*args, f"--evaluation.out={unbroken}").is_one_sentence(2, "answers of another test", words)
     assert (unbroken / "per_sample.jsonl").read_bytes() == before
 
 
@@ -200,16 +200,16 @@ def test_a_test_that_the_system_killed_goes_on(sail: Command, unbroken: Path, wo
         "PixelSAIL.test_step = test_step\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", script, *LABORATORY, "--answers.out=out"]
+    command = [sys.executable, "-c", script, *LABORATORY, "--evaluation.out=out"]
     assert subprocess.run(command, capture_output=True, cwd=workdir).returncode == -signal.SIGKILL
     assert [line["number"] for line in lines(workdir / "out/per_sample.jsonl")] == list(range(12))
-    assert sail(*LABORATORY, "--answers.out=out", "--name=again").code == 0
+    assert sail(*LABORATORY, "--evaluation.out=out", "--name=again").code == 0
     same_as(workdir / "out", unbroken, workdir / "runs/again/version_0")
 
 
 @pytest.mark.slow
 def test_two_ranks_write_the_same_file_as_one(unbroken: Path, workdir: Path) -> None:
-    ranks = ("--trainer.devices=2", "--trainer.strategy=ddp", "--answers.out=out")
+    ranks = ("--trainer.devices=2", "--trainer.strategy=ddp", "--evaluation.out=out")
     command = [sys.executable, "-m", "sail_lightning", *LABORATORY, *ranks]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=workdir, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -437,7 +437,7 @@ def test_unseen_pairs_are_asked_about_where_they_are_asked_for(sail: Command, wo
 
 def test_the_packaged_model_knows_the_words_of_synthperbench(sail: Command, perbench: Path, workdir: Path) -> None:
     args = ("-c", "eval/perbench/mcq", "--ckpt_path=sail-tiny", "--data.test.words={question}", *QUIET)
-    shown = sail("test", *args, "--answers.benchmark=synthperbench_mcq", "--answers.out=out")
+    shown = sail("test", *args, "--evaluation.benchmark=synthperbench_mcq", "--evaluation.out=out")
     assert shown.code == 0, shown.err
     told = report(workdir / "out")
     assert told["metrics"]["mcq_accuracy"] >= 4 / 6 and told["annotations"].keys() == {
@@ -447,7 +447,7 @@ def test_the_packaged_model_knows_the_words_of_synthperbench(sail: Command, perb
 
 @pytest.mark.slow
 def test_all_of_synthperbench_gives_the_papers_overall_figure(sail: Command, perbench: Path, workdir: Path) -> None:
-    shown = sail("test", "-c", "eval/synthperbench", "--ckpt_path=sail-tiny", *QUIET, "--answers.out=out")
+    shown = sail("test", "-c", "eval/synthperbench", "--ckpt_path=sail-tiny", *QUIET, "--evaluation.out=out")
     assert shown.code == 0, shown.err
     found = {name: one["metrics"] for name, one in report(workdir / "out")["benchmarks"].items()}
     words = found["synthperbench_caption"]
@@ -536,7 +536,7 @@ def test_logged_figures_leave_out_what_is_to_be_ignored_as_the_report_does(
 
     monkeypatch.setenv("SAIL_DATA", str(sets))
     monkeypatch.setattr(PixelSAIL, "_answer", everything)
-    few = ("--model.max_new_tokens=2", "--answers.gallery=0", "--runs=runs")
+    few = ("--model.max_new_tokens=2", "--evaluation.gallery=0", "--runs=runs")
     assert sail("test", "-c", "eval/reasonseg_val", "--ckpt_path=sail-tiny", *QUIET, *few).code == 0
     (folder,) = (path.parent for path in (workdir / "runs").rglob("report.json"))
     assert any(line["ignore"] for line in lines(folder / "per_sample.jsonl"))
@@ -551,9 +551,9 @@ def run_benchmark(name: str, sail: Command, sets: Path, workdir: Path, monkeypat
         "--trainer.limit_test_batches=2",
         "--data.eval_batch_size=2",
         "--model.max_new_tokens=6",
-        "--answers.gallery=1",
+        "--evaluation.gallery=1",
     )
-    shown = sail("test", "-c", f"eval/{name}", "--ckpt_path=sail-tiny", *QUIET, *few, "--answers.out=out")
+    shown = sail("test", "-c", f"eval/{name}", "--ckpt_path=sail-tiny", *QUIET, *few, "--evaluation.out=out")
     assert shown.code == 0, shown.err
     told = report(workdir / "out")
     assert list(told["benchmarks"]) == [told["benchmark"]] and told["metrics"]
@@ -563,3 +563,126 @@ def run_benchmark(name: str, sail: Command, sets: Path, workdir: Path, monkeypat
     assert (workdir / "out/gallery/random.png").is_file()
     rescored = sail("test", "--from", "out/per_sample.jsonl", "--out", "again", "--bootstrap", "20", "--gallery", "0")
     assert rescored.code == 0 and report(workdir / "again")["benchmarks"] == told["benchmarks"]
+
+
+# -- one judge --------------------------------------------------------------------------------------------------------
+
+BOUNDARY_IOU = Path(__file__).parents[2] / "examples/boundary_iou.py"
+
+
+@pytest.fixture
+def boundary_iou(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> Iterator[Path]:
+    """The example's file, copied to where it can be removed; forgotten again after the test."""
+    from sail_lightning import registry
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = workdir / "boundary_iou.py"
+    path.write_bytes(BOUNDARY_IOU.read_bytes())
+    yield path
+    registry.SOURCES.pop(str(path.resolve()), None)
+    sys.modules.pop("boundary_iou", None)
+
+
+@pytest.mark.parametrize("protocol", ["standard", "official"])
+def test_each_protocol_gives_one_number_in_log_report_answers_and_compare(
+    protocol: str, sail: Command, boundary_iou: Path, workdir: Path
+) -> None:
+    own = (f"--plugins={boundary_iou}", "--model.metrics.biou=BoundaryIoU")
+    args = (*LABORATORY, *own, "--data.test.split=compositional", f"--evaluation.protocol={protocol}")
+    shown = sail(*args, "--evaluation.gallery=0", "--evaluation.out=out")
+    assert shown.code == 0, shown.err
+    told, table = report(workdir / "out"), figures(workdir / "runs/test/version_0")
+    assert told["protocol"] == protocol and "biou" in told["benchmarks"]["refer"]["intervals"]
+    for name in ("ciou", "giou"):
+        for benchmark, prefix in (("refer", "test/"), ("vres", "test/vres_")):
+            value = told["benchmarks"][benchmark]["metrics"][name]
+            assert value == pytest.approx(float(table[f"{prefix}{name}"]), abs=1e-6)
+    scores = [line["score"] for line in lines(workdir / "out/per_sample.jsonl")]
+    by_answer = [one["biou"] for one in scores if "biou" in one]
+    assert np.mean(by_answer) == pytest.approx(float(table["test/biou"]), abs=1e-6)
+    assert f"{float(table['test/ciou']):.4f}" in shown.out
+
+    again = ("--protocol", protocol, "--bootstrap", "20", "--metrics", "biou=BoundaryIoU", "--plugins", boundary_iou)
+    assert sail("test", "--from", "out/per_sample.jsonl", "--out", "again", *again).code == 0
+    assert report(workdir / "again")["benchmarks"] == told["benchmarks"]
+    assert sail("compare", "out", "out", "--out", "both", *again).code == 0
+    compared = json.loads((workdir / "both/comparison.json").read_text())["benchmarks"]
+    for benchmark in ("refer", "vres"):
+        for name in ("ciou", "biou"):
+            assert compared[benchmark]["figures"][name]["first"] == told["benchmarks"][benchmark]["metrics"][name]
+
+
+def test_official_answers_are_those_of_the_first_mask_in_the_log_too(
+    sail: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(self: PixelSAIL, batch: Any, *args: Any) -> list[Prediction]:
+        """An empty mask before one that covers everything: all that a union finds, the first does not."""
+        found = []
+        for item in batch:
+            assert item.image_size is not None
+            masks = np.stack([np.zeros(item.image_size, bool), np.ones(item.image_size, bool)])
+            found.append(Prediction("[SEG] [SEG]", masks, np.zeros((*item.image_size, 3), np.uint8)))
+        return found
+
+    monkeypatch.setattr(PixelSAIL, "_answer", twice)
+    values = {}
+    for protocol in ("standard", "official"):
+        few = ("--data.test.tasks={refer: 1.0}", "--evaluation.gallery=0", f"--name={protocol}")
+        args = [arg for arg in LABORATORY if "tasks" not in arg]
+        assert sail(*args, *few, f"--evaluation.protocol={protocol}").code == 0
+        folder = workdir / f"runs/{protocol}/version_0"
+        values[protocol] = float(figures(folder)["test/ciou"])
+        assert report(folder)["metrics"]["ciou"] == pytest.approx(values[protocol], abs=1e-6)
+    assert values["standard"] > 0 == pytest.approx(values["official"])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            ["--evaluation.protocol=official", "--evaluation.no_target=text"],
+            ["official protocol", "no_target_from=text"],
+        ),
+        (["--evaluation.protocol=official", "--evaluation.combine=union"], ["official protocol", "combine=union"]),
+        (["--evaluation.benchmark={describe: refcoco_val}"], ["refcoco_val is judged by masks", "describe"]),
+        (["--evaluation.benchmark={descripe: x}"], ["no task 'descripe'"]),
+        (["--model.metrics.ciou=Cider"], ["ciou is a name of the built-in metrics"]),
+        (["--model.metrics.x=Cidre"], ["model.metrics.x", "Cider"]),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused_before_a_question_is_asked(
+    args: list[str], words: list[str], sail: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PixelSAIL, "_answer", lambda *_: pytest.fail("a question was asked"))
+    shown = sail(*LABORATORY, *args)
+    assert shown.is_one_sentence(2, *words)
+
+
+def test_the_old_name_of_the_section_works_with_a_warning(sail: Command) -> None:
+    with pytest.warns(FutureWarning, match="the config section answers is now evaluation"):
+        shown = sail("test", "--ckpt_path=sail-tiny", "--answers.protocol=official", "--print_config")
+    assert shown.code == 0 and "evaluation:" in shown.out and "protocol: official" in shown.out
+    assert "\nanswers:" not in shown.out
+
+
+def test_fit_measures_ones_own_metrics_and_its_checkpoint_loads_where_their_file_is_gone(
+    sail: Command, boundary_iou: Path, workdir: Path
+) -> None:
+    plain = "torchmetrics.classification.BinaryJaccardIndex"
+    Path("own.yaml").write_text(f"model: {{metrics: {{biou: BoundaryIoU, jaccard: {plain}}}}}\n")
+    args = (*FIT, "-c", "own.yaml", f"--plugins={boundary_iou}", "--data.val.samples=6")
+    shown = sail(*args, "--trainer.val_check_interval=1", "--checkpoint.monitor=val/biou")
+    assert shown.code == 0, shown.err
+    assert "| metric | last (step 2) | best val/biou (step " in shown.out and "| val/jaccard |" in shown.out
+    (best,) = (workdir / "runs/quickstart/version_0/checkpoints").glob("best-*.ckpt")
+    assert f"best checkpoint: {best.relative_to(workdir)}" in shown.out or f"best checkpoint: {best}" in shown.out
+
+    boundary_iou.unlink()
+    script = (
+        "import sys; from sail_lightning.cli import main; from sail_lightning import PixelSAIL\n"
+        "assert PixelSAIL.load_from_checkpoint(sys.argv[1]).judge.own == {}\n"
+        "sys.exit(main(['validate', '--ckpt_path', sys.argv[1], '--trainer.accelerator=cpu',"
+        " '--data.val.samples=2', '--trainer.enable_progress_bar=false']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(best)], capture_output=True, text=True, cwd=workdir)
+    assert done.returncode == 0, done.stderr

@@ -16,8 +16,8 @@ from sail_lightning.data.sources import PerBench
 from sail_lightning.data.sources.perbench import named, options
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.evaluate import EvalRecord, Judge
 from sail_lightning.image.preprocessing import load_mask
-from sail_lightning.metrics import TaskMetrics
 from sail_lightning.sample import Mask, Sample
 from sail_lightning.sequence.tokenizer import Tokens
 
@@ -77,12 +77,17 @@ def test_other_words_may_be_asked_in(data_root: Path) -> None:
 
 
 def test_the_right_answers_score_full_marks(data_root: Path) -> None:
-    metrics = TaskMetrics()
+    metrics = Judge()
     for task in ("choice", "vres"):
         for sample in samples(PerBench(task)):  # type: ignore[arg-type]
             (turn,) = sample.turns
             masks = np.stack([load_mask(sample.masks[place]) for place in turn.targets] or [np.zeros((1, 1), bool)])
-            metrics.update(turn.task, text=turn.answer, masks=masks, phrases=(), turn=turn, targets=masks)
+            truth: dict[str, Any] = (
+                {"choices": turn.choices, "true_answer": turn.answer}
+                if task == "choice"
+                else {"pred": masks, "target": masks}
+            )
+            metrics.update(EvalRecord(prediction=turn.answer, extra={"task": turn.task}, **truth))
     figures = metrics.compute()
     assert (figures["mcq_accuracy"], figures["vres_ciou"], figures["vres_giou"]) == (1, 1, 1)
 

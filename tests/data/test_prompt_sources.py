@@ -28,9 +28,9 @@ from sail_lightning.data.sources import (
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.evaluate import EvalRecord, MultipleChoiceAccuracy
 from sail_lightning.image.preprocessing import load_mask, region_mask
 from sail_lightning.image.segmentations import PanopticSegments, Segmentation
-from sail_lightning.metrics import MultipleChoiceAccuracy
 from sail_lightning.sample import Mask, Sample
 from sail_lightning.sequence.tokenizer import Tokens
 
@@ -149,7 +149,7 @@ def test_coco_asks_for_the_class_among_candidates(data_root: Path) -> None:
             right = truth[prompts[name].tobytes()]
             assert answer == (right if right in listed else "others")
             assert len(listed) in ((11, 12) if right in listed else (10, 11))
-            accuracy.update(turn.answer, turn.answer, turn.choices)
+            accuracy.update(EvalRecord(prediction=turn.answer, true_answer=turn.answer, choices=turn.choices))
     assert accuracy.compute()["mcq_accuracy"] == 1
 
 

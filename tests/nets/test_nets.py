@@ -26,6 +26,7 @@ from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
 from sail_lightning.training.optim import MuonAdamW, WarmupCosine, parameter_groups
 
+pytestmark = pytest.mark.filterwarnings("default:.* is now .*:FutureWarning")  # files of before hold names of before
 TOLERANCE = 1e-6
 """Relative difference of a loss on another kind of machine."""
 RECORDED = json.loads(LOSSES.read_text(encoding="utf-8"))

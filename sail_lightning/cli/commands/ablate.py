@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sail_lightning.cli.command import command
+from sail_lightning.cli.renamed import rename_sections
 from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
@@ -159,13 +160,14 @@ def _planned(study: Study, folder: Path, threads: int) -> list[Run]:
     """
     from sail_lightning.ablation.runs import Run
 
+    evaluate = {name: rename_sections(dict(patch)) for name, patch in study.evaluate.items()}
     runs = [
         Run(
             variant,
             seed,
             _folder(folder, variant, seed),
             _resolved(study, variant, seed),
-            study.evaluate,
+            evaluate,
             threads,
         )
         for seed in study.seeds

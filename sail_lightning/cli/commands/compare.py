@@ -36,10 +36,10 @@ def compare(
     options = ScoringOptions(**scoring)
     folder = output_folder(out) if out else None
 
-    from sail_lightning.scoring.compare import compare, to_markdown  # after --help: it imports torch
+    from sail_lightning.evaluate.comparison import compare, to_markdown  # after --help: it imports torch
 
     one, other = (load_records(_answers(path)) for path in (first, second))
-    found = compare(one, other, **options.arguments(), changed=changed)
+    found = compare(one, other, **options.arguments(), changed=changed, metrics=options.own_metrics())
     text = to_markdown(found, str(first), str(second))
     print(text)
     if folder is not None:

@@ -74,10 +74,13 @@ laboratory. The run folder gets report.md, report.json, gallery/ and per_sample.
 
 {_CHECKPOINT}
 {_OPTIONS}
-  --answers.out DIR      write there; a test that was killed goes on where it stopped if DIR is its folder
-  --answers.protocol=official     the official code's figures, faults included
-  --answers.no_target=text        the text, not an empty mask, says that nothing is meant
-  --answers.benchmark=NAME        of your own data; --answers.bootstrap=N, --answers.gallery=N: the effort, 0 for none
+  --evaluation.out DIR   write there; a test that was killed goes on where it stopped if DIR is its folder
+  --evaluation.protocol=official  the official code's metrics, faults included
+  --evaluation.no_target=text     the text, not an empty mask, says that nothing is meant
+  --evaluation.combine=first      only the first mask of an answer counts, not their union
+  --evaluation.benchmark=NAME     of your own data
+  --evaluation.bootstrap=N, --evaluation.gallery=N: the effort, 0 for none
+  --model.metrics.NAME=CLASS      a metric of your own, with --plugins the file that it is in
   --from FILE            no model: score such answers again, also of several files (--protocol, --no-target, --combine,
                          --bootstrap, --gallery), and write the report to --out DIR
 

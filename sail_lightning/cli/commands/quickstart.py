@@ -54,8 +54,8 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
     from sail_lightning.cli.lightning_cli import run as run_verb
     from sail_lightning.cli.progress import progress_bar
     from sail_lightning.data.sources import LaboratorySource
-    from sail_lightning.evaluation import measure
-    from sail_lightning.metrics.table import markdown_table, write_csv
+    from sail_lightning.evaluate.measure import measure
+    from sail_lightning.evaluate.table import markdown_table, write_csv
     from sail_lightning.module import PixelSAIL
     from sail_lightning.pretrained.model_folder import read_config
 

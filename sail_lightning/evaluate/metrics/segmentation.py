@@ -1,0 +1,115 @@
+"""Referring segmentation: cIoU, gIoU, N-acc, T-acc and Pr@X (RefCOCO/+/g, gRefCOCO, ReasonSeg).
+
+Definitions, per expression with predicted pixels P and true pixels G, an ignored region taken out of both:
+
+    I = |P and G|,  U = |P or G|,  IoU = I / U, and 1 where U = 0
+    cIoU  = sum I / sum U over all expressions (1 where nothing is on anywhere)
+    gIoU  = mean IoU over all expressions
+    Pr@X  = share of the targeted expressions whose IoU >= X
+    N-acc = share of the no-target expressions (G empty) that were answered "no target"
+    T-acc = share of the targeted expressions that were not
+
+No-target expressions enter as in gRefCOCO (Liu et al., GRES, CVPR 2023). Answered "no target", one counts 1 in gIoU and
+adds nothing to I and U; otherwise it counts 0 in gIoU and adds |P| to U. A targeted expression answered "no target"
+counts I = 0. Where the decision is read off the mask, all of that follows from the definitions above; where it is read
+off the text, the text overrules the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sail_lightning.evaluate.fixed_point import FIXED_POINT_ONE
+from sail_lightning.evaluate.metric import SumMetric
+from sail_lightning.evaluate.metrics import official
+from sail_lightning.evaluate.metrics.expressions import FIELDS, compute_metrics, score_expression, score_pairs
+from sail_lightning.evaluate.metrics.text import says_no_target
+from sail_lightning.evaluate.record import EvalRecord
+from sail_lightning.evaluate.rules import Combine, NoTargetFrom, ProtocolName, Rules
+from sail_lightning.registry import register
+
+
+@register
+class ReferringSegmentation(SumMetric):
+    """cIoU, gIoU, N-acc, T-acc and Pr@X; definitions in the module's docstring.
+
+    The true masks of an expression are always united. Under the official protocol, rows are those of
+    `official.score_officially`.
+
+    Args:
+        protocol, no_target_from, combine: as `Rules` has them.
+    """
+
+    fields = FIELDS
+    takes = "masks"
+
+    def __init__(
+        self,
+        protocol: ProtocolName = "standard",
+        no_target_from: NoTargetFrom = "mask",
+        combine: Combine | None = None,
+    ) -> None:
+        self.rules = Rules(protocol, no_target_from, combine)
+        super().__init__()
+
+    def score(self, record: EvalRecord) -> dict[str, int]:
+        """What one expression adds to the sums."""
+        masks = record.masks()
+        if self.rules.official:
+            return official.score_officially(*masks, record.kind or "refer")
+        by_text = says_no_target(record.prediction) if self.rules.no_target_from == "text" else None
+        return score_expression(*masks, combine=self.rules.combine or "union", no_target_text=by_text)
+
+    def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """`ciou giou n_acc t_acc pr@0.5 ... pr@0.9` in [0, 1], NaN where there was nothing to judge."""
+        return official.compute_metrics(sums) if self.rules.official else compute_metrics(sums)
+
+    def counts(self, totals: Mapping[str, int]) -> dict[str, int]:
+        """Expressions, those without a target, missing predictions, and the pooled pixels."""
+        named = {"expressions": totals["count"]}
+        return named | {name: totals[name] for name in ("no_target", "missing", "intersection", "union")}
+
+    def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
+        """`iou`, `intersection` and `union` (pixels), `no_target` (nothing is meant), both decisions (`no_target_mask`,
+        `no_target_text`), `missing` (no mask where one is meant) and `masks` (how many were predicted)."""
+        by_mask = row
+        if self.rules.no_target_from == "text":
+            by_mask = score_expression(*record.masks(), combine=self.rules.combine or "union")
+        targeted = row.get("targeted", 0) > 0
+        says_none = not by_mask.get("target_hits", 0) if targeted else by_mask.get("no_target_hits", 0) > 0
+        return {
+            "iou": row["iou_units"] / FIXED_POINT_ONE / max(1, row["count"]),
+            "intersection": row.get("intersection", 0),
+            "union": row["union"],
+            "no_target": not targeted,
+            "no_target_mask": says_none,
+            "no_target_text": says_no_target(record.prediction),
+            "missing": row.get("missing", 0) > 0,
+            "masks": len(record.pred),
+        }
+
+
+@register
+class VisualTextReferring(ReferringSegmentation):
+    """The same metrics where the i-th predicted mask belongs to the i-th true one: every true mask is an expression.
+
+    A text decides nothing here, and several masks are not united.
+    """
+
+    def __init__(self, protocol: ProtocolName = "standard") -> None:
+        super().__init__(protocol)
+
+    def score(self, record: EvalRecord) -> dict[str, int]:
+        """What the expressions of one answer add to the sums."""
+        if self.rules.official:
+            return official.score_officially(*record.masks(), "perbench_vres")
+        rows = score_pairs(*record.masks())
+        return {name: sum(row.get(name, 0) for row in rows) for name in FIELDS}
+
+    def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
+        """As of `ReferringSegmentation`, and of several true masks `ious`, one for each."""
+        found = super().sample(record, row)
+        if not self.rules.official and len(record.target) > 1:
+            found["ious"] = [one["iou_units"] / FIXED_POINT_ONE for one in score_pairs(*record.masks())]
+        return found
