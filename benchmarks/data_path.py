@@ -29,7 +29,7 @@ from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.image.preprocessing import load_image, load_mask, patchify, resize_image
 from sail_lightning.sample import BoolMask, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 WIDTH, HEIGHT = 640, 480
 PATCH = 16
@@ -57,7 +57,7 @@ def measure(repetitions: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         source = Photographs(Path(folder))
-        encoder = Encoder(Tokens(), PATCH)
+        encoder = Encoder(SailTokenizer(), PATCH)
         samples = [source[index] for index in range(len(source.files))]
         pictures = [load_image(path) for path in source.files]
         grid = patchify(pictures[0], PATCH)[1]
@@ -90,7 +90,7 @@ def _seconds(stage: Callable[[], Any], repetitions: int) -> float:
 
 def _rate(source: Source, encoder: Encoder, batches: int = 3) -> float:
     """Samples a second of a stream that has begun."""
-    stream = iter(PackedStream(source, encoder, TOKEN_BUDGET, look_ahead=8))
+    stream = iter(PackedStream(source, encoder, TOKEN_BUDGET, packing_buffer_size=8))
     next(stream)
     start = time.perf_counter()
     samples = sum(len(batch.samples) for batch in islice(stream, batches))

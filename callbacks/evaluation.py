@@ -82,7 +82,7 @@ class EvaluationWriter(Checked, L.Callback):
         if stage == "test" and isinstance(data, SailDataModule):
             run = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
             self.folder, self._data = Path(self.out or run or trainer.default_root_dir), data
-            data.answered = partial(self._begin, trainer, pl_module)
+            data.completed_indices = partial(self._begin, trainer, pl_module)
 
     @property
     def _source(self) -> Source:

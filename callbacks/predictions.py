@@ -14,7 +14,7 @@ import lightning as L
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.evaluate.answer_log import encoded
 from sail_lightning.generation.prediction import Prediction, encode_rle
-from sail_lightning.image.preprocessing import PICTURES, load_mask
+from sail_lightning.image.preprocessing import IMAGE_SUFFIXES, load_mask
 from sail_lightning.registry import register
 from sail_lightning.sample import Box, Point, Prompt, Scribble
 
@@ -123,7 +123,7 @@ class PredictionWriter(L.Callback):
     def _name(self, source: str) -> str:
         """A file name from a source's, not used before in this run, also where upper and lower case are one."""
         path = Path(source)
-        plain = path.stem if path.suffix.lower() in PICTURES else path.name
+        plain = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
         plain = re.sub(r"[^\w.-]+", "_", plain).strip("._")[:80] or "prediction"
         name, number = f"{plain}{self._suffix}", 1
         while name.casefold() in self._names:

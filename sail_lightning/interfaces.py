@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from sail_lightning.errors import SailError
 from sail_lightning.registry import build_arguments, socket
 from sail_lightning.sequence.attention_plan import AttentionPlan
-from sail_lightning.sequence.chat_template import SOLO_CHAT, Chat
-from sail_lightning.sequence.layout import PictureLayout
+from sail_lightning.sequence.chat_template import SOLO_CHAT, ChatTemplate
+from sail_lightning.sequence.layout import ImageLayout
 from sail_lightning.settings.ranges import before_init, check_arguments
 from sail_lightning.settings.signatures import arguments_of
 
@@ -163,9 +163,9 @@ class Backbone(Plugin):
     norm, which both the language head and the mask head read. How its sequence is laid out is a property of the class.
     """
 
-    chat: ClassVar[Chat] = SOLO_CHAT
+    chat: ClassVar[ChatTemplate] = SOLO_CHAT
     """The words around questions and answers."""
-    picture: ClassVar[PictureLayout] = PictureLayout()
+    picture: ClassVar[ImageLayout] = ImageLayout()
     """What stands around and among a picture's patches; ids below zero are learned vectors of the backbone."""
     resize: ClassVar[Literal["longest", "area"]] = "longest"
     """How pictures are resized: the longest side to at most `max_side`, or the area to about `max_side` squared."""

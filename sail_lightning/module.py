@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 import lightning as L
 import numpy as np
@@ -22,7 +22,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sail_lightning.compat.lightning import INSTANTIATOR, made_by_command_line
+from sail_lightning import registry
+from sail_lightning.compat.lightning import (
+    INSTANTIATOR,
+    made_by_command_line,
+    module_of_checkpoint,
+    read_checkpoint,
+)
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailUsageError
@@ -31,7 +37,7 @@ from sail_lightning.evaluate.benchmarks import Benchmark
 from sail_lightning.evaluate.from_prediction import record_of
 from sail_lightning.generation.engine import generate
 from sail_lightning.generation.prediction import Prediction
-from sail_lightning.image.preprocessing import MAX_SIDE, Upright, load_image
+from sail_lightning.image.preprocessing import MAX_SIDE, ExifImage, load_image
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
 from sail_lightning.model.bundle import Network
 from sail_lightning.model.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
@@ -40,6 +46,7 @@ from sail_lightning.pretrained.card import Data, Figures
 from sail_lightning.pretrained.lora import LoRA
 from sail_lightning.registry import SOURCES
 from sail_lightning.sample import ImageRef, Prompt, Sample, Turn
+from sail_lightning.settings import renames
 from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt
 from sail_lightning.training.distillation import Distillation
 from sail_lightning.training.optim import WarmupCosine, parameter_groups
@@ -226,7 +233,7 @@ class PixelSAIL(Checked, L.LightningModule):
         totals = self._totals(batch)
         scale = 1  # what Lightning averages over, batches and processes, makes up for what sums were divided by
         if self.loss_normalization == "window":
-            scale = self.trainer.world_size * (self.trainer.accumulate_grad_batches if batch.window else 1)
+            scale = self.trainer.world_size * (self.trainer.accumulate_grad_batches if batch.accumulation_counts else 1)
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
         # A teacher that rests has no loss to show, and one that does not shows that of `every: 1`.
@@ -260,7 +267,7 @@ class PixelSAIL(Checked, L.LightningModule):
         """What sums are divided by; at least 1, so that an empty window gives zero."""
         counts = batch.counts
         if self.loss_normalization == "window":
-            counts = batch.window or counts
+            counts = batch.accumulation_counts or counts
             if self.trainer.world_size > 1:  # stays on the device, so that the host need not wait
                 values = torch.tensor([counts.tokens, counts.masks, counts.images], device=self.device)
                 dist.all_reduce(values)
@@ -368,7 +375,7 @@ class PixelSAIL(Checked, L.LightningModule):
         for item, answer in zip(batch, answers, strict=True):
             sample = item.sample
             image = next(iter(sample.images), None)
-            named = isinstance(image, str | Path | Upright)
+            named = isinstance(image, str | Path | ExifImage)
             key = image if named else id(image)
             if image is not None and key not in pictures:
                 pictures[key] = load_image(image)
@@ -388,6 +395,28 @@ class PixelSAIL(Checked, L.LightningModule):
         return predictions
 
     # -- folders ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Lightning's method for `.ckpt` files, which also reads settings that had other names in earlier versions."""
+        if hparams_file is not None:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
+        registry.discover()
+        stored = {"model": checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})}
+        checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = renames.current_keys(stored, registry.find)["model"]
+        model: Self = module_of_checkpoint(cls, checkpoint, strict, **kwargs)
+        return model.to(next((tensor.device for tensor in checkpoint["state_dict"].values()), "cpu"))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
@@ -527,7 +556,7 @@ def as_sample(question: Question) -> Sample:
     prompts = tuple(rest[0]) if rest else ()
     name = str(Path(image)) if isinstance(image, str | Path) else ""
     return Sample(
-        image=Upright(image) if isinstance(image, str | Path) else image,
+        image=ExifImage(image) if isinstance(image, str | Path) else image,
         turns=(Turn(text),),
         prompts=prompts,
         source=name,

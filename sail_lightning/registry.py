@@ -23,6 +23,7 @@ from typing import Any, TypeVar, overload
 from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry
 
 from sail_lightning.errors import SailUsageError, choice
+from sail_lightning.settings.renames import current_arguments
 from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ended, parts_of
 
 T = TypeVar("T", bound=type)
@@ -313,6 +314,7 @@ def build(config: dict[str, Any], bases: Iterable[type] | None = None) -> Any:
     if (kind := arguments.pop("type", None)) is None:
         raise PluginError(f"a config needs the key 'type', a class name; its keys are {', '.join(arguments) or 'none'}")
     cls = _named(kind, bases)
+    arguments = current_arguments(cls, arguments)
     known = arguments_of(cls)
     if wrong := [name for name in arguments if name not in known and not is_open_ended(cls)]:
         raise PluginError(f"{cls.__name__} has no argument {wrong[0]!r}; {choice(wrong[0], known, 'it takes')}")

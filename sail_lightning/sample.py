@@ -1,6 +1,6 @@
-"""The record that every data source yields: one picture, turns of text, the masks they name, the regions they point at.
+"""The record that every data source yields: an image, turns of text, their masks, and the regions they point at.
 
-Nothing here decodes a pixel or a token; a `Sample` is cheap to make, to keep and to pickle.
+Nothing here decodes a pixel or a token: a `Sample` is cheap to make, to keep and to pickle.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 BoolMask = NDArray[np.bool_]
 ImageRef = str | Path | NDArray[np.uint8] | Callable[[], bytes | NDArray[np.uint8]]
-"""A picture: a file, an array (H, W, 3) uint8, RGB, or a function that returns such an array or a file's content."""
+"""An image: a file, an array (H, W, 3) uint8 in RGB, or a function that returns such an array or a file's content."""
 MaskRef = BoolMask | dict[str, Any] | str | Path | Callable[[], BoolMask]
-"""A mask: an array (H, W) bool, a COCO RLE, a PNG file (non-zero is on), or a function that makes one."""
+"""A mask: an array (H, W) bool, a COCO RLE, a PNG file (non-zero is on), or a function that returns an array."""
 
 Task = Literal["refer", "describe", "choice", "caption", "vres", "chat"]
-"""What a turn asks: segment by words, describe a region in words, multiple choice about a region,
-grounded caption, segment by words and a region (visual-text referring), anything else."""
+"""What a turn asks for: `refer` segments by words, `describe` describes a region, `choice` is multiple choice about a
+region, `caption` is a grounded caption, `vres` segments by words and a region, and `chat` is anything else."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A region as a mask of the picture's size, in any form of `MaskRef`; `id` is K of `<PromptK>`."""
+    """A region as a mask of the image's size, in any form of `MaskRef`; `id` is K of `<PromptK>`."""
 
     mask: MaskRef
     id: int | None = None
@@ -34,7 +34,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Box:
-    """A region drawn as a box, in pixels of the picture: corners (x0, y0) and (x1, y1), x1 and y1 exclusive."""
+    """A region drawn as a box, in pixels of the image: corners (x0, y0) and (x1, y1), x1 and y1 exclusive."""
 
     x0: float
     y0: float
@@ -45,7 +45,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Point:
-    """A region drawn as a point, in pixels of the picture: x to the right, y down."""
+    """A region drawn as a point, in pixels of the image: x to the right, y down."""
 
     x: float
     y: float
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scribble:
-    """A region drawn as a line through `points`, (x, y) in pixels of the picture."""
+    """A region drawn as a line through `points`, (x, y) in pixels of the image."""
 
     points: tuple[tuple[float, float], ...]
     id: int | None = None
@@ -67,8 +67,12 @@ Prompt = Mask | Box | Point | Scribble
 class Turn:
     """One question and its answer. The answer holds one `[SEG]` per mask of the turn, in order.
 
-    `targets` index the sample's `masks`, one per `[SEG]` of the answer. `choices` are the options of a
-    multiple-choice question; `task` says by which metric the turn is judged.
+    Attributes:
+        question: Text of the question.
+        answer: Text of the answer; empty if it is to be generated.
+        task: The kind of question, which decides about the metrics.
+        targets: Indices into the sample's `masks`, one per `[SEG]` of the answer.
+        choices: Options of a multiple-choice question.
     """
 
     question: str
@@ -80,11 +84,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and the conversation about it.
+    """One image and the conversation about it.
 
-    `image` is None for text only; of several pictures, masks and prompts belong to the first. `prompts` are named
-    `<PromptK>` in the questions; a prompt without an id takes its place in the list. `source` and `id` name the record
-    in every message and result file.
+    Attributes:
+        image: The image; several, of which masks and prompts belong to the first; or None for text only.
+        turns: Questions and answers, in order.
+        masks: Masks of the (first) image, at its size.
+        prompts: Visual prompts. The questions name them `<PromptK>`: K is the prompt's id, or its index without one.
+        source: Name of the data set, for messages and result files.
+        id: Name of the record, for messages and result files.
+        meta: Further data of the record, which is written to result files.
     """
 
     image: ImageRef | tuple[ImageRef, ...] | None
@@ -97,7 +106,7 @@ class Sample:
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """The pictures: none, one or several."""
+        """The images as a tuple of none, one or several."""
         if self.image is None:
             return ()
         return self.image if isinstance(self.image, tuple) else (self.image,)

@@ -40,7 +40,7 @@ from sail_lightning.plugins.backbones.core import (
 from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import QWEN_CHAT
-from sail_lightning.sequence.layout import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, PictureLayout
+from sail_lightning.sequence.layout import CLASS_VECTOR, PATCH_ONLY, ROW_VECTOR, ImageLayout
 from sail_lightning.settings.ranges import PositiveInt
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -88,7 +88,7 @@ class EVEv2(DecoderBackbone):
     """
 
     chat = QWEN_CHAT
-    picture = PictureLayout(
+    picture = ImageLayout(
         start=(CLASS_VECTOR,),
         patch=PATCH_ONLY,
         row_end=(ROW_VECTOR,),

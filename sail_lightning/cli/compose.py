@@ -8,6 +8,7 @@ left to right, then options.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ import yaml
 from sail_lightning import registry
 from sail_lightning.cli.configs import find_config, read_config
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings import renames
 
 Config = dict[str, Any]
 VERBATIM = {"data.images": list, "data.prompts": list, "data.text": str}
@@ -84,10 +86,10 @@ def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[
 
 
 def merge_layers(layers: Iterable[Config]) -> Config:
-    """Later layers over earlier ones. Sections (`model`, `trainer`, ...) merge key by key."""
+    """Later layers over earlier ones. Sections (`model`, `trainer`, ...) merge key by key; old keys are renamed."""
     merged: Config = {}
     for layer in layers:
-        for section, new in layer.items():
+        for section, new in renames.current_keys(layer, registry.find, merged).items():
             old = merged.get(section)
             merged[section] = _merge_keys(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
     return merged
@@ -101,7 +103,8 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
     """
     config = _merge_keys({}, config)
     left: list[Option] = []
-    for option in options:
+    for given in options:
+        option = _current(given, config, left)
         name = option.name
         if name in VERBATIM and option.values:
             _put(config, name, _verbatim(option))
@@ -116,6 +119,24 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
                 left = [o for o in left if o.name != name and not o.name.startswith(f"{name}.")]
         left.append(option)
     return config, left
+
+
+def _current(option: Option, config: Config, earlier: Sequence[Option]) -> Option:
+    """An option with the argument names of today, in its own name and in the arguments that its value gives."""
+    section, *keys = option.name.split(".")
+    path, owner = section, renames.SECTIONS.get(section) if keys else None
+    for key in keys:
+        (new,) = renames.current_arguments(owner, {key: None})
+        path = f"{path}.{new}"
+        if key not in ("init_args", "dict_kwargs"):
+            chosen = next((_value(one) for one in reversed(earlier) if one.name == path), None)
+            owner = renames.class_named(chosen or lookup(config, path), registry.find)
+    value = _value(option)
+    if isinstance(value, dict):
+        owner = renames.SECTIONS.get(path, owner)
+        current = renames.current_node(value, owner, registry.find, lookup(config, path))
+        return Option(path, [json.dumps(current)]) if current != value else Option(path, option.values)
+    return Option(path, option.values)
 
 
 def with_options(config: Config, options: Iterable[Option]) -> Config:

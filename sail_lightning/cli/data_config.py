@@ -112,7 +112,7 @@ class DataConfig:
         from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
         from sail_lightning.model import contract
         from sail_lightning.module import PixelSAIL
-        from sail_lightning.sequence.tokenizer import Tokens
+        from sail_lightning.sequence.tokenizer import SailTokenizer
 
         node = self.described()["model"]
         check_config({"model": node}, {"model": PixelSAIL}, ())
@@ -121,7 +121,7 @@ class DataConfig:
         backbone, prompts = made["model"]["backbone"], made["model"]["prompt_encoder"]
         defaults = inspect.signature(PixelSAIL).parameters
         own = {name: node.get(name, defaults[name].default) for name in OF_ENCODER}
-        tokens = Tokens(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.picture)
+        tokens = SailTokenizer(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.picture)
         with torch.device("meta"):
             dims = contract.build(backbone, Dims(vocab_size=len(tokens), new_words=len(tokens.added)))
         return Encoder(

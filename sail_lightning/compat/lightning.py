@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.core.saving import _load_state
+from lightning.pytorch.core.saving import _default_map_location, _load_state
+from lightning.pytorch.utilities.migration import pl_legacy_patch
+from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """The hyperparameter `_instantiator` of checkpoints whose settings are `class_path` and `init_args`."""
@@ -20,9 +24,23 @@ def made_by_command_line() -> bool:
     return _given_hyperparameters.get() is not None
 
 
-def module_of_checkpoint(cls: type[L.LightningModule], checkpoint: dict[str, Any]) -> Any:
-    """`load_from_checkpoint` for a checkpoint that is already in memory (`state_dict` and `hyper_parameters`)."""
-    return _load_state(cls, checkpoint)
+def read_checkpoint(
+    path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None
+) -> dict[str, Any]:
+    """The content of a checkpoint as `load_from_checkpoint` reads it, in the form of the installed Lightning."""
+    with pl_legacy_patch():
+        content = _load(path, map_location=map_location or _default_map_location, weights_only=weights_only)
+    return _pl_migrate_checkpoint(content, checkpoint_path=path if isinstance(path, str | Path) else None)
+
+
+def module_of_checkpoint(
+    cls: type[L.LightningModule], checkpoint: dict[str, Any], strict: bool | None = None, **settings: Any
+) -> Any:
+    """`load_from_checkpoint` for a checkpoint that is already in memory (`state_dict` and `hyper_parameters`).
+
+    `settings` replace the checkpoint's hyperparameters of the same names.
+    """
+    return _load_state(cls, checkpoint, strict=strict, **settings)
 
 
 class ComposedCLI(LightningCLI):

@@ -1,4 +1,4 @@
-"""Our own format: a sample is one JSON object, in files of one object a line, in Parquet, and in shards.
+"""Our own format for samples: one JSON object each, in files with one object per line, in Parquet files and in shards.
 
 ```
 {"id": "7", "image": "photos/7.jpg",
@@ -8,21 +8,21 @@
 
 | key | what it holds |
 |---|---|
-| `id` | names the record in messages: a text or a whole number |
-| `image` | a file; several; or null for words only |
-| `size` | optional: [height, width] of the (first) picture |
+| `id` | name of the record in messages: a string or an integer |
+| `image` | a file; several; or null for text only |
+| `size` | optional: [height, width] of the (first) image |
 | `turns` | `{"question", "answer", "task"?, "choices"?, "masks"?}` each |
-| `masks` | optional: of the first picture, in the order in which the answers say `[SEG]` |
+| `masks` | optional: masks of the first image, in the order of `[SEG]` in the answers |
 | `prompts` | optional: `{"mask" or "box" or "point" or "scribble", "id"?}` each, named `<PromptK>` in the questions |
-| `meta` | optional: anything; a list under `ignore` has a mask or null for each of `masks`, pixels that do not count |
+| `meta` | optional: anything; under `ignore`, a list with a mask of ignored pixels, or null, for each of `masks` |
 
 A mask is a COCO RLE, `{"size", "counts"}`, compressed or not; `{"polygons": [[x, y, x, y, ...], ...]}` in pixels;
-a PNG file, of which all that is neither zero nor transparent is on; or `{"png": file, "value": v}`, of which the pixels
-of value v are (of a palette picture its indices). A box is [x0, y0, x1, y1], x1 and y1 exclusive; a point [x, y]; a
-scribble [[x, y], ...]; `id` is K, else the prompt's place in the list.
+a PNG file, in which pixels are on that are neither zero nor transparent; or `{"png": file, "value": v}`, in which
+pixels of value v are on (in a palette image, of palette index v). A box is [x0, y0, x1, y1], x1 and y1 exclusive; a
+point [x, y]; a scribble [[x, y], ...]. `id` is K, or else the index of the prompt in the list.
 
-`masks` of a turn are indices, one for each `[SEG]` of its answer, for masks that are named twice or in another order;
-all turns give them, or none. Without a `task`, what a turn asks follows from its words (`task_of`).
+`masks` of a turn are indices, one for each `[SEG]` of its answer, for masks that are used twice or in another order;
+either all turns have them or none. If `task` is missing, it follows from the text (`task_of`).
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ Record = dict[str, Any]
 TASKS: tuple[str, ...] = get_args(Task)
 REGIONS = ("mask", "box", "point", "scribble")
 IGNORE = "ignore"
-"""Of `meta`: a mask or None beside each mask of the sample, of pixels that count nowhere (ReasonSeg, E16)."""
+"""Key of `meta`: for each mask of the sample, a mask of pixels that no metric counts, or None (ReasonSeg, E16)."""
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """The union of polygons on a picture whose size is read from its file when the mask is called for."""
+    """The union of polygons on an image; the image's size is read from its file when the mask is decoded."""
 
     polygons: tuple[tuple[float, ...], ...]
     image: ImageRef
@@ -77,10 +77,9 @@ class Outlines:
 
 @dataclass(frozen=True)
 class PngValue:
-    """The pixels of a PNG that have one value: a grey level, or the index of a palette picture.
+    """The pixels of a PNG file that have one value: a grey level, or an index of the palette.
 
-    Raises, when called:
-        SailError: the file is missing or unreadable, or has colours.
+    Calling it returns the mask (H, W) bool, or raises SailError if the file is missing, unreadable or has colours.
     """
 
     path: Path
@@ -96,9 +95,11 @@ class PngValue:
 
 
 def task_of(question: str, answer: str, choices: Sequence[str] = ()) -> Task:
-    """What a turn asks, by its words: an answer with `<p>` is a grounded caption, one with `[SEG]` segments by words
-    (or, where the question names a prompt, by words and a region); `choices` make a multiple choice; a question that
-    names a prompt asks for its description; anything else is chat.
+    """The task of a turn, by its text.
+
+    An answer with `<p>` and `[SEG]` is a grounded caption (`caption`); another one with `[SEG]` segments by words
+    (`refer`), or by words and a region if the question names a prompt (`vres`). A turn with `choices` is multiple
+    choice (`choice`), a question that names a prompt asks for its description (`describe`), anything else is `chat`.
     """
     points = "<Prompt" in question
     if SEG in answer:
@@ -112,25 +113,25 @@ def task_of(question: str, answer: str, choices: Sequence[str] = ()) -> Task:
 
 
 def from_json(record: Any, root: Path, source: str = "", images: Sequence[ImageRef] | None = None) -> Sample:
-    """A sample of a JSON object. Masks stay undecoded, and are put in the order of the `[SEG]`s that name them.
+    """The sample of a JSON object. Masks are not decoded; they are in the order of the `[SEG]` that refer to them.
 
     Args:
-        record: the object.
-        root: the folder that relative file names start from.
-        source: of the sample.
-        images: the pictures, where they do not lie in files.
+        record: The JSON object.
+        root: Folder that relative file names refer to.
+        source: Name of the data set.
+        images: The images if they are not in files.
 
     Raises:
-        SailError: a key that is unknown or missing, a value of the wrong type, or masks that do not match the `[SEG]`s;
-            the message names the key.
+        SailError: A key is unknown or missing, a value has the wrong type, or masks do not match the `[SEG]`. The
+            message names the key.
     """
     _keys(record, "the record", ("id", "image", "turns"), ("size", "masks", "prompts", "meta"))
     names = _image_names(record["image"])
-    pictures = tuple(images) if images is not None else tuple(str(root / name) for name in names)
+    references = tuple(images) if images is not None else tuple(str(root / name) for name in names)
     size = None if record.get("size") is None else _size(record["size"], "size")
 
     def mask(value: Any, key: str) -> MaskRef:
-        return _mask(value, key, root, size, next(iter(pictures), None))
+        return _mask(value, key, root, size, next(iter(references), None))
 
     masks = _list(_given(record, "masks", []), "masks", mask)
     prompts = _list(_given(record, "prompts", []), "prompts", lambda value, key: _prompt(value, key, mask))
@@ -142,7 +143,7 @@ def from_json(record: Any, root: Path, source: str = "", images: Sequence[ImageR
         ignored = _list(meta[IGNORE], f"meta.{IGNORE}", lambda value, key: None if value is None else mask(value, key))
         meta = {**meta, IGNORE: _in_order(ignored, order, len(masks))}
     return Sample(
-        image=pictures[0] if len(pictures) == 1 else pictures or None,
+        image=references[0] if len(references) == 1 else references or None,
         turns=turns,
         masks=tuple(masks[place] for place in order),
         prompts=tuple(prompts),
@@ -153,7 +154,7 @@ def from_json(record: Any, root: Path, source: str = "", images: Sequence[ImageR
 
 
 def _turns(value: Any, masks: int) -> tuple[tuple[Turn, ...], list[int]]:
-    """The turns, whose targets count up, and the number in the file of the mask of each target."""
+    """The turns, with targets 0, 1, 2, ..., and for each target the index of its mask in the file."""
     read = _list(value, "turns", _turn)
     if not read:
         raise SailError("turns is empty; give at least one question")
@@ -184,14 +185,14 @@ def _turns(value: Any, masks: int) -> tuple[tuple[Turn, ...], list[int]]:
 
 
 def _in_order(ignored: Sequence[MaskRef | None], order: Sequence[int], masks: int) -> list[MaskRef | None]:
-    """What is to be ignored beside each mask, in the order in which the masks are written or read."""
+    """The ignored regions in the order in which their masks are written or read."""
     if len(ignored) != masks:
         raise SailError(f"meta.{IGNORE} has {len(ignored)}, but there are {masks} masks; give a mask or null for each")
     return [ignored[place] for place in order]
 
 
 def _turn(value: Any, key: str) -> tuple[Turn, list[int] | None]:
-    """A turn without targets, and the masks that it names."""
+    """A turn without targets, and the indices of the masks that it names."""
     _keys(value, key, ("question", "answer"), ("task", "choices", "masks"))
     question, answer = (_text(value[name], f"{key}.{name}") for name in ("question", "answer"))
     choices = tuple(_list(_given(value, "choices", []), f"{key}.choices", _text))
@@ -218,7 +219,7 @@ def _mask(value: Any, key: str, root: Path, size: tuple[int, int] | None, image:
         if size is not None:
             return Segmentation((polygons,), size)
         if image is None:
-            raise SailError(f"{key} needs a picture, but image is null")
+            raise SailError(f"{key} needs an image, but image is null")
         return Outlines(tuple(tuple(polygon) for polygon in polygons), image)
     if "counts" not in value:
         raise SailError(f"{key} has none of the keys counts, polygons and png; write an RLE, polygons or a PNG file")
@@ -281,7 +282,7 @@ def _keys(value: Any, key: str, needed: Iterable[str], others: Iterable[str] = (
 
 
 def _given(value: Record, name: str, default: Any) -> Any:
-    """An optional value; null is none."""
+    """The value of an optional key; `default` if it is missing or null."""
     return default if value.get(name) is None else value[name]
 
 
@@ -342,17 +343,16 @@ def _shown(value: Any) -> str:
 
 
 def to_json(sample: Sample, images: Sequence[str]) -> Record:
-    """A sample as a JSON object, from which `from_json` makes an equal one; masks are decoded, and stored as RLE.
+    """A sample as a JSON object, from which `from_json` makes an equal sample; masks are stored as RLE.
 
     Args:
-        sample: of any source.
-        images: the file names of its pictures, as the object shall name them.
+        sample: A sample of any source.
+        images: File names of its images in the object.
 
     Raises:
-        SailError: a picture or mask that cannot be read or does not fit, or targets that do not match the `[SEG]`s.
+        SailError: An image or mask cannot be read or does not fit, or targets do not match the `[SEG]`.
     """
-    pictures = pictures_of(sample)
-    size = image_size(pictures[0]) if pictures else None
+    size = image_size(sample.images[0]) if sample.images else None
     order = [_target(sample, place, target) for place, turn in enumerate(sample.turns) for target in turn.targets]
     if unused := sorted(set(range(len(sample.masks))) - set(order)):
         raise SailError(f"mask {unused[0]} belongs to no [SEG]; no target of a turn names it")
@@ -376,28 +376,21 @@ def to_json(sample: Sample, images: Sequence[str]) -> Record:
 
 
 def as_line(record: Record) -> bytes:
-    """An object as a line of a file.
+    """A JSON object as a line of a file.
 
     Raises:
-        SailError: `meta` or a text holds what JSON cannot.
+        SailError: `meta` or a text holds a value that JSON cannot hold.
     """
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
         return text.encode() + b"\n"
     except (TypeError, ValueError) as error:
-        raise SailError(f"it cannot be written as JSON ({error}); mend its meta or its text") from None
+        raise SailError(f"it cannot be written as JSON ({error}); fix its meta or its text") from None
 
 
 def named(images: Sequence[str]) -> str | list[str] | None:
-    """The value of `image`: no, one or several file names."""
+    """The value of the key `image`: None, one file name, or a list of several."""
     return list(images) if len(images) > 1 else next(iter(images), None)
-
-
-def pictures_of(sample: Sample) -> tuple[ImageRef, ...]:
-    """A sample's pictures: none, one or several."""
-    if sample.image is None:
-        return ()
-    return sample.image if isinstance(sample.image, tuple) else (sample.image,)
 
 
 def _target(sample: Sample, place: int, target: int) -> int:
@@ -419,7 +412,7 @@ def _turn_record(turn: Turn, place: int) -> Record:
 def _rle(mask: MaskRef, size: tuple[int, int] | None, name: str) -> Record:
     decoded = load_mask(mask)
     if decoded.shape != size:
-        raise SailError(f"{name} has {decoded.shape} pixels (height, width), but the picture has {size}")
+        raise SailError(f"{name} has {decoded.shape} pixels (height, width), but the image has {size}")
     return encode_rle(decoded)
 
 
@@ -437,7 +430,7 @@ def _prompt_record(prompt: Prompt, place: int, size: tuple[int, int] | None) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy."""
+    """Numbers and arrays of numpy as plain values."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not plain")

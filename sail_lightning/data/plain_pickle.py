@@ -1,4 +1,4 @@
-"""Pickled annotations (`refs(unc).p`), read as plain containers; nothing that they name is imported or run (E40)."""
+"""Reads pickled annotations (`refs(unc).p`) as plain containers; nothing that they name is imported or run (E40)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load(path: Path) -> Any:
-    """The lists, dictionaries, texts and numbers of a pickle, those of Python 2 too.
+    """The lists, dictionaries, strings and numbers of a pickle, also one of Python 2.
 
     Raises:
-        SailError: no readable pickle, or one that names a class or a function.
+        SailError: The pickle cannot be read, or names a class or a function.
     """
     try:
         with path.open("rb") as file:
@@ -30,5 +30,5 @@ def load(path: Path) -> Any:
         raise SailError(f"no annotation file {path}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise SailError(
-            f"{path} is no pickle of plain lists and dictionaries ({error}); save it as JSON where it was made"
+            f"{path} is not a pickle of plain lists and dictionaries ({error}); save it as JSON where it was made"
         ) from None

@@ -1,4 +1,4 @@
-"""Visual prompts as they are written on a command line."""
+"""The syntax of visual prompts on the command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from sail_lightning.errors import SailUsageError
 from sail_lightning.sample import Box, Mask, Point, Prompt, Scribble
 
-FORMS = "mask:FILE.png, box:X0,Y0,X1,Y1, point:X,Y or scribble:X,Y,X,Y,..., with K= in front to be <PromptK>"
+FORMS = "mask:FILE.png, box:X0,Y0,X1,Y1, point:X,Y or scribble:X,Y,X,Y,..., with K= in front for <PromptK>"
 
 
 def parse_prompt(text: str) -> Prompt:
-    """One prompt, such as `box:10,20,200,180`, `2=mask:cat.png` or `point:40,60`; numbers are pixels of the picture.
+    """A prompt from its text, such as `box:10,20,200,180`, `2=mask:cat.png` or `point:40,60`, in pixels of the image.
 
     Raises:
-        SailUsageError: another form.
+        SailUsageError: The text has another form.
     """
     match = re.fullmatch(r"\s*(?:(\d+)=)?(mask|box|point|scribble):(.+)", text)
     if not match:

@@ -1,7 +1,7 @@
-"""Gives objects their visual prompts: an id of `<PromptK>`, and what a user would have drawn, a mask or less.
+"""Gives objects their visual prompts: an id of `<PromptK>`, and the region that a user would have drawn.
 
-An object's id, mask and text are one record from beginning to end (official defect E12: ids were given out in one order
-and filled in another). Which shape is drawn is settled with the sample; it is made when the mask is decoded (E48).
+An object's id, mask and text stay together in one record (official defect E12: ids were assigned in one order and
+filled in another). The shape of a prompt is drawn with the sample, and made when the mask is decoded (E48).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import load_mask
@@ -26,19 +26,20 @@ from sail_lightning.sequence.chat_template import prompt_token
 from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt, UnitInterval
 
 Shape = Literal["mask", "box", "point", "scribble"]
-DEPTH = 16
-"""A point is put so many pixels inside its object, if that is so thick (official code: the patch size)."""
+MIN_EDGE_DISTANCE = 16
+"""Distance in pixels that a point keeps from its object's edge where the object is thick enough (official code: the
+patch size)."""
 STROKES = (3, 5)
-"""Fewest and most points of a scribble."""
-ABSENT = "absent"
-"""Key of `Sample.meta`: ids that the text asks about although no prompt carries them, to be denied."""
+"""Smallest and largest number of points of a scribble."""
+NEGATIVE = "absent"
+"""Key of `Sample.meta` for the ids of negative prompts: the text asks about them, but no prompt has them."""
 
 _REGION = re.compile(r"<[Rr]egi?on([0-9]+)>|\b[Rr]egi?on([0-9]+)\b")
 
 
 @dataclass(frozen=True)
 class Region:
-    """An object that a text may name: K of its `<PromptK>`, its region, and what is said of it."""
+    """An object that a text may name: K of its `<PromptK>`, its mask, and a text about it."""
 
     id: int
     mask: MaskRef
@@ -46,24 +47,25 @@ class Region:
 
     @property
     def name(self) -> str:
-        """As the text names it."""
+        """The token `<PromptK>` by which the text names it."""
         return prompt_token(self.id)
 
     @property
     def prompt(self) -> Mask:
-        """As the sample carries it."""
+        """The visual prompt of the sample."""
         return Mask(self.mask, self.id)
 
 
 class Prompting(Checked):
-    """How a source prompts for its objects.
+    """Makes visual prompts for the objects of a source, and conversations about them.
 
     Args:
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1: a random permutation, its first for the objects.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`, of any sum; null is always the mask. The
-            paper's augmentation is 0.4, 0.3 and 0.3 for the first three.
-        absent: probability, per object, that a conversation also asks about an id that no prompt carries, once at most.
+        objects: Largest number of objects in a conversation.
+        num_prompts: Number of prompt ids, 0 to num_prompts - 1. The objects get random ones.
+        shapes: Weights of the shapes `mask`, `box`, `point` and `scribble`, with any sum; null always takes the mask.
+            The paper's augmentation is 0.4, 0.3 and 0.3 for the first three.
+        absent: Probability, per object, that the conversation also asks about an id that no prompt has (a negative
+            prompt); there is at most one in a conversation.
     """
 
     def __init__(
@@ -78,34 +80,36 @@ class Prompting(Checked):
         self.objects, self.num_prompts, self.absent = objects, num_prompts, absent
         self._chances = _chances(shapes)
 
-    def some(self, objects: Sequence[Any], choose: Choice) -> list[Any]:
-        """One object or more, in random order."""
-        return choose.some(objects, choose.number(1, self.objects))
+    def sample_objects(self, objects: Sequence[Any], sampler: Sampler) -> list[Any]:
+        """One or more objects, in random order."""
+        return sampler.sample(objects, sampler.integer(1, self.objects))
 
-    def regions(self, objects: Iterable[tuple[MaskRef, str]], choose: Choice) -> tuple[list[Region], list[int]]:
+    def regions(self, objects: Iterable[tuple[MaskRef, str]], sampler: Sampler) -> tuple[list[Region], list[int]]:
         """Objects, each a mask and a text, with their prompts, and the ids that are left.
 
-        Where a check takes more objects than there are ids, the numbers go on.
+        A check may take more objects than there are ids; then ids continue beyond `num_prompts`.
         """
         objects = list(objects)
-        ids = [*choose.some(range(self.num_prompts)), *range(self.num_prompts, len(objects))]
-        regions = [Region(id, self._shaped(mask, choose), text) for id, (mask, text) in zip(ids, objects, strict=False)]
+        ids = [*sampler.sample(range(self.num_prompts)), *range(self.num_prompts, len(objects))]
+        regions = [
+            Region(id, self._shaped(mask, sampler), text) for id, (mask, text) in zip(ids, objects, strict=False)
+        ]
         return regions, ids[len(objects) :]
 
-    def absentee(self, objects: int, unused: Sequence[int], choose: Choice) -> tuple[int, int] | None:
-        """Whether a sample asks about a prompt that is not there: after which of its objects, and about which id.
+    def sample_negative_prompt(self, objects: int, unused: Sequence[int], sampler: Sampler) -> tuple[int, int] | None:
+        """A negative prompt for a sample, as the index of the object after which it is asked about, and its id.
 
-        It cannot where all ids are used (official defect E43: it took the first of none).
+        None if there is none, as when all ids are used (official defect E43: the first of no ids was taken).
         """
         if not unused:
             return None
-        return next(((place, unused[0]) for place in range(objects) if choose.chance(self.absent)), None)
+        return next(((index, unused[0]) for index in range(objects) if sampler.bernoulli(self.absent)), None)
 
-    def interview(
+    def build_conversation(
         self,
         objects: Iterable[tuple[MaskRef, str]],
         turn: Callable[[str, str], Turn],
-        choose: Choice,
+        sampler: Sampler,
         *,
         image: str,
         source: str,
@@ -114,61 +118,63 @@ class Prompting(Checked):
         """A sample that asks about each object in a turn of its own.
 
         Args:
-            objects: masks and what is said of them.
-            turn: makes the turn of a prompt's name and text.
-            choose: settles what is open.
-            image, source, id: of the sample.
+            objects: Masks and texts about them.
+            turn: Makes a turn from a prompt's name and its text.
+            sampler: Makes the choices that the record leaves open.
+            image: The sample's image.
+            source: The sample's source.
+            id: The sample's id.
 
         Raises:
-            SailError: there is no object.
+            SailError: There is no object.
         """
-        regions, unused = self.regions(objects, choose)
+        regions, unused = self.regions(objects, sampler)
         if not regions:
             raise SailError("no object to ask about; give the record one, or remove it")
-        absentee = self.absentee(len(regions), unused, choose)
+        negative = self.sample_negative_prompt(len(regions), unused, sampler)
         turns: list[Turn] = []
         meta: dict[str, Any] = {}
         for place, region in enumerate(regions):
             turns.append(turn(region.name, region.text))
-            if absentee is not None and absentee[0] == place:
-                turns.append(denial(turn, absentee[1], region.text))
-                meta[ABSENT] = [absentee[1]]
+            if negative is not None and negative[0] == place:
+                turns.append(negative_turn(turn, negative[1], region.text))
+                meta[NEGATIVE] = [negative[1]]
         prompts = tuple(region.prompt for region in regions)
         return Sample(image, tuple(turns), prompts=prompts, source=source, id=id, meta=meta)
 
-    def _shaped(self, mask: MaskRef, choose: Choice) -> MaskRef:
-        shape: Shape = next((shape for shape, chance in self._chances if choose.chance(chance)), "mask")
-        return mask if shape == "mask" else Shaped(mask, shape, choose.number(0, 2**31 - 1))
+    def _shaped(self, mask: MaskRef, sampler: Sampler) -> MaskRef:
+        shape: Shape = next((shape for shape, chance in self._chances if sampler.bernoulli(chance)), "mask")
+        return mask if shape == "mask" else SimulatedPrompt(mask, shape, sampler.integer(0, 2**31 - 1))
 
 
-def denial(turn: Callable[[str, str], Turn], id: int, text: str = "") -> Turn:
+def negative_turn(turn: Callable[[str, str], Turn], id: int, text: str = "") -> Turn:
     """A turn as asked about an object, but about a prompt that is not there."""
     name = prompt_token(id)
     return replace(turn(name, text), answer=prompt_templates.NOT_THERE.format(name), task="describe", choices=())
 
 
-def described(choose: Choice, ending: str = "") -> Callable[[str, str], Turn]:
+def described(sampler: Sampler, ending: str = "") -> Callable[[str, str], Turn]:
     """Makes turns that ask for a detailed description, in one of the wordings and `ending`."""
 
     def turn(name: str, text: str) -> Turn:
-        return Turn(choose.one(prompt_templates.DESCRIBE).format(name) + ending, f"{name}: {text}", "describe")
+        return Turn(sampler.choice(prompt_templates.DESCRIBE).format(name) + ending, f"{name}: {text}", "describe")
 
     return turn
 
 
 def with_names(text: str, regions: Sequence[Region]) -> str:
-    """A text in which `<region1>`, `Region2`, `<regon3>` and the like, counted from 1, are the names of prompts.
+    """A text in which `<region1>`, `Region2`, `<regon3>` and the like, counted from 1, become the names of prompts.
 
-    Whole words only: official defect E15 made `<<Prompt0>0>` of `<region10>`.
+    Only whole words are replaced: official defect E15 turned `<region10>` into `<<Prompt0>0>`.
 
     Raises:
-        SailError: it names a region that is not there.
+        SailError: The text names a region that does not exist.
     """
 
     def name(match: re.Match[str]) -> str:
         number = int(match[1] or match[2])
         if not 1 <= number <= len(regions):
-            raise SailError(f"the text names {match[0]}, but the record has {len(regions)} regions; mend the text")
+            raise SailError(f"the text names {match[0]}, but the record has {len(regions)} regions; correct the text")
         return regions[number - 1].name
 
     return _REGION.sub(name, text)
@@ -178,12 +184,12 @@ def with_names(text: str, regions: Sequence[Region]) -> str:
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """What a user might draw for an object of that mask; the same for a `seed`, each time it is called.
+class SimulatedPrompt:
+    """The region (H, W) bool that a user might draw for an object; the same in every call for one `seed`.
 
-    A `box` is the object's, filled. A `point` is one pixel, any that is deeper inside than `DEPTH`, or else the
-    deepest. A `scribble` is a line through such pixels along the object's longer side, less what would leave it.
-    An object of several pieces keeps its mask, as does an empty one (official rule).
+    A `box` fills the object's bounding box. A `point` is one random pixel farther than `MIN_EDGE_DISTANCE` from the
+    object's edge, or the farthest if there is none. A `scribble` is a line through such pixels along the object's
+    longer side, cut to the object. An object of several pieces, or of none, keeps its mask (official rule).
     """
 
     mask: MaskRef
@@ -192,15 +198,15 @@ class Shaped:
 
     def __call__(self) -> BoolMask:
         mask = load_mask(self.mask)
-        if self.shape == "mask" or ndimage.label(mask)[1] != 1:  # pieces hang together by their sides
+        if self.shape == "mask" or ndimage.label(mask)[1] != 1:  # pieces touch by their sides, not by corners
             return mask
         return _DRAWN[self.shape](mask, np.random.default_rng(self.seed))
 
 
-def depths(mask: BoolMask) -> NDArray[np.float64]:
-    """The distance (H, W) of each pixel, in pixels, to the nearest that is off; infinite where none is.
+def distance_transform(mask: BoolMask) -> NDArray[np.float64]:
+    """The Euclidean distance of each pixel (H, W), in pixels, to the nearest pixel that is off; infinite if none is.
 
-    Beyond the picture's border nothing is off.
+    Pixels beyond the border of the image do not count as off.
     """
     found: NDArray[np.float64] = np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask)
     return found
@@ -215,7 +221,7 @@ def _box(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
 def _point(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
     part = _extent(mask, 1)
     drawn = np.zeros_like(mask)
-    drawn[part][_inside(depths(mask[part]), rng)] = True
+    drawn[part][_inside(distance_transform(mask[part]), rng)] = True
     return drawn
 
 
@@ -223,12 +229,12 @@ def _scribble(mask: BoolMask, rng: np.random.Generator) -> BoolMask:
     part = _extent(mask, 1)
     height, width = mask[part].shape
     upright = mask[part] if height >= width else mask[part].T
-    deep = depths(upright)
-    bands = np.linspace(0, len(deep), int(rng.integers(STROKES[0], STROKES[1] + 1)) + 1).astype(int)
+    distances = distance_transform(upright)
+    bands = np.linspace(0, len(distances), int(rng.integers(STROKES[0], STROKES[1] + 1)) + 1).astype(int)
     points = []
     for start, end in pairwise(bands.tolist()):
-        if deep[start:end].any():
-            row, column = _inside(deep[start:end], rng)
+        if distances[start:end].any():
+            row, column = _inside(distances[start:end], rng)
             points.append((column, row + start))
     canvas = Image.new("1", upright.shape[::-1])
     draw = ImageDraw.Draw(canvas)
@@ -248,7 +254,7 @@ _DRAWN: dict[str, Callable[[BoolMask, np.random.Generator], BoolMask]] = {
 
 
 def _extent(mask: BoolMask, margin: int = 0) -> tuple[slice, slice]:
-    """The rows and columns of a mask that is not empty, and so many more on each side that the picture has."""
+    """The rows and columns of a mask that is not empty, with a margin in pixels where the image has it."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (
         slice(max(int(rows[0]) - margin, 0), int(rows[-1]) + 1 + margin),
@@ -256,15 +262,15 @@ def _extent(mask: BoolMask, margin: int = 0) -> tuple[slice, slice]:
     )
 
 
-def _inside(deep: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, int]:
-    """The (row, column) of any pixel that is deep inside, or else of the deepest."""
-    places = np.flatnonzero(deep > DEPTH)
-    place = int(places[rng.integers(len(places))]) if len(places) else int(deep.argmax())
-    return divmod(place, deep.shape[1])
+def _inside(distances: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, int]:
+    """The (row, column) of a random pixel farther than `MIN_EDGE_DISTANCE` from the edge, or else of the farthest."""
+    inside = np.flatnonzero(distances > MIN_EDGE_DISTANCE)
+    index = int(inside[rng.integers(len(inside))]) if len(inside) else int(distances.argmax())
+    return divmod(index, distances.shape[1])
 
 
 def _chances(shapes: Mapping[Shape, float] | None) -> tuple[tuple[Shape, float], ...]:
-    """Shapes with their probability, given that none before them is drawn; the last has 1."""
+    """Each shape with its probability given that no shape before it is drawn; the last one has 1."""
     if shapes is None:
         return ()
     known: tuple[Shape, ...] = get_args(Shape)

@@ -1,8 +1,8 @@
 """An index of plain records on disk: parsed once, mapped into memory, shared by all workers and processes.
 
-A million records are a file of JSON lines, eight bytes of offset each, and eight bytes that name their picture. A
-worker holds the paths and nothing else (official defects E37, E38: indices that grew, and were copied for each worker
-and for each time that a data set was listed).
+It consists of a file of JSON lines and, for each record, an offset and an image hash of eight bytes each. A worker
+holds only the paths (official defects E37, E38: indices grew, and were copied for each worker and each listing of a
+data set).
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from numpy.typing import NDArray
 from sail_lightning.errors import SailError
 
 Row = dict[str, Any]
-ROWS, OFFSETS, PICTURES = "rows.jsonl", "offsets.npy", "pictures.npy"
+ROWS, OFFSETS, IMAGE_HASHES = "rows.jsonl", "offsets.npy", "pictures.npy"
 FORMAT = 2
 
 
 def cache_root() -> Path:
-    """Where indices are kept: `$SAIL_CACHE`, or `~/.cache/sail_lightning`."""
+    """The folder of all indices, in `$SAIL_CACHE` or else in `~/.cache/sail_lightning`."""
     return Path(os.environ.get("SAIL_CACHE") or Path.home() / ".cache" / "sail_lightning") / "index"
 
 
-def picture_name(path: str | Path) -> str:
-    """What names a picture wherever its file lies: the stem, without COCO's `COCO_train2014_`.
+def image_name(path: str | Path) -> str:
+    """The name of an image independent of its folder: the stem of the file, without COCO's `COCO_train2014_`.
 
-    Where the stem has no number of six digits or more, its folder belongs to it: many folders hold a `0001.png`.
+    If the stem has no number of six digits or more, the name includes the folder: many folders hold a `0001.png`.
     """
     path = Path(path)
     stem = re.sub(r"^COCO_\w+?_(?=\d{12}$)", "", path.stem)
     return stem if re.search(r"\d{6}", stem) else f"{path.parent.name}/{stem}".lstrip("/")
 
 
-def picture_hash(path: str | Path | None) -> int:
-    """A picture's name as a number below 2**64; 0 for none."""
+def image_hash(path: str | Path | None) -> int:
+    """A hash of an image's name, between 1 and 2**64 - 1; 0 for None."""
     if path is None:
         return 0
-    digest = hashlib.blake2b(picture_name(path).encode(errors="surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(image_name(path).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 
 class RecordIndex:
-    """Records by number. Pickled as the path of its folder.
+    """Records by index, mapped from disk; it is pickled as the path of its folder.
 
     Args:
-        folder: that `build` wrote.
+        folder: Folder that `build` wrote.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,9 +74,9 @@ class RecordIndex:
         return row
 
     @cached_property
-    def pictures(self) -> NDArray[np.uint64]:
-        """`picture_hash` of each record, mapped."""
-        return np.load(self.folder / PICTURES, mmap_mode="r")
+    def image_hashes(self) -> NDArray[np.uint64]:
+        """The `image_hash` of each record, mapped into memory."""
+        return np.load(self.folder / IMAGE_HASHES, mmap_mode="r")
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
@@ -91,34 +91,36 @@ class RecordIndex:
 
 
 def build(
-    folder: Path, rows: Iterable[Row], picture: Callable[[Row], str | None], name: str = "the data set"
+    folder: Path, rows: Iterable[Row], image_of: Callable[[Row], str | None], name: str = "the data set"
 ) -> RecordIndex:
-    """Writes an index, whole or not at all: processes that build the same one do not see each other's half.
+    """Writes an index completely or not at all, so that processes that build the same index do not disturb each other.
 
     Args:
-        folder: where it goes.
-        rows: plain records.
-        picture: the picture's path in a row.
-        name: of what the rows come from, for messages.
+        folder: Folder of the index.
+        rows: Plain records.
+        image_of: Returns the path of a row's image, or None.
+        name: Name of the data set, for messages.
 
     Raises:
-        SailError: a row that holds what JSON cannot, such as bytes or a date.
-        OSError: the index cannot be written.
+        SailError: A row holds a value that JSON cannot hold, such as bytes or a date.
+        OSError: The index cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         offsets: list[int] = [0]
-        pictures: list[int] = []
+        hashes: list[int] = []
         with (draft / ROWS).open("wb") as file:
             for row in rows:
-                line = _line(row, f"record {len(pictures)} of {name}")
+                line = _line(row, f"record {len(hashes)} of {name}")
                 file.write(line)
                 offsets.append(offsets[-1] + len(line))
-                image = picture(row)
-                pictures.append(picture_hash(image if isinstance(image, str) else None))  # else the record tells of it
+                image = image_of(row)
+                hashes.append(
+                    image_hash(image if isinstance(image, str) else None)
+                )  # reading the record reports another type
         np.save(draft / OFFSETS, np.array(offsets, np.int64))
-        np.save(draft / PICTURES, np.array(pictures, np.uint64))
+        np.save(draft / IMAGE_HASHES, np.array(hashes, np.uint64))
         if not folder.exists():
             try:
                 draft.rename(folder)
@@ -131,17 +133,17 @@ def build(
 
 
 def _line(row: Row, name: str) -> bytes:
-    """A row as a line. In ASCII: half a surrogate pair, which files do hold, is no UTF-8 but comes back as it was."""
+    """A row as a line in ASCII, which keeps lone surrogates; files do hold them, and UTF-8 cannot."""
     try:
         return json.dumps(row, separators=(",", ":")).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise SailError(
-            f"{name} holds what JSON cannot ({error}); write texts, numbers, lists and objects of these"
+            f"{name} holds a value that JSON cannot hold ({error}); use strings, numbers, lists and objects of these"
         ) from None
 
 
 def _read(rows: Iterator[Row], name: str) -> Iterator[Row]:
-    """Rows; what goes wrong with the files that they are read from is not taken for a fault of the index."""
+    """The rows; an error in reading their files names the file, so that it is not taken for an error of the index."""
     try:
         yield from rows
     except IsADirectoryError as error:
@@ -155,19 +157,19 @@ def opened(
     files: Sequence[Path],
     settings: Any,
     rows: Callable[[], Iterator[Row]],
-    picture: Callable[[Row], str | None],
+    image_of: Callable[[Row], str | None],
 ) -> RecordIndex:
-    """The index of annotation files, built if it is not kept yet. Files that changed are another index.
+    """The index of annotation files, built unless it exists. Files that changed have another index.
 
     Args:
-        kind: of the reader; with its version, should what it writes change.
-        files: that it reads.
-        settings: what else decides about the rows, as JSON.
-        rows: parses the files.
-        picture: the picture's path in a row.
+        kind: Name of the reader.
+        files: Files that it reads.
+        settings: Other settings that affect the rows, such as the reader's version, as JSON.
+        rows: Parses the files.
+        image_of: Returns the path of a row's image, or None.
 
     Raises:
-        SailError: a file that is missing or cannot be read, or an index that cannot be written.
+        SailError: A file is missing or cannot be read, or the index cannot be written.
     """
     stamp: list[Any] = [FORMAT, kind, settings]
     for file in files:
@@ -182,7 +184,7 @@ def opened(
         return RecordIndex(folder)
     name = " or ".join(map(str, files))
     try:
-        return build(folder, _read(rows(), name), picture, name)
+        return build(folder, _read(rows(), name), image_of, name)
     except OSError as error:
         place, reason = error.filename or folder.parent, error.strerror or error
         raise SailError(

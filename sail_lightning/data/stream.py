@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sail_lightning.data.sources.base import Source
-from sail_lightning.encoding.batch import Counts, PackedBatch, Place
+from sail_lightning.encoding.batch import Counts, PackedBatch, ShardCursor
 from sail_lightning.encoding.collate import pack, pack_stream
 from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError
@@ -20,56 +20,57 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
-    """How far a stream has been trained on: what a checkpoint keeps, so that a resumed run reads on exactly there.
+class StreamState:
+    """How far training has read a stream; checkpoints store it, so that a resumed run continues exactly there.
 
-    A shard is what one worker of one rank reads, `rank * workers + worker`; workers take turns.
+    A shard is what one worker of one rank reads: shard `rank * workers + worker`. Workers take turns.
 
-    `places`: of the shards; one that is not named is at its beginning.
-    `turn`: the worker, the same on each rank, whose batch comes next.
+    Attributes:
+        cursors: The cursor of each shard; a shard without one is at its beginning.
+        turn: Index of the worker, the same on each rank, that yields the next batch.
     """
 
-    places: dict[int, Place] = field(default_factory=dict)
+    cursors: dict[int, ShardCursor] = field(default_factory=dict)
     turn: int = 0
 
-    def advanced(self, batch: PackedBatch, workers: int) -> Progress:
-        """The progress after one more batch."""
+    def advanced(self, batch: PackedBatch, workers: int) -> StreamState:
+        """The state after one more batch."""
         if batch.cursor is None:
             return self
-        shard, place = batch.cursor
-        return Progress({**self.places, shard: place}, (shard % workers + 1) % workers)
+        shard, cursor = batch.cursor
+        return StreamState({**self.cursors, shard: cursor}, (shard % workers + 1) % workers)
 
-    def merged(self, others: Iterable[dict[int, Place]]) -> Progress:
-        """With the places of other ranks. Each rank moves its own shards on and knows the others' from before."""
-        places = dict(self.places)
-        for shard, place in (item for other in others for item in other.items()):
-            places[shard] = max(place, places.get(shard, place), key=lambda one: one.read)
-        return Progress(places, self.turn)
+    def merged(self, others: Iterable[dict[int, ShardCursor]]) -> StreamState:
+        """The state with the cursors of all ranks. A rank's cursors of other ranks' shards are out of date."""
+        cursors = dict(self.cursors)
+        for shard, cursor in (item for other in others for item in other.items()):
+            cursors[shard] = max(cursor, cursors.get(shard, cursor), key=lambda one: one.read)
+        return StreamState(cursors, self.turn)
 
-    def reshared(self, before: int, now: int) -> Progress:
-        """The same samples read by another number of shards: what is left is dealt out anew, none lost or doubled.
+    def reshard(self, before: int, now: int) -> StreamState:
+        """The state for another number of shards: the samples left are distributed anew, none lost or read twice.
 
-        Sample n of shard s is number s + n * shards of the stream.
+        Sample n of shard s is sample s + n * shards of the stream.
         """
-        places = {shard: self.places.get(shard, Place()) for shard in range(before)}
-        end = max(shard + (place.next - 1) * before + 1 for shard, place in places.items())
-        left = {shard + number * before for shard, place in places.items() for number in place.waiting}
-        for shard, place in places.items():
-            left |= set(range(shard + place.next * before, end, before))
+        cursors = {shard: self.cursors.get(shard, ShardCursor()) for shard in range(before)}
+        end = max(shard + (cursor.next - 1) * before + 1 for shard, cursor in cursors.items())
+        left = {shard + number * before for shard, cursor in cursors.items() for number in cursor.waiting}
+        for shard, cursor in cursors.items():
+            left |= set(range(shard + cursor.next * before, end, before))
         dealt = {}
         for shard in range(now):
             waiting = sorted(number // now for number in left if number % now == shard)
-            dealt[shard] = Place(max(0, -(-(end - shard) // now)), tuple(waiting))
-        return Progress(dealt)
+            dealt[shard] = ShardCursor(max(0, -(-(end - shard) // now)), tuple(waiting))
+        return StreamState(dealt)
 
 
-FEW_FAULTS = 10
-"""A run goes on with so many broken records, whatever their share: a share of a few records says nothing."""
+MIN_FAULTS_BEFORE_ABORT = 10
+"""A run continues with this many broken records whatever their share, which means little for so few."""
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """An encoded sample and its number in the shard."""
+    """An encoded sample and its number within the shard."""
 
     number: int
     sample: EncodedSample
@@ -79,23 +80,24 @@ class _Numbered:
 
 
 class PackedStream(IterableDataset[PackedBatch]):
-    """Encodes and packs a source. A finite source is repeated, newly shuffled on each pass.
+    """Encodes and packs a source. A finite source repeats, shuffled anew in each pass.
 
-    Training is counted in steps, so every rank always has a next batch and none waits for another.
+    Training is counted in steps: every rank always has a next batch, and none waits for another. Broken records are
+    skipped; each is reported once, with the batch that follows it (`PackedBatch.faults`).
 
     Args:
-        source: what to read.
-        encoder: of the model that will read it.
-        token_budget: most tokens a batch.
-        seed: of the shuffling.
-        rank: of this process.
-        world_size: number of processes.
-        look_ahead: encoded samples among which each batch chooses (`pack_stream`).
-        max_fault_rate: share of a shard's records that may be broken; 0 stops at the first.
+        source: The source to read.
+        encoder: Encoder of the model that is trained.
+        token_budget: Largest number of tokens in a batch; a longer sample makes a batch of its own.
+        seed: Seed for shuffling.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        packing_buffer_size: Number of encoded samples from which each batch is filled (`pack_stream`).
+        max_error_rate: Share of a shard's records that may be broken, 0 to 1; 0 stops at the first.
 
-    Broken records are skipped, and each is told once, with the batch that follows it (`PackedBatch.faults`).
-
-    `progress` is where the next iterator begins. It is read when that starts: by then worker processes have a copy.
+    Attributes:
+        state: Where the next iterator begins. It is read when that iterator starts, when worker processes have
+            their copy of it.
     """
 
     def __init__(
@@ -106,40 +108,40 @@ class PackedStream(IterableDataset[PackedBatch]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        look_ahead: int = 1,
-        max_fault_rate: float = 0.0,
+        packing_buffer_size: int = 1,
+        max_error_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.source, self.encoder, self.token_budget, self.seed = source, encoder, token_budget, seed
-        self.rank, self.world_size, self.look_ahead = rank, world_size, look_ahead
-        self.max_fault_rate = max_fault_rate
-        self.progress = Progress()
+        self.rank, self.world_size, self.packing_buffer_size = rank, world_size, packing_buffer_size
+        self.max_error_rate = max_error_rate
+        self.state = StreamState()
         self._shuffled = (-1, np.empty(0, np.int64))  # a pass, and its order
-        self._told = False
+        self._warned = False
 
     def __iter__(self) -> Iterator[PackedBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        # A loader asks its worker 0 first: that one reads for the worker whose turn it is.
-        shard = self.rank * workers + (worker + self.progress.turn) % workers
-        place = self.progress.places.get(shard, Place())
+        # A loader asks its worker 0 first: that one reads for the worker that has the turn.
+        shard = self.rank * workers + (worker + self.state.turn) % workers
+        cursor = self.state.cursors.get(shard, ShardCursor())
         skipped: dict[int, str] = {}
-        samples = self._encoded(shard, self.world_size * workers, place, skipped)
-        for group in pack_stream(samples, self.token_budget, self.look_ahead):
+        samples = self._encoded(shard, self.world_size * workers, cursor, skipped)
+        for group in pack_stream(samples, self.token_budget, self.packing_buffer_size):
             faults = tuple(skipped.values())
-            place = place.after([*skipped, *(item.number for item in group)])
+            cursor = cursor.after([*skipped, *(item.number for item in group)])
             skipped.clear()
-            batch = replace(pack([item.sample for item in group]), cursor=(shard, place), faults=faults)
-            self._tell(batch)
+            batch = replace(pack([item.sample for item in group]), cursor=(shard, cursor), faults=faults)
+            self._warn_once(batch)
             yield batch
 
-    def _encoded(self, shard: int, shards: int, place: Place, skipped: dict[int, str]) -> Iterator[_Numbered]:
-        """What a shard has left to read, in its own order: that is also the order in which samples wait.
+    def _encoded(self, shard: int, shards: int, cursor: ShardCursor, skipped: dict[int, str]) -> Iterator[_Numbered]:
+        """The samples that a shard has left to read, in the shard's order, in which samples also wait.
 
-        Records that cannot be read are put into `skipped`.
+        `skipped` is filled with the records that cannot be read: number within the shard to message.
         """
         faults = 0
-        for read, number in enumerate(chain(place.waiting, count(place.next)), 1):
+        for read, number in enumerate(chain(cursor.waiting, count(cursor.next)), 1):
             of_stream = shard + number * shards
             try:
                 sample = self.source.draw(self._index(of_stream), np.random.default_rng([self.seed, of_stream]))
@@ -147,53 +149,54 @@ class PackedStream(IterableDataset[PackedBatch]):
             except SailError as error:
                 faults += 1
                 skipped[number] = str(error)
-                limit = FEW_FAULTS if self.max_fault_rate else 0
-                if faults > max(limit, self.max_fault_rate * read):
+                limit = MIN_FAULTS_BEFORE_ABORT if self.max_error_rate else 0
+                if faults > max(limit, self.max_error_rate * read):
                     raise self._too_many(faults, read, error) from None
                 continue
             yield _Numbered(number, encoded)
 
     def _too_many(self, faults: int, read: int, last: SailError) -> SailError:
         if faults == 1:
-            return type(last)(f"{last}; to skip such records, set data.max_fault_rate")
+            return type(last)(f"{last}; to skip such records, set data.max_error_rate")
         return type(last)(
-            f"{faults} of the {read} records read so far are broken, more than data.max_fault_rate "
-            f"({self.max_fault_rate:g}) allows; the last: {last}"
+            f"{faults} of the {read} records read so far are broken, more than data.max_error_rate "
+            f"({self.max_error_rate:g}) allows; the last: {last}"
         )
 
-    def _tell(self, batch: PackedBatch) -> None:
-        """Says once that a sample is longer than the budget."""
-        if len(batch) <= self.token_budget or self._told:
+    def _warn_once(self, batch: PackedBatch) -> None:
+        """Warns once that a sample is longer than the budget."""
+        if len(batch) <= self.token_budget or self._warned:
             return
-        self._told = True
+        self._warned = True
         name = " ".join(part for part in (batch.samples[0].source, batch.samples[0].id) if part)
         logger.warning(
-            "%s has %s tokens, more than token_budget %s: it makes a batch of its own, as will others that are so long",
+            "%s has %s tokens, more than token_budget %s: it makes a batch of its own, as others of that length will",
             name or "a sample",
             len(batch),
             self.token_budget,
         )
 
     def _index(self, number: int) -> int:
-        """The index in the source of a sample of the stream: passes over a finite source are joined end to end."""
+        """The index in the source of sample `number` of the stream, which joins the passes over a finite source."""
         if self.source.length is None:
             return number
-        epoch, place = divmod(number, self.source.length)
+        epoch, index = divmod(number, self.source.length)
         if epoch != self._shuffled[0]:
             self._shuffled = (epoch, self.source.order(np.random.default_rng([self.seed, epoch])))
-        return int(self._shuffled[1][place])
+        return int(self._shuffled[1][index])
 
 
-class Windows:
-    """Attaches to each batch the counts of its accumulation window, so that sums can be divided before the first
-    backward pass. Wraps any iterable of batches; looks one window ahead.
+class AccumulationWindows:
+    """Attaches to each batch the counts of its accumulation window, so that losses can be divided before the first
+    backward pass. It wraps any iterable of batches and reads one window ahead.
 
     Args:
-        batches: to wrap.
-        size: batches a window.
-        begun: batches of the first epoch that a resumed run had trained on before; what they leave of a window is one
-            of its own.
-        limit: batches of an epoch, after which the optimiser steps, whole window or not; None where it has no end.
+        batches: The batches to wrap.
+        size: Number of batches in a window.
+        begun: Number of batches of the first epoch that a resumed run has already trained on; the rest of the window
+            that they end in is a window of its own.
+        limit: Number of batches in an epoch, after which the optimizer steps even within a window; None if the epoch
+            has no end.
     """
 
     def __init__(self, batches: Iterable[PackedBatch], size: int, begun: int = 0, limit: int | None = None) -> None:
@@ -207,9 +210,9 @@ class Windows:
             done += len(window)
             total = sum((batch.counts for batch in window), Counts(0, 0, 0))
             for batch in window:
-                yield replace(batch, window=total)
+                yield replace(batch, accumulation_counts=total)
 
     def _end(self, done: int) -> int:
-        """Where in the epoch the window ends that the next batch is in."""
+        """The index in the epoch at which the window of the next batch ends."""
         end = (done // self.size + 1) * self.size
         return end if self.limit is None else min(end, self.limit)

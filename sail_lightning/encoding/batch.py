@@ -14,10 +14,10 @@ from sail_lightning.sample import Sample
 from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
-class Sealed:
-    """A batch that Lightning's precision plugins must not look into: they would cast it, and refuse frozen dataclasses.
+class OpaqueBatch:
+    """Hides a batch from Lightning's precision plugins, which would cast its tensors and refuse frozen dataclasses.
 
-    Loaders yield it; `SailDataModule.on_before_batch_transfer` opens it.
+    Data loaders yield it; `SailDataModule.on_before_batch_transfer` takes the content out.
     """
 
     def __init__(self, content: Any) -> None:
@@ -26,7 +26,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Counts:
-    """What losses are divided by: supervised tokens, masks, and pictures (for distillation)."""
+    """What losses are divided by: the numbers of supervised tokens, of masks, and of images (for distillation)."""
 
     tokens: float
     masks: float
@@ -37,10 +37,10 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Place:
-    """How far a shard of a stream is read: all its samples before `next`, but for those in `waiting`, ascending.
+class ShardCursor:
+    """How far one shard of a stream has been read: all samples before `next` except those in `waiting` (ascending).
 
-    A sample's number in its shard is counted from zero. Samples wait because others fitted better into the batches.
+    Samples are numbered within their shard from zero. A sample waits when others filled the batches better.
     """
 
     next: int = 0
@@ -48,30 +48,41 @@ class Place:
 
     @property
     def read(self) -> int:
-        """How many samples are read."""
+        """Number of samples that have been read."""
         return self.next - len(self.waiting)
 
-    def after(self, numbers: Iterable[int]) -> Place:
-        """The place after these samples, none of them read before, are read too."""
+    def after(self, numbers: Iterable[int]) -> ShardCursor:
+        """The cursor once these samples, none of which was read before, are read too."""
         taken = set(numbers)
         end = max([self.next, *(number + 1 for number in taken)])
         left = (number for number in (*self.waiting, *range(self.next, end)) if number not in taken)
-        return Place(end, tuple(left))
+        return ShardCursor(end, tuple(left))
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """T tokens of several samples. Index tensors are int64 rows of the packed row.
+    """T tokens of several samples in one packed row. Index tensors are int64 and count rows of the packed row.
 
-    `ids` (T,), `positions` (3, T), `vision` (T,) bool, True at vision tokens, `plan`: who may look where.
-    `patches` (N, 3*P*P) uint8 belong at `patch_rows` (N,); `grids` are the (rows, columns) of each picture, in order.
-    `regions`: the visual prompts.
-    `target_rows` (S,) predict `target_ids` (S,), each with a weight `target_weights` (S,) float32.
-    `seg_rows` (M,) hold `[SEG]`, grouped by picture; `seg_image` are the pictures that own any, ascending, and
-    `masks` their target masks, (n, H, W) bool each at the picture's own size, n summing to M; empty without targets.
-    `samples` name the records; `window` holds the counts of the whole accumulation window, where a loader knows them;
-    `cursor` is the shard of a stream that the batch was read from, and its place once this batch is read; `faults`
-    name the records that were skipped on the way to it.
+    Attributes:
+        ids: Token ids, (T,).
+        positions: Positions of the tokens, (3, T): temporal, height, width.
+        vision: Whether each token is a vision token, (T,) bool.
+        plan: Which tokens each token may attend to.
+        patches: Patches of all images, (N, 3*P*P) uint8.
+        patch_rows: The row of each patch, (N,).
+        grids: The (rows, columns) of patches of each image, in order.
+        regions: The visual prompts.
+        target_rows: Rows that predict a target, (S,).
+        target_ids: The token id that each of them predicts, (S,).
+        target_weights: The weight of each target, (S,) float32.
+        seg_rows: Rows that hold `[SEG]`, grouped by image, (M,).
+        seg_image: Indices of the images that have a `[SEG]`, ascending.
+        seg_counts: Number of `[SEG]` of each of these images; they sum to M.
+        masks: Target masks of each of these images at its own size, (n, H, W) bool; empty without targets.
+        samples: The records, for messages.
+        accumulation_counts: Counts of the whole accumulation window; None where the loader does not know them.
+        cursor: The shard that the batch was read from, and its cursor after this batch.
+        faults: One sentence for each record that was skipped before this batch.
     """
 
     ids: Tensor
@@ -90,8 +101,8 @@ class PackedBatch:
     seg_counts: tuple[int, ...]
     masks: tuple[Tensor, ...]
     samples: tuple[Sample, ...] = ()
-    window: Counts | None = None
-    cursor: tuple[int, Place] | None = None
+    accumulation_counts: Counts | None = None
+    cursor: tuple[int, ShardCursor] | None = None
     faults: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -105,7 +116,7 @@ class PackedBatch:
     def to(self, device: torch.device | str, **kwargs: Any) -> PackedBatch:
         """The batch on a device; the attention plan is rebuilt there from its host integers.
 
-        Copies to an accelerator do not wait, unless `non_blocking` says so (Lightning gives it to tensors only).
+        Copies to an accelerator are asynchronous unless `non_blocking` is False (Lightning passes it to tensors only).
         """
         device = torch.device(device)
         if device == self.ids.device:
@@ -120,7 +131,7 @@ class PackedBatch:
         return replace(self, **moved)
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in page-locked memory, for copies that overlap with computation; loaders call it on CUDA."""
+        """The batch in page-locked memory, so that copies overlap with computation; data loaders call it on CUDA."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         pinned: dict[str, Any] = {name: one.pin_memory() for name, one in values.items() if isinstance(one, Tensor)}
         parts = [getattr(self.regions, item.name).pin_memory() for item in fields(self.regions)]

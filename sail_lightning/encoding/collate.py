@@ -1,4 +1,4 @@
-"""Packs encoded samples into one row: token budget in, `PackedBatch` out. No padding anywhere."""
+"""Packs encoded samples into batches of at most a token budget, without padding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
-    """Joins samples; every row index is moved by the tokens before it, every picture index by the pictures."""
+    """Joins samples to one batch: row indices count the tokens before a sample too, and image indices the images."""
     starts = np.cumsum([0, *(len(item) for item in samples)])[:-1]
     images_before = np.cumsum([0, *(len(item.sequence.grids) for item in samples)])[:-1]
     seg_owners = [(item, int(first)) for item, first in zip(samples, images_before, strict=True) if len(item.seg_rows)]
@@ -45,25 +45,25 @@ def pack(samples: Sequence[EncodedSample]) -> PackedBatch:
     )
 
 
-def pack_stream(samples: Iterable[SizedT], token_budget: int, look_ahead: int = 1) -> Iterator[list[SizedT]]:
-    """Groups a stream into packs of at most `token_budget` tokens; a longer sample stands alone.
+def pack_stream(samples: Iterable[SizedT], token_budget: int, packing_buffer_size: int = 1) -> Iterator[list[SizedT]]:
+    """Groups a stream into packs of at most `token_budget` tokens; a longer sample makes a pack of its own.
 
-    `look_ahead` samples are kept at hand. A pack begins with the oldest of them, so that none waits for more than
-    `look_ahead` packs, and goes on with the longest that still fits (of equals the oldest), each replaced by the next
-    of the stream, until none fits. With a `look_ahead` of 1 the stream is cut in its own order.
+    A buffer holds `packing_buffer_size` samples. A pack begins with the oldest of them, so that none waits for more
+    packs than the buffer has places. Then it takes the longest sample that still fits (the oldest of equals), each
+    replaced by the next sample of the stream, until none fits. A buffer of 1 keeps the stream in order.
     """
     stream = iter(samples)
-    at_hand = list(islice(stream, look_ahead))
-    while at_hand:
+    buffered = list(islice(stream, packing_buffer_size))
+    while buffered:
         group: list[SizedT] = []
         room = token_budget
         chosen: int | None = 0
         while chosen is not None:
-            group.append(at_hand.pop(chosen))
+            group.append(buffered.pop(chosen))
             room -= len(group[-1])
-            at_hand.extend(islice(stream, 1))
-            fitting = (place for place, item in enumerate(at_hand) if len(item) <= room)
-            chosen = max(fitting, key=lambda place: len(at_hand[place]), default=None)  # the first of equals
+            buffered.extend(islice(stream, 1))
+            fitting = (index for index, item in enumerate(buffered) if len(item) <= room)
+            chosen = max(fitting, key=lambda index: len(buffered[index]), default=None)  # the first of equals
         yield group
 
 

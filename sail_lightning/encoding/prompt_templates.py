@@ -1,6 +1,6 @@
-"""Questions and answers of the training sets, as the official recipe words them: `{}` is the phrase, region or text.
+"""Templates of questions and answers for the training sets; `{}` stands for the phrase, region or text.
 
-The reference gives their number and shape, not their bytes; the wordings are our own.
+Their number and form are those of the official recipe; the wordings are our own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SEGMENT = (
     "Please output the segmentation mask of {} in this image",
 )
 SEGMENT = tuple(question + end for question in _SEGMENT for end in ("", "?" if question.startswith("C") else "."))
-"""The 16 questions for what a phrase means: eight wordings, with and without their final mark."""
+"""The 16 questions for the object of a phrase: eight wordings, with and without a final punctuation mark."""
 SEGMENT_ANSWERS = (
     f"It is {SEG}.",
     f"Sure, {SEG}.",
@@ -27,7 +27,7 @@ SEGMENT_ANSWERS = (
     f"{SEG}.",
 )
 NO_TARGET_ANSWER = f"No target {SEG}."
-"""The answer where nothing is meant; its mask is empty."""
+"""The answer if the phrase has no target; its mask is empty."""
 INSTANCE_MODE = " Segmentation in the instance mode."
 SEMANTIC_MODE = " Segmentation in the semantic mode."
 MASK_PLEASE = " Please respond with segmentation mask."
@@ -54,7 +54,7 @@ BY_DESCRIPTION = (
     "Can you segment the object according to the description: {}",
     "Please give the segmentation mask of the object with this description: {}",
 )
-"""The 4 questions for the object that a longer description means."""
+"""The 4 questions for the object of a longer description."""
 _DESCRIBE = (
     "Can you provide me with a detailed description of the region {}",
     "Please give a detailed description of the region {}",
@@ -73,7 +73,7 @@ _DESCRIBE = (
     "Share a detailed rundown of the region {} with me",
 )
 DESCRIBE = tuple(question + end for question in _DESCRIBE for end in ("", "."))
-"""The 30 questions for a description of a region; the first is the one that benchmarks ask."""
+"""The 30 questions for a description of a region; benchmarks ask the first."""
 DESCRIBE_IN_FULL = " Please provide as detailed as possible."
 DESCRIBE_SHORT = "Can you provide me with a short description of {}?"
 CLASSIFY = (
@@ -83,4 +83,4 @@ CLASSIFY = (
 CANDIDATES = " The candidate categories: {}."
 SHORT_ANSWER = " Answer the question using a single word or phrase."
 NOT_THERE = "{} is not in the image."
-"""The answer about a prompt that no region carries."""
+"""The answer about a negative prompt, an id that no region has."""

@@ -1,4 +1,4 @@
-"""A `Sample` record to tensors: the picture decoded once, words laid out, only the masks that are used decoded."""
+"""Encodes a `Sample` to arrays: images are decoded once, text is tokenized, and only masks in use are decoded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import (
     MAX_SIDE,
     CoverageRule,
+    ExifImage,
     ResizeRule,
-    Upright,
     load_image,
     load_mask,
     patch_coverage,
@@ -25,16 +25,22 @@ from sail_lightning.image.preprocessing import (
 )
 from sail_lightning.sample import BoolMask, MaskRef, Prompt, Sample, Turn
 from sail_lightning.sequence import chat_template
-from sail_lightning.sequence.layout import Sequence, SequenceBuilder
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.layout import SequenceBuilder, TokenSequence
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class EncodedRegion:
-    """A visual prompt of one sample: its token id, the vision tokens it covers (rows), the text tokens that name it,
-    and the `box` (x0, y0, x1, y1) around its pixels, in shares of the picture's width and height."""
+    """A visual prompt of one sample.
+
+    Attributes:
+        token_id: Id of its token `<PromptK>`.
+        patch_rows: Rows of the patches that it covers.
+        mention_rows: Rows of the text tokens that name it.
+        box: The bounding box (x0, y0, x1, y1) of its pixels, relative to the image's width and height (0 to 1).
+    """
 
     token_id: int
     patch_rows: Int
@@ -44,11 +50,22 @@ class EncodedRegion:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample, ready to be packed. `masks` are (H, W) bool at the picture's own size, one per `[SEG]` row; the last
-    `answer_tokens` tokens begin an answer that is to be continued."""
+    """One sample, ready to be packed.
+
+    Attributes:
+        sample: The record.
+        sequence: Its tokens.
+        patches: Patches of all images, (N, 3*P*P) uint8.
+        image_size: (height, width) of the first image; None without images.
+        regions: The visual prompts.
+        seg_rows: Rows that hold `[SEG]`.
+        masks: The mask of each `[SEG]`, (H, W) bool at the size of the image; empty if answers are left out.
+        target_weight: Weight of the sample's tokens in the language loss.
+        answer_tokens: Number of last tokens that begin an answer, which generation continues.
+    """
 
     sample: Sample
-    sequence: Sequence
+    sequence: TokenSequence
     patches: NDArray[np.uint8]
     image_size: tuple[int, int] | None
     regions: tuple[EncodedRegion, ...]
@@ -61,7 +78,7 @@ class EncodedSample:
         return len(self.sequence)
 
     def to(self, device: object, **_: object) -> EncodedSample:
-        """Itself, where Lightning moves a batch to a device: `generate` packs encoded samples, and moves the pack."""
+        """Returns itself when Lightning moves a batch: `generate` packs samples and moves the pack."""
         return self
 
 
@@ -70,21 +87,21 @@ class Encoder:
     """Encodes samples for one model.
 
     Args:
-        tokens: the model's tokenizer.
-        patch_size: pixels per patch side.
-        num_prompts: ids that visual prompts may carry, 0 .. num_prompts - 1.
-        max_side: longest side of the resized picture, in pixels.
-        max_tokens: longest sequence; a longer one is refused.
-        mask_sample_weight: weight of the language loss in samples that own masks (0.1 in the official recipe).
-        resize: how pictures are resized, as the backbone wants them.
-        overlap: whether a patch under several prompts belongs to all of them, or to the last.
-        coverage: which patches a prompt covers (`vision.patch_coverage`).
+        tokens: The model's tokenizer.
+        patch_size: Side of a patch in pixels.
+        num_prompts: Number of ids that visual prompts may have, 0 to num_prompts - 1.
+        max_side: Longest side of the resized image in pixels.
+        max_tokens: Largest number of tokens of a sequence; a longer one is refused.
+        mask_sample_weight: Weight of the language loss in samples that have masks (0.1 in the official recipe).
+        resize: How the backbone needs images to be resized.
+        overlap: Whether a patch under several prompts belongs to all of them (`sum`) or to the last.
+        coverage: Which patches a prompt covers (`image.preprocessing.patch_coverage`).
 
     Raises:
-        SailUsageError: `max_side` is less than a patch.
+        SailUsageError: `max_side` is smaller than a patch.
     """
 
-    tokens: Tokens
+    tokens: SailTokenizer
     patch_size: int
     num_prompts: int = 15
     max_side: int = MAX_SIDE
@@ -99,32 +116,37 @@ class Encoder:
             raise SailUsageError(f"max_side must be one patch ({self.patch_size} pixels) or more, not {self.max_side}")
 
     def encode(self, sample: Sample, *, answers: bool = True, answer_prefix: str = "") -> EncodedSample:
-        """Lays a sample out. Without `answers`, the last turn's answer is left to be generated, after `answer_prefix`.
+        """Encodes a sample.
+
+        Args:
+            sample: The record.
+            answers: Whether the last answer is included; otherwise it is left out, to be generated.
+            answer_prefix: Text that a generated answer begins with.
 
         Raises:
-            SailError: an unreadable picture or mask, no question to answer, counts of `[SEG]` and masks that differ, a
-                prompt that covers nothing or is named but absent, a sequence over the limit; the message names the
+            SailError: An image or mask cannot be read, there is no question, the numbers of `[SEG]` and masks differ,
+                a prompt covers nothing or is named but missing, or the sequence is too long. The message names the
                 record.
         """
         try:
             return self._encode(sample, answers, answer_prefix)
         except SailError as error:
             name = " ".join(part for part in (sample.source, sample.id) if part)
-            own_file = isinstance(sample.image, str | Path | Upright) and name == str(Path(str(sample.image)))
-            told = not name or (own_file and name in str(error))  # faults of a file name it themselves
-            raise type(error)(str(error) if told else f"{name}: {error}") from None
+            own_file = isinstance(sample.image, str | Path | ExifImage) and name == str(Path(str(sample.image)))
+            has_name = not name or (own_file and name in str(error))  # errors about a file name it themselves
+            raise type(error)(str(error) if has_name else f"{name}: {error}") from None
 
     def _encode(self, sample: Sample, answers: bool, answer_prefix: str) -> EncodedSample:
         if not answers and not (sample.turns and sample.turns[-1].question.strip()):
-            raise SailUsageError("the question is empty; write what the model shall answer")
-        pictures = [load_image(reference) for reference in sample.images]
-        size = (pictures[0].shape[0], pictures[0].shape[1]) if pictures else None
-        cut = [patchify(picture, self.patch_size, self.max_side, self.resize) for picture in pictures]
+            raise SailUsageError("the question is empty; write what the model should answer")
+        images = [load_image(reference) for reference in sample.images]
+        size = (images[0].shape[0], images[0].shape[1]) if images else None
+        patched = [patchify(image, self.patch_size, self.max_side, self.resize) for image in images]
         begun = self.tokens.answer_prefix(answer_prefix) if answer_prefix else []
-        sequence = self.lay_out(sample.turns, tuple(grid for _, grid in cut), answers, begun)
+        sequence = self.lay_out(sample.turns, tuple(grid for _, grid in patched), answers, begun)
         seg_rows = sequence.rows_of(self.tokens.seg)
         masks = self._masks(masks_in_order(sample), len(seg_rows), size) if answers else ()
-        cells = [cells for cells, _ in cut] or [np.empty((0, 3 * self.patch_size**2), np.uint8)]
+        cells = [cells for cells, _ in patched] or [np.empty((0, 3 * self.patch_size**2), np.uint8)]
         return EncodedSample(
             sample=sample,
             sequence=sequence,
@@ -143,22 +165,26 @@ class Encoder:
         grids: tuple[tuple[int, int], ...],
         answers: bool = True,
         begun: Iterable[int] = (),
-    ) -> Sequence:
-        """Pictures of these grids, (rows, columns) of patches, and the words about them as one sequence.
+    ) -> TokenSequence:
+        """The sequence of images and the turns about them.
 
-        Without `answers` the last answer is left out but for the ids that it has `begun` with.
+        Args:
+            turns: Questions and answers.
+            grids: The (rows, columns) of patches of each image.
+            answers: Whether the last answer is included.
+            begun: Ids that the last answer begins with if it is left out.
 
         Raises:
-            SailUsageError: a token of the layout in a text, or a sequence over the limit.
+            SailUsageError: A text contains a token of the layout, or the sequence is too long.
         """
-        builder = SequenceBuilder(self.tokens.picture)
-        inside = bool(grids) and self.tokens.chat.picture_inside
+        builder = SequenceBuilder(self.tokens.image_layout)
+        inside = bool(grids) and self.tokens.chat.image_inside
         for number, grid in enumerate(grids):
             if inside:
-                builder.text(self.tokens.line_break() if number else self.tokens.opening())
+                builder.text(self.tokens.line_break() if number else self.tokens.image_prefix_ids())
             builder.image(grid)
         for index, turn in enumerate(turns):
-            builder.text(self.tokens.question(turn.question, after_picture=inside and index == 0))
+            builder.text(self.tokens.question(turn.question, after_image=inside and index == 0))
             if answers or index < len(turns) - 1:
                 builder.text(self.tokens.answer(turn.answer), supervised=True)
         sequence = builder.text(list(begun)).build()
@@ -170,20 +196,22 @@ class Encoder:
         return sequence
 
     def _masks(self, masks: tuple[MaskRef, ...], segs: int, size: tuple[int, int] | None) -> tuple[BoolMask, ...]:
-        """Decoded last, once all else is known to be right."""
+        """The decoded masks; they are decoded last, when everything else has been checked."""
         if len(masks) != segs:
             raise SailError(f"{segs} [SEG] in the text but {len(masks)} masks; give one mask per [SEG]")
         if masks and size is None:
-            raise SailError("masks need a picture")
+            raise SailError("masks need an image")
         decoded = tuple(load_mask(mask) for mask in masks)
         for mask in decoded:
             if mask.shape != size:
-                raise SailError(f"a mask of {mask.shape} pixels (height, width), but the picture has {size}")
+                raise SailError(f"a mask of {mask.shape} pixels (height, width), but the image has {size}")
         return decoded
 
-    def _regions(self, sample: Sample, sequence: Sequence, size: tuple[int, int] | None) -> tuple[EncodedRegion, ...]:
+    def _regions(
+        self, sample: Sample, sequence: TokenSequence, size: tuple[int, int] | None
+    ) -> tuple[EncodedRegion, ...]:
         ids = prompt_ids(sample.prompts, self.num_prompts)
-        denied = {turn.answer for turn in sample.turns}  # a model learns to say of a prompt that it is not there
+        denied = {turn.answer for turn in sample.turns}  # a negative prompt, which the answer says is not in the image
         mentioned = [
             i
             for i, token in enumerate(self.tokens.prompt_ids)
@@ -196,7 +224,7 @@ class Encoder:
         if not ids:
             return ()
         if size is None:
-            raise SailUsageError("visual prompts need a picture")
+            raise SailUsageError("visual prompts need an image")
         grid = sequence.grids[0]
         first_image = sequence.patch_rows[: grid[0] * grid[1]]
         cells: list[NDArray[np.bool_]] = []
@@ -206,8 +234,8 @@ class Encoder:
             cells.append(patch_coverage(pixels, grid, self.patch_size, self.coverage).ravel())
             boxes.append(_box(pixels))
         if self.overlap == "last":
-            for place, later in enumerate(cells):
-                for earlier in cells[:place]:
+            for index, later in enumerate(cells):
+                for earlier in cells[:index]:
                     earlier &= ~later
         regions = []
         for id, covered, box in zip(ids, cells, boxes, strict=True):
@@ -217,30 +245,30 @@ class Encoder:
 
 
 def _box(pixels: BoolMask) -> tuple[float, float, float, float]:
-    """The box around the pixels (H, W) that are on, at least one: x0, y0, x1, y1 in shares of width and height."""
+    """The bounding box (x0, y0, x1, y1), relative to width and height, of the pixels (H, W) that are on."""
     (top, bottom), (left, right) = (np.flatnonzero(pixels.any(axis))[[0, -1]].tolist() for axis in (1, 0))
     height, width = pixels.shape
     return left / width, top / height, (right + 1) / width, (bottom + 1) / height
 
 
 def masks_in_order(sample: Sample) -> tuple[MaskRef, ...]:
-    """The mask of each `[SEG]`, in the order of the text: those that `Turn.targets` name, or else as they are listed.
+    """The mask of each `[SEG]`, in the order of the text: by `Turn.targets`, or in their own order if there are none.
 
     Raises:
-        SailError: a turn whose targets are not one per `[SEG]` or name a mask that is not there, or a mask that no turn
-            names.
+        SailError: A turn does not have one target per `[SEG]` or names a mask that does not exist, or no turn names a
+            mask.
     """
     if not any(turn.targets for turn in sample.turns):
         return sample.masks
     named: list[int] = []
-    for place, turn in enumerate(sample.turns):
+    for index, turn in enumerate(sample.turns):
         count = turn.answer.count(chat_template.SEG)
         if len(turn.targets) != count:
             raise SailError(
-                f"turn {place} has {count} [SEG] but {len(turn.targets)} targets; give one target per [SEG]"
+                f"turn {index} has {count} [SEG] but {len(turn.targets)} targets; give one target per [SEG]"
             )
         if wrong := [target for target in turn.targets if not 0 <= target < len(sample.masks)]:
-            raise SailError(f"turn {place} names mask {wrong[0]}, but there are {len(sample.masks)} masks")
+            raise SailError(f"turn {index} names mask {wrong[0]}, but there are {len(sample.masks)} masks")
         named += turn.targets
     if len(set(named)) < len(sample.masks):
         raise SailError(f"{len(named)} [SEG] in the text but {len(sample.masks)} masks; give one mask per [SEG]")
@@ -248,15 +276,15 @@ def masks_in_order(sample: Sample) -> tuple[MaskRef, ...]:
 
 
 def prompt_ids(prompts: Iterable[Prompt], num_prompts: int) -> tuple[int, ...]:
-    """The K of each prompt's `<PromptK>`: its own id, or else its place in the list.
+    """The K of each prompt's `<PromptK>`: its id, or its index in the list if it has none.
 
     Raises:
-        SailUsageError: an id out of range or given twice.
+        SailUsageError: An id is out of range or used twice.
     """
-    ids = tuple(place if prompt.id is None else prompt.id for place, prompt in enumerate(prompts))
+    ids = tuple(index if prompt.id is None else prompt.id for index, prompt in enumerate(prompts))
     for id in ids:
         if not 0 <= id < num_prompts:
             raise SailUsageError(f"prompt id {id} is out of range: this model knows 0 to {num_prompts - 1}")
         if ids.count(id) > 1:
-            raise SailUsageError(f"two prompts carry the id {id}; give each its own")
+            raise SailUsageError(f"two prompts have the id {id}; give each its own")
     return ids

@@ -22,7 +22,7 @@ from sail_lightning.generation.prefix_schedule import Group, Seating, spans_with
 from sail_lightning.model.losses import resize
 from sail_lightning.model.model import SailModel
 from sail_lightning.sequence.attention_plan import AttentionPlan
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 ROOM = 64
 """Tokens of each answer that the cache has room for at the start; it grows when answers are longer."""
@@ -58,7 +58,7 @@ class _Prefixes:
 @torch.inference_mode()
 def generate(
     model: SailModel,
-    tokens: Tokens,
+    tokens: SailTokenizer,
     samples: Sequence[EncodedSample],
     max_new_tokens: int = 128,
     static: bool | None = None,
@@ -190,7 +190,7 @@ def _read_tails(
 
 def _decode(
     model: SailModel,
-    tokens: Tokens,
+    tokens: SailTokenizer,
     seating: Seating,
     cache: SlotCache,
     own: Sequence[Tensor],
@@ -213,7 +213,7 @@ def _decode(
         for place, (index, token) in enumerate(zip(active, step.ids.tolist(), strict=True)):
             if index is None:
                 continue
-            if token in tokens.stops:
+            if token in tokens.stop_token_ids:
                 finish[index] = "end"
             elif count < max_new_tokens:
                 answers[index].append(token)

@@ -1,4 +1,4 @@
-"""Pictures of samples and answers: masks tinted, prompts outlined, text below, and many side by side."""
+"""Draws samples and answers: tinted masks, outlined prompts, text below, and a grid of several images."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Colour = tuple[int, int, int]
 
 
 def enlarged(mask: BoolMask, size: tuple[int, int]) -> BoolMask:
-    """A mask (H, W) at another `size` (height, width), by nearest neighbours."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    pixels: NDArray[np.uint8] = np.asarray(picture.resize(size[::-1], Image.Resampling.NEAREST))
+    """A mask (H, W) bool resized to `size` (height, width) with nearest neighbours."""
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    pixels: NDArray[np.uint8] = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST))
     return pixels > 0
 
 
 def tint(pixels: NDArray[np.uint8], mask: BoolMask, colour: Colour, alpha: float) -> None:
-    """Blends a colour into `pixels` (H, W, 3) where `mask` (H, W) is on, and draws its contour opaque; in place.
+    """Blends a colour into `pixels` (H, W, 3) uint8 where `mask` (H, W) is on, in place, and draws an opaque contour.
 
-    `alpha` is the colour's share, 0 to 1.
+    `alpha` is the share of the colour, 0 to 1.
     """
     tone = np.asarray(colour, np.float32)
     pixels[mask] = (pixels[mask] * (1 - alpha) + tone * alpha).round().astype(np.uint8)
@@ -38,7 +38,7 @@ def tint(pixels: NDArray[np.uint8], mask: BoolMask, colour: Colour, alpha: float
 
 
 def label(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: tuple[int, int]) -> None:
-    """Writes a short text, light on dark, at (x, y), moved so that it stays within a picture of (height, width)."""
+    """Writes a short text, light on dark, at `place` (x, y), kept within an image of `size` (height, width)."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=FONT, stroke_width=1)
     x = min(max(place[0], -left), max(size[1] - right, -left))
     y = min(max(place[1], -top), max(size[0] - bottom, -top))
@@ -49,11 +49,11 @@ def draw_prompt(draw: ImageDraw.ImageDraw, prompt: Prompt, place: int, scale: fl
     """Outlines a visual prompt and writes the K of its `<PromptK>`.
 
     Args:
-        draw: on the picture, of `size` (height, width), which is `scale` times that of the prompt's coordinates.
-        prompt: to draw.
-        place: of the prompt in its list, its K if it has no id.
-        scale: of the picture.
-        size: of the picture.
+        draw: Draws on the image.
+        prompt: The prompt to draw.
+        place: Index of the prompt in its list, which is its K if it has no id.
+        scale: Size of the drawn image relative to the image that the prompt's coordinates count pixels of.
+        size: (height, width) of the drawn image.
     """
     if isinstance(prompt, Box):
         left, top = prompt.x0 * scale, prompt.y0 * scale
@@ -64,7 +64,7 @@ def draw_prompt(draw: ImageDraw.ImageDraw, prompt: Prompt, place: int, scale: fl
     elif isinstance(prompt, Mask):
         mask = enlarged(load_mask(prompt.mask), size)
         ys, xs = np.nonzero(mask & ~ndimage.binary_erosion(mask, iterations=3))
-        # Dashes, so that it does not pass for the contour of an answer.
+        # Dashes, so that it is not taken for the contour of an answer.
         draw.point([(int(x), int(y)) for y, x in zip(ys, xs, strict=True) if (x + y) // 3 % 2], LIGHT)
         at = (float(xs.mean()) - 4, float(ys.min()) - LINE) if len(xs) else (0.0, 0.0)
     else:
@@ -79,20 +79,20 @@ def draw_prompt(draw: ImageDraw.ImageDraw, prompt: Prompt, place: int, scale: fl
     label(draw, at, str(place if prompt.id is None else prompt.id), size)
 
 
-def captioned(picture: Image.Image, lines: Sequence[str], width: int = 0) -> Image.Image:
-    """A picture with lines of text below it, wrapped to the picture's width or, if that is more, to `width` pixels."""
-    width = max(width, picture.width)
+def captioned(image: Image.Image, lines: Sequence[str], width: int = 0) -> Image.Image:
+    """An image with text below it, wrapped to the width of the image or, if that is larger, to `width` pixels."""
+    width = max(width, image.width)
     wrapped = [part for line in lines for part in wrap(line, width - 8)]
-    sheet = Image.new("RGB", (width, picture.height + (8 + LINE * len(wrapped) if wrapped else 0)), PAPER)
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    sheet = Image.new("RGB", (width, image.height + (8 + LINE * len(wrapped) if wrapped else 0)), PAPER)
+    sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for index, line in enumerate(wrapped):
-        draw.text((4, picture.height + 3 + LINE * index), line, INK, FONT)
+        draw.text((4, image.height + 3 + LINE * index), line, INK, FONT)
     return sheet
 
 
 def wrap(text: str, width: float) -> list[str]:
-    """The text in lines of at most `width` pixels, broken between words, or within one that is longer than a line."""
+    """Breaks a text into lines of at most `width` pixels, between words or within a word longer than a line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -108,15 +108,15 @@ def wrap(text: str, width: float) -> list[str]:
     return lines
 
 
-def grid(pictures: Sequence[Image.Image], columns: int = 4, margin: int = 8) -> Image.Image:
-    """Pictures, one at least, side by side, `columns` in a row, from the top of each row."""
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    width = max(picture.width for picture in pictures) + margin
-    heights = [max(picture.height for picture in row) + margin for row in rows]
+def grid(images: Sequence[Image.Image], columns: int = 4, margin: int = 8) -> Image.Image:
+    """One or more images side by side, `columns` in a row, aligned at the top of each row, `margin` pixels apart."""
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    width = max(image.width for image in images) + margin
+    heights = [max(image.height for image in row) + margin for row in rows]
     sheet = Image.new("RGB", (width * len(rows[0]) + margin, sum(heights) + margin), PAPER)
     top = margin
     for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (margin + column * width, top))
+        for column, image in enumerate(row):
+            sheet.paste(image, (margin + column * width, top))
         top += height
     return sheet

@@ -1,6 +1,6 @@
-"""Pictures to patches: the official resize rule, the patch layout, and regions on the patch grid.
+"""Images to patches: the official resize rule, the patch layout, and regions on the patch grid.
 
-A picture becomes a grid of raw patches, P x P pixels each, flattened channel first (C, row, column). Patches stay uint8
+An image becomes a grid of patches of P x P pixels, each flattened channel first (C, row, column). Patches stay uint8
 until they are on the device.
 """
 
@@ -23,9 +23,9 @@ from sail_lightning.image.segmentations import decode_rle
 from sail_lightning.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
 
 MAX_SIDE = 1024
-"""Longest side of a resized picture, in pixels (official default)."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of picture files."""
+"""Default longest side of a resized image, in pixels (as in the official code)."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""File name endings of images."""
 ResizeRule = Literal["longest", "area"]
 CoverageRule = Literal["cover", "nearest", "nearest_floor"]
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -36,12 +36,12 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 def resized_size(
     size: tuple[int, int], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
 ) -> tuple[int, int]:
-    """The (height, width), multiples of `patch`, that a picture of (height, width) is resized to.
+    """The (height, width), multiples of `patch`, that an image of (height, width) is resized to.
 
-    `longest` (Pixel-SAIL): the longer side is rounded up to a multiple of the patch, at most `max_side` (of which only
-    whole patches count; it is one patch or more); the shorter follows,
-    rounded up (so the aspect ratio is kept only roughly), and is at least one patch (official code: zero for extreme
-    shapes). `area` (EVE): small pictures are enlarged, large ones shrunk, to about `max_side` squared pixels.
+    The rule `longest` (Pixel-SAIL) rounds the longer side up to a multiple of the patch, at most the whole patches in
+    `max_side`, which must hold one patch. The shorter side follows the aspect ratio, rounded up to whole patches, at
+    least one (official code: zero for extreme shapes). The rule `area` (EVE) enlarges small images and shrinks large
+    ones to about `max_side` squared pixels.
     """
     if rule == "area":
         ratio = math.sqrt(size[0] * size[1]) / max_side
@@ -54,10 +54,10 @@ def resized_size(
 
 
 def load_image(image: ImageRef) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8, RGB; grey and palette pictures are converted, transparency is dropped.
+    """An image as (H, W, 3) uint8 in RGB; grey and palette images are converted, transparency is dropped.
 
     Raises:
-        SailError: the file is missing or is no readable picture, or the array has another shape or type.
+        SailError: The file is missing or not a readable image, or the array has another shape or type.
     """
     content = _content(image)
     if isinstance(content, np.ndarray):
@@ -68,11 +68,11 @@ def load_image(image: ImageRef) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Upright:
-    """A picture file as people see it, turned as its EXIF orientation says: a function that `ImageRef` may be.
+class ExifImage:
+    """An image file turned as its EXIF orientation says, as viewers show it; it can be used as an `ImageRef`.
 
-    Photographs of phones lie on their side without it. Pictures of data sets are read as they are stored, since that is
-    what their annotations count pixels in (official behaviour).
+    Photographs of phones would lie on their side without it. Images of data sets are read as they are stored, because
+    their annotations count pixels of the stored image (official behaviour).
     """
 
     path: str | Path
@@ -80,31 +80,31 @@ class Upright:
     def __call__(self) -> NDArray[np.uint8]:
         with _opened(Path(self.path), self.path) as opened:
             opened.load()
-            picture: Image.Image = opened
-            with suppress(Exception):  # a damaged orientation, as PIL tells in many ways, leaves the pixels as they are
-                picture = ImageOps.exif_transpose(opened)
-            return np.asarray(picture.convert("RGB"))
+            image: Image.Image = opened
+            with suppress(Exception):  # a damaged orientation, for which PIL raises many errors, is ignored
+                image = ImageOps.exif_transpose(opened)
+            return np.asarray(image.convert("RGB"))
 
     def __str__(self) -> str:
         return str(self.path)
 
 
 def orientation(image: ImageRef) -> int:
-    """The EXIF orientation, 2 to 8, by which a picture's stored pixels are to be turned; 1 is upright.
+    """The EXIF orientation of an image, 2 to 8, by which its stored pixels must be turned; 1 means upright.
 
-    TIFF is never to be turned: PIL does so while it reads. Raises as `load_image`.
+    It is 1 for TIFF, which PIL turns while it reads. Raises the same errors as `load_image`.
     """
     content = _content(image)
     if isinstance(content, np.ndarray):
         return 1
-    with _opened(content, image) as opened, suppress(Exception):  # damaged EXIF, as PIL tells in many ways
+    with _opened(content, image) as opened, suppress(Exception):  # damaged EXIF, for which PIL raises many errors
         turn = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
         return turn if 2 <= turn <= 8 and opened.format != "TIFF" else 1
     return 1
 
 
 def image_size(image: ImageRef) -> tuple[int, int]:
-    """The (height, width) of a picture; of a file, only its head is read. Raises as `load_image`."""
+    """The (height, width) of an image, from the header of a file. Raises the same errors as `load_image`."""
     content = _content(image)
     if isinstance(content, np.ndarray):
         return content.shape[0], content.shape[1]
@@ -113,36 +113,36 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 
 
 def _content(image: ImageRef) -> NDArray[np.uint8] | Path | BytesIO:
-    """What a picture is read from; an array is checked."""
+    """The array, path or file content of an image reference; an array is checked."""
     content = image() if callable(image) else image
     if isinstance(content, bytes):
         return BytesIO(content)
     if not isinstance(content, np.ndarray):
         return Path(content)
     if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8 or 0 in content.shape:
-        raise SailError(f"a picture must be (H, W, 3) uint8, not {content.shape} {content.dtype}")
+        raise SailError(f"an image must be (H, W, 3) uint8, not {content.shape} {content.dtype}")
     return content
 
 
 @contextmanager
 def _opened(content: Path | BytesIO, image: ImageRef) -> Iterator[Image.Image]:
-    """An open picture; whatever is wrong with it, here or while it is read, is told by its name."""
+    """Opens an image; errors in opening it, and in reading it within the context, become a SailError with its name."""
     name = content if isinstance(content, Path) else image
     try:
         with Image.open(content) as opened:
             yield opened
     except FileNotFoundError:
-        raise SailError(f"no picture {name}") from None
+        raise SailError(f"no image {name}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SailError(f"{name} is not a readable picture ({_reason(error)}); replace or remove it") from None
+        raise SailError(f"{name} is not a readable image ({_reason(error)}); replace or remove it") from None
 
 
 def resize_image(
     image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
 ) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) at its `resized_size`; itself where it has that already.
+    """An image (H, W, 3) resized to its `resized_size`; the same array if it has that size.
 
-    Resized by PIL with antialiasing as the official code does: bilinearly, or, by the rule `area`, bicubically.
+    As in the official code, PIL resizes with antialiasing: bilinear, or bicubic by the rule `area`.
     """
     height, width = resized_size(image.shape[:2], patch, max_side, rule)
     if image.shape[:2] == (height, width):
@@ -154,7 +154,7 @@ def resize_image(
 def patchify(
     image: NDArray[np.uint8], patch: int, max_side: int = MAX_SIDE, rule: ResizeRule = "longest"
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A picture (H, W, 3), resized, to patches (rows*columns, 3*P*P) uint8 row by row, and the grid (rows, columns)."""
+    """Patches (rows*columns, 3*P*P) uint8 of a resized image (H, W, 3), row by row, and their grid (rows, columns)."""
     image = resize_image(image, patch, max_side, rule)
     grid = (image.shape[0] // patch, image.shape[1] // patch)
     cells = image.reshape(grid[0], patch, grid[1], patch, 3).transpose(0, 2, 4, 1, 3)
@@ -162,11 +162,12 @@ def patchify(
 
 
 def load_mask(mask: MaskRef) -> BoolMask:
-    """A mask reference as (H, W) bool. COCO RLE dictionaries and PNG files (non-zero is on, and of those with an alpha
-    channel only what is not transparent) are decoded.
+    """A mask reference as an array (H, W) bool; COCO RLEs and PNG files are decoded.
+
+    A pixel of a PNG file is on if it is neither zero nor fully transparent.
 
     Raises:
-        SailError: the file is missing or unreadable, or an RLE is damaged.
+        SailError: The file is missing or unreadable, or an RLE is damaged.
     """
     if isinstance(mask, np.ndarray):
         return mask.astype(bool, copy=False)
@@ -176,7 +177,7 @@ def load_mask(mask: MaskRef) -> BoolMask:
         return mask()
     try:
         with Image.open(mask) as opened:
-            if "A" in opened.getbands():  # what lies under transparent pixels is often white
+            if "A" in opened.getbands():  # the colour of transparent pixels is often white
                 colours = np.asarray(opened.convert("RGBA"))
                 seen: BoolMask = colours[..., :3].any(axis=2) & (colours[..., 3] > 0)
                 return seen
@@ -190,25 +191,25 @@ def load_mask(mask: MaskRef) -> BoolMask:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be read, without its name, which the messages of PIL and of the system repeat."""
+    """Why a file cannot be read, without the file name, which messages of PIL and of the system repeat."""
     if isinstance(error, UnidentifiedImageError):
         return "of no known format"
     return str(getattr(error, "strerror", None) or error)
 
 
 def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
-    """The pixels that a visual prompt covers, (H, W) bool for a picture of `size` (height, width).
+    """The pixels that a visual prompt covers, (H, W) bool, for an image of `size` (height, width).
 
     Raises:
-        SailError: the region lies outside the picture, is empty, or its mask has another size.
+        SailError: The region is empty or outside the image, or its mask has another size.
     """
     height, width = size
     if isinstance(prompt, Mask):
         covered = load_mask(prompt.mask)
         if covered.shape != size:
             raise SailError(
-                f"the prompt mask is {covered.shape[1]} x {covered.shape[0]} pixels, the picture {width} x {height}; "
-                "draw it at the picture's size"
+                f"the prompt mask is {covered.shape[1]} x {covered.shape[0]} pixels, the image {width} x {height}; "
+                "draw it at the image's size"
             )
     elif isinstance(prompt, Box):
         covered = np.zeros(size, bool)
@@ -223,18 +224,18 @@ def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
         ImageDraw.Draw(canvas).line(list(prompt.points), fill=1)
         covered = np.asarray(canvas)
     if not covered.any():
-        raise SailError(f"the prompt {_shown(prompt)} covers nothing of the picture ({width} x {height} pixels)")
+        raise SailError(f"the prompt {_shown(prompt)} covers nothing of the image ({width} x {height} pixels)")
     return covered
 
 
 def patch_coverage(
     mask: BoolMask, grid: tuple[int, int], patch: int, rule: CoverageRule = "cover"
 ) -> NDArray[np.bool_]:
-    """The patches (rows, columns) of the resized picture that a mask (H, W) touches.
+    """The patches (rows, columns) bool of the resized image that a mask (H, W) touches.
 
-    `cover` puts the mask straight onto the grid: nothing that is on is ever lost. The official rules first resize the
-    mask with nearest neighbours, `nearest` as PIL does (Pixel-SAIL) and `nearest_floor` as torch does (EVE); they
-    differ from `cover` where a picture shrinks, and there thin regions vanish.
+    The rule `cover` maps the mask directly onto the grid, so that no pixel that is on is lost. The official rules first
+    resize the mask with nearest neighbours, `nearest` as PIL does (Pixel-SAIL) and `nearest_floor` as torch does (EVE).
+    They differ from `cover` where an image shrinks: thin regions vanish.
     """
     if rule != "cover":
         row_source = _nearest_sources(mask.shape[0], grid[0] * patch, rule)
@@ -255,8 +256,8 @@ def _nearest_sources(old: int, new: int, rule: CoverageRule) -> NDArray[np.int64
 
 
 def _ranges(old: int, cells: int, patch: int) -> NDArray[np.int64]:
-    """Source pixels [first, end) of each cell along one side: those that nearest neighbours would read, and, where
-    a picture shrinks, also those that they would skip."""
+    """The source pixels [first, end) of each cell along one side: those that nearest neighbours would read and, where
+    the image shrinks, those that they would skip."""
     sources = _nearest_sources(old, cells * patch, "nearest")
     first, end = sources[::patch].copy(), sources[patch - 1 :: patch] + 1
     first[0] = 0

@@ -1,6 +1,6 @@
-"""COCO's compressed run lengths as numbers, so that a code that is cut off or damaged is noticed.
+"""Decodes COCO's compressed run lengths to numbers, so that a truncated or damaged code is noticed.
 
-pycocotools decodes a code whose runs end early without a word: the pixels beyond are whatever lay in memory.
+pycocotools silently decodes a code with too few runs: the remaining pixels are uninitialised memory.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import numpy as np
 from sail_lightning.errors import SailError
 
 _MOST = 8
-"""Characters of one number: five bits each, and no picture has 2**40 pixels."""
+"""Largest number of characters of one number: each has five bits, and no image has 2**40 pixels."""
 
 
 def run_lengths(counts: str) -> list[int]:
-    """The runs of a compressed RLE, column by column, off first.
+    """The run lengths of a compressed RLE, column by column, beginning with a run of pixels that are off.
 
-    A number is written five bits a character, the lowest first, with a bit that says that more follow, and its sign in
-    the last; from the fourth number on it is the difference to the number two places before.
+    Each character holds five bits of a number, lowest first, and a bit that is set if more characters follow; the last
+    one holds the sign. From the fourth number on, a number is the difference from the number two before it.
 
     Raises:
-        SailError: not such a code.
+        SailError: The text is not a compressed RLE.
     """
     codes = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
     if not len(codes):
         return []
     last = (codes & 32) == 0
     if codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise SailError(f"counts {counts[:20]!r} are no compressed RLE; write them with pycocotools")
+        raise SailError(f"counts {counts[:20]!r} are not a compressed RLE; write them with pycocotools")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _MOST:
-        raise SailError(f"counts {counts[:20]!r} are no compressed RLE: a number of {lengths.max()} characters")
+        raise SailError(f"counts {counts[:20]!r} are not a compressed RLE: a number has {lengths.max()} characters")
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
     values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)

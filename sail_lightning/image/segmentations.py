@@ -1,7 +1,7 @@
-"""Masks as annotation files write them, decoded when they are called for: one binary union, never a sum.
+"""Masks in the formats of annotation files, decoded on demand: one binary union, never a sum.
 
-Official defect E3: polygons and instances that overlap were added, and targets of 2 trained the model. E16: masks of
-other values than 0 and 1 were run-length coded, which flips what follows.
+Official defect E3: overlapping polygons and instances were added, so that targets of 2 trained the model. E16: masks
+with values other than 0 and 1 were run-length encoded, which inverts the pixels after them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from sail_lightning.image.run_lengths import run_lengths
 from sail_lightning.sample import BoolMask
 
 MOST_PIXELS = 2**28
-"""Of a picture: a larger number is a mistake, and would take all memory."""
+"""Largest number of pixels of an image; a larger one is a mistake, and would fill the memory."""
 Encoded = list[list[float]] | dict[str, Any]
 """COCO's `segmentation`: polygons `[[x0, y0, x1, y1, ...], ...]`, or an RLE with `counts` as text or as a list."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The union of encoded masks on a picture of `size` (height, width). An empty union is an empty mask.
+    """The union of encoded masks on an image of `size` (height, width); a union of none is an empty mask.
 
-    Raises, when called:
-        SailError: a part that cannot be decoded, or an RLE of another size.
+    Calling it returns the mask (H, W) bool, or raises SailError if a part cannot be decoded or has another size.
     """
 
     parts: tuple[Encoded, ...]
@@ -41,7 +40,7 @@ class Segmentation:
     def __call__(self) -> BoolMask:
         known = len(self.size) == 2 and all(isinstance(side, int) and side > 0 for side in self.size)
         if not known or math.prod(self.size) > MOST_PIXELS:
-            raise SailError(f"the picture's size is {self.size}, not a height and a width in pixels")
+            raise SailError(f"the image's size is {self.size}, not a height and a width in pixels")
         mask = np.zeros(self.size, bool)
         for part in self.parts:
             mask |= decode(part, self.size)
@@ -50,7 +49,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class PanopticSegments:
-    """The union of some segments of a panoptic PNG, in which a pixel's segment is R + 256 G + 65536 B."""
+    """The union of some segments of a panoptic PNG, in which the segment id of a pixel is R + 256 G + 65536 B."""
 
     path: str
     ids: tuple[int, ...]
@@ -61,15 +60,15 @@ class PanopticSegments:
 
 
 def decode(encoded: Encoded, size: tuple[int, int]) -> BoolMask:
-    """A mask (H, W) bool from COCO's polygons, uncompressed or compressed RLE.
+    """A mask (H, W) bool from COCO's polygons or from an RLE, compressed or not.
 
     Raises:
-        SailError: it cannot be decoded, or is of another size than (height, width).
+        SailError: The mask cannot be decoded, or has another size than (height, width).
     """
     if isinstance(encoded, dict):
         own = encoded.get("size")
         if not isinstance(own, list | tuple) or tuple(own) != size:
-            raise SailError(f"an RLE of size {own}, but the picture has {list(size)} (height, width)")
+            raise SailError(f"an RLE of size {own}, but the image has {list(size)} (height, width)")
         return decode_rle(encoded)
     if not isinstance(encoded, list) or not all(isinstance(polygon, list) for polygon in encoded):
         raise SailError(f"a mask must be polygons or an RLE, not {str(encoded)[:40]}")
@@ -86,12 +85,12 @@ def _is_number(value: object) -> bool:
 
 
 def decode_rle(rle: dict[str, Any]) -> BoolMask:
-    """A mask (H, W) bool from an RLE of its own `size`, `counts` as text, bytes or a list.
+    """A mask (H, W) bool from an RLE with a `size`, and `counts` as text, bytes or a list.
 
-    pycocotools alone takes a code that is cut off, and fills the rest with what lay in memory.
+    The sum of the counts is checked, since pycocotools accepts a truncated code (see `run_lengths`).
 
     Raises:
-        SailError: no size, or counts that are no RLE of that size.
+        SailError: The RLE has no size, or its counts do not fit that size.
     """
     try:
         counts = rle["counts"]
@@ -104,7 +103,7 @@ def decode_rle(rle: dict[str, Any]) -> BoolMask:
     if height < 1 or width < 1 or height * width > MOST_PIXELS:
         raise SailError(f"an RLE of {height} x {width} pixels; it needs size [height, width]")
     if sum(lengths) != height * width or min(lengths, default=0) < 0:
-        raise SailError(f"an RLE whose counts add up to {sum(lengths)}, not to {height} x {width} pixels")
+        raise SailError(f"an RLE with counts that add up to {sum(lengths)}, not to {height} x {width} pixels")
     if not isinstance(counts, str):
         counts = coco.frPyObjects({"size": [height, width], "counts": lengths}, height, width)["counts"]
     return np.asarray(coco.decode({"size": [height, width], "counts": counts}), bool)
@@ -112,7 +111,7 @@ def decode_rle(rle: dict[str, Any]) -> BoolMask:
 
 @lru_cache(maxsize=4)
 def _segment_ids(path: str) -> NDArray[np.int64]:
-    """(H, W) int64; kept for the other segments of the same picture. The result must not be written to."""
+    """Segment ids (H, W) int64, cached for other segments of the same image; the result must not be written to."""
     try:
         with Image.open(Path(path)) as opened:
             pixels = np.asarray(opened.convert("RGB"), np.int64)

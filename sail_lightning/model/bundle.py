@@ -8,7 +8,7 @@ from sail_lightning.encoding.transform import Encoder
 from sail_lightning.image.preprocessing import MAX_SIDE
 from sail_lightning.interfaces import Backbone, Dims, PromptEncoder, Upsampler
 from sail_lightning.model.model import SailModel
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Network:
     """
 
     model: SailModel
-    tokens: Tokens
+    tokens: SailTokenizer
     max_side: int
     max_tokens: int
     max_new_tokens: int
@@ -43,7 +43,7 @@ class Network:
         """
         return cls(
             SailModel(backbone, upsampler, prompt_encoder, mask_channels),
-            Tokens(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture),
+            SailTokenizer(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture),
             max_side,
             max_tokens,
             max_new_tokens,

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Backbone
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class RowMap:
         return moved
 
 
-def match(tokens: Tokens, stored: Mapping[str, int], folder: Path) -> RowMap | None:
+def match(tokens: SailTokenizer, stored: Mapping[str, int], folder: Path) -> RowMap | None:
     """How rows of a folder's tables, whose tokens are `stored`, come into the order of `tokens`; None if it is theirs.
 
     Raises:

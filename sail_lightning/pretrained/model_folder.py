@@ -18,7 +18,8 @@ from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Plugin
 from sail_lightning.model.bundle import Network
 from sail_lightning.pretrained import embedding_remap, lora
-from sail_lightning.sequence.tokenizer import PACKAGED, Tokens, open_tokenizer
+from sail_lightning.sequence.tokenizer import PACKAGED, SailTokenizer, open_tokenizer
+from sail_lightning.settings import renames
 from sail_lightning.weights import safetensors_io
 from sail_lightning.weights.state_dict import differences
 
@@ -64,7 +65,7 @@ def read_config(name: str | Path) -> dict[str, Any]:
     """
     folder = locate(name)
     registry.discover()
-    spec = config_spec(folder)
+    spec: dict[str, Any] = renames.current_keys({MODEL: config_spec(folder)}, registry.find)[MODEL]
     known = inspect.signature(Network.of).parameters
     if unknown := sorted(spec.keys() - known.keys()):
         raise SailError(f"{folder / CONFIG}: model has no argument {unknown[0]!r}; remove it")
@@ -113,11 +114,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return safetensors_io.check(folder, sums)
 
 
-def lasting_source(tokens: Tokens) -> str:
+def lasting_source(tokens: SailTokenizer) -> str:
     """A name for a tokenizer whose file may be gone: that of a packaged one, if it is the same, else the whole path."""
     text = tokens.tokenizer.backend_tokenizer.to_str()
     for name in PACKAGED:
-        if Tokens(name, len(tokens.prompts)).tokenizer.backend_tokenizer.to_str() == text:
+        if SailTokenizer(name, len(tokens.prompts)).tokenizer.backend_tokenizer.to_str() == text:
             return name
     return str(Path(tokens.source).resolve())
 

@@ -2,5 +2,10 @@
 
 from sail_lightning.settings.renames import renamed
 
-_NAMES = ("Mark", "PictureLayout", "Sequence", "SequenceBuilder")
-__getattr__ = renamed(__name__, {name: f"{__name__}.layout:{name}" for name in _NAMES})
+_NAMES = {
+    "Mark": "LayoutToken",
+    "PictureLayout": "ImageLayout",
+    "Sequence": "TokenSequence",
+    "SequenceBuilder": "SequenceBuilder",
+}
+__getattr__ = renamed(__name__, {old: f"{__name__}.layout:{new}" for old, new in _NAMES.items()})

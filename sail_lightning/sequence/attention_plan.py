@@ -1,9 +1,10 @@
-"""How a packed batch may attend: image spans see themselves wholly, everything else looks back.
+"""Which tokens of a packed batch attend to which: bidirectional within an image span, causal elsewhere.
 
-The rule (paper section 3.1, official `create_single_prefix_mask`) is: same sample and (key not after query, or key in
-the query's own image span). It is kept as host integers, one list of spans per sample; no dense mask is ever made
-outside tests. Every span's queries see exactly the keys from the sample's start to the span's end, so a batch is two
-variable-length calls: image spans without a mask, text spans causal from the bottom right.
+The rule (paper section 3.1, official `create_single_prefix_mask`): a query attends to a key of the same sample that is
+not after it, or is in its own image span. The rule is stored as host integers, one list of spans per sample; a dense
+mask is made only in tests. The queries of a span attend to the keys from the start of the sample to the end of the
+span, so a batch takes two variable-length calls: image spans without a mask, text spans with a causal one aligned at
+the bottom right.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class VarlenCall:
-    """One variable-length attention call: blocks of queries, each over its own block of keys.
+    """One variable-length attention call: blocks of queries, each with its own block of keys.
 
-    `query_lengths` and `key_lengths` have one entry a block; `query_rows` and `key_rows` are rows of the packed
-    batch, or None where they are all rows in order. `causal` blocks are aligned at the bottom right.
+    `query_lengths` and `key_lengths` have one entry per block; `query_rows` and `key_rows` are rows of the packed
+    batch, or None if they are all rows in order. `causal` blocks are aligned at the bottom right.
     """
 
     query_lengths: tuple[int, ...]
@@ -47,18 +48,18 @@ class AttentionPlan:
     samples: tuple[tuple[Span, ...], ...]
     calls: tuple[VarlenCall, ...]
     inverse: Tensor | None
-    """Where each row's output lies in the calls' outputs, concatenated; None where that is already in order."""
+    """Index of each row's output in the concatenated outputs of the calls; None if they are in order."""
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What a kernel made of this plan (biases, masks), so that it is made once and not once a layer."""
+    """What a kernel derives from this plan, such as masks, so that it is made once and not in every layer."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sample."""
+        """Number of tokens of each sample."""
         return tuple(sum(span.length for span in sample) for sample in self.samples)
 
     @classmethod
     def build(cls, samples: list[list[Span]], device: torch.device | str = "cpu") -> AttentionPlan:
-        """Decomposes the spans into at most two calls; index tensors are put on `device`."""
+        """Makes the plan of the spans of each sample, at most two calls; index tensors are on `device`."""
         kept = tuple(tuple(span for span in spans if span.length > 0) for spans in samples)
         total = sum(span.length for spans in kept for span in spans)
         calls: list[VarlenCall] = []
@@ -97,7 +98,7 @@ class AttentionPlan:
         return cls(kept, tuple(calls), inverse)
 
     def dense_mask(self) -> Tensor:
-        """The rule as one (T, T) bool tensor, True where a query (row) may see a key (column): the tests' oracle."""
+        """The rule as a (T, T) bool tensor, True if a query (row) attends to a key (column); the reference in tests."""
         sample_ids: list[int] = []
         span_ids: list[int] = []
         count = 0

@@ -1,56 +1,62 @@
-"""One layout for training, evaluation and generation: ids, positions, spans and the rows that matter.
+"""The layout of token sequences for training, evaluation and generation: ids, positions, spans and target rows.
 
-A sequence is built from numbers, never from a string with thousands of placeholders. Letters as in `interfaces`.
+A sequence is built from ids, never from a string with thousands of placeholders. Shapes use the letters of
+`interfaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.sequence.attention_plan import Span, SpanKind
+from sail_lightning.settings.renames import renamed
 
 Int = NDArray[np.int64]
 
 
-Mark = str | int
-"""A token by name (or by id, once resolved), or a learned vector of the backbone, a negative number."""
+LayoutToken = str | int
+"""A token by name, or by id once resolved; a negative number is a learned vector of the backbone."""
 PATCH_ONLY, CLASS_VECTOR, ROW_VECTOR = -1, -2, -3
-"""Ids that no vocabulary has: nothing but the patch that is put there; EVE's learned vectors, one of the picture and
-one that ends each row."""
+"""Ids that are in no vocabulary: a position that holds only the patch, and EVE's learned vectors, of which one stands
+for the image and one ends each row."""
 
 
 @dataclass(frozen=True)
-class PictureLayout:
-    """What stands around and among the patches of a picture; the default is that of SOLO, SAIL and Pixel-SAIL.
+class ImageLayout:
+    """The tokens around and among the patches of an image; the defaults are those of SOLO, SAIL and Pixel-SAIL.
 
-    `start`, rows of `patch` each closed by `row_end`, and `end` form one block, which sees itself wholly if
-    `bidirectional`; `after` follows it. With `grid_positions` a patch stands at its row and column, else tokens are
-    counted one by one.
+    Attributes:
+        start: Tokens before the patches.
+        patch: Token at each patch.
+        row_end: Tokens after each row of patches.
+        end: Tokens after the patches. `start`, the rows and `end` form one block.
+        after: Tokens after the block, which are text.
+        grid_positions: Whether the position of a patch is its row and column; otherwise tokens are counted one by one.
+        bidirectional: Whether the tokens of the block all attend to one another.
     """
 
-    start: tuple[Mark, ...] = ("<vision>",)
-    patch: Mark = "<vpatch>"
-    row_end: tuple[Mark, ...] = ()
-    end: tuple[Mark, ...] = ("</vision>",)
-    after: tuple[Mark, ...] = ()
+    start: tuple[LayoutToken, ...] = ("<vision>",)
+    patch: LayoutToken = "<vpatch>"
+    row_end: tuple[LayoutToken, ...] = ()
+    end: tuple[LayoutToken, ...] = ("</vision>",)
+    after: tuple[LayoutToken, ...] = ()
     grid_positions: bool = True
     bidirectional: bool = True
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Names of the tokens that it is made of."""
+        """Names of the tokens of the layout."""
         marks = (*self.start, self.patch, *self.row_end, *self.end, *self.after)
         return tuple(mark for mark in marks if isinstance(mark, str))
 
-    def resolve(self, table: Mapping[str, int]) -> PictureLayout:
-        """The same with ids for names."""
+    def resolve(self, table: Mapping[str, int]) -> ImageLayout:
+        """The layout with token ids in place of names."""
 
-        def ids(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
+        def ids(marks: tuple[LayoutToken, ...]) -> tuple[LayoutToken, ...]:
             return tuple(table[mark] if isinstance(mark, str) else mark for mark in marks)
 
         return replace(
@@ -64,13 +70,19 @@ class PictureLayout:
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """One laid out sample of L tokens.
+class TokenSequence:
+    """One sample, laid out as L tokens.
 
-    `ids` (L,); `positions` (3, L), rows temporal, height, width; `spans` cover all tokens; `patch_rows` are the rows of
-    patches, picture by picture, and `grids` their (rows, columns); `vision` (L,) is True at vision tokens, which are
-    patches and learned vectors; `prefix` tokens lead up to the end of the last picture; `target_rows` are the rows
-    whose *next* token is supervised and `target_ids` that token.
+    Attributes:
+        ids: Token ids, (L,).
+        positions: Positions, (3, L): temporal, height, width.
+        spans: Spans that together cover all tokens.
+        patch_rows: Rows of the patches, image by image.
+        grids: The (rows, columns) of patches of each image.
+        vision: Whether each token is a vision token, which is a patch or a learned vector, (L,) bool.
+        prefix: Number of tokens up to the end of the last image.
+        target_rows: Rows with a supervised *next* token.
+        target_ids: That next token of each of them.
     """
 
     ids: Int
@@ -87,20 +99,20 @@ class Sequence:
         return len(self.ids)
 
     def rows_of(self, token: int) -> Int:
-        """Rows that hold a token id, in order."""
+        """The rows that hold a token id, in order."""
         return np.flatnonzero(self.ids == token)
 
     @property
     def next_position(self) -> int:
-        """Position, on all three axes, of a token that would follow."""
+        """The position, on all three axes, of the token after the last."""
         return int(self.positions.max()) + 1 if len(self) else 0
 
 
 @dataclass
 class SequenceBuilder:
-    """Lays out pictures and texts in the order they are given."""
+    """Lays out images and texts in the order in which they are added."""
 
-    layout: PictureLayout
+    layout: ImageLayout
     _ids: list[Int] = field(default_factory=list)
     _positions: list[Int] = field(default_factory=list)
     _supervised: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -113,10 +125,10 @@ class SequenceBuilder:
     _prefix: int = 0
 
     def image(self, grid: tuple[int, int]) -> SequenceBuilder:
-        """Adds a picture of rows x columns patches, laid out as `layout` says.
+        """Adds an image with a grid of (rows, columns) patches.
 
-        With grid positions, patch (r, c) after a start at position s stands at (s, s + r, s + c); the next token
-        resumes at s + max(rows, columns) on all axes (official `generate_mm_pos_ids_singleit`).
+        With grid positions, the patch (r, c) of a block that starts at position s has the position (s, s + r, s + c);
+        the next token has s + max(rows, columns) on all axes (official `generate_mm_pos_ids_singleit`).
         """
         rows, columns = grid
         layout = self.layout
@@ -144,8 +156,8 @@ class SequenceBuilder:
         self._prefix = self._length
         return self
 
-    def text(self, ids: Seq[int], supervised: bool = False) -> SequenceBuilder:
-        """Adds words; `supervised` ones are to be predicted."""
+    def text(self, ids: Sequence[int], supervised: bool = False) -> SequenceBuilder:
+        """Adds text tokens; with `supervised` they are targets of the language loss."""
         steps = np.arange(self._next, self._next + len(ids))
         flags = np.full(len(ids), supervised)
         return self._add("text", np.asarray(ids, np.int64), np.tile(steps, (3, 1)), flags, self._next + len(ids))
@@ -171,12 +183,12 @@ class SequenceBuilder:
         self._next = resume
         return self
 
-    def build(self) -> Sequence:
+    def build(self) -> TokenSequence:
         """The finished sequence."""
         ids = np.concatenate([np.empty(0, np.int64), *self._ids])
         supervised = np.concatenate([np.empty(0, bool), *self._supervised])
         targets = np.flatnonzero(supervised[1:])
-        return Sequence(
+        return TokenSequence(
             ids=ids,
             positions=np.concatenate([np.empty((3, 0), np.int64), *self._positions], axis=1),
             spans=tuple(span for span in self._spans if span.length),
@@ -189,5 +201,8 @@ class SequenceBuilder:
         )
 
 
-def _marks(marks: Seq[Mark]) -> Int:
+def _marks(marks: Sequence[LayoutToken]) -> Int:
     return np.asarray(marks, np.int64) if marks else np.empty(0, np.int64)
+
+
+__getattr__ = renamed(__name__, {"Mark": "LayoutToken", "PictureLayout": "ImageLayout", "Sequence": "TokenSequence"})

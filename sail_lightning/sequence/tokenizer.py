@@ -1,4 +1,4 @@
-"""Words to numbers: a tokenizer, and the special tokens that the model gives a meaning."""
+"""The tokenizer with the special tokens of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import chat_template
-from sail_lightning.sequence.layout import PictureLayout
+from sail_lightning.sequence.layout import ImageLayout
 
 PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 """Tokenizers that ship with the package, by name."""
@@ -20,26 +20,34 @@ PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
-class Tokens:
-    """A tokenizer with the model's special tokens, in one ordered table that is stored with the weights.
+class SailTokenizer:
+    """A tokenizer with the model's special tokens, in one ordered vocabulary that is stored with the weights.
 
-    `source` is a packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder. Special tokens that
-    it lacks are added at the end (`added`), in the order `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`, those of `chat`
-    and `picture` first; one that has them keeps its own order.
+    Special tokens that the tokenizer lacks are added at its end (`added`): those of the chat template and of the image
+    layout, then `[SEG] <p> </p> <Prompt0> ... <PromptN-1>`. Tokens that it has keep their ids.
+
+    Args:
+        source: A packaged name (`laboratory`), a `tokenizer.json` or a local Hugging Face folder.
+        num_prompts: Number of `<PromptK>` tokens.
+        chat: The chat template.
+        image_layout: The tokens around and among the patches of an image.
+
+    Raises:
+        SailError: The tokenizer is missing or cannot be read.
     """
 
     def __init__(
         self,
         source: str | Path = "laboratory",
         num_prompts: int = 15,
-        chat: chat_template.Chat = chat_template.SOLO_CHAT,
-        picture: PictureLayout = PictureLayout(),  # noqa: B008 - frozen
+        chat: chat_template.ChatTemplate = chat_template.SOLO_CHAT,
+        image_layout: ImageLayout = ImageLayout(),  # noqa: B008 - frozen
     ) -> None:
         self.source = str(source)
         self.chat = chat
         self.tokenizer = open_tokenizer(self.source)
         self.prompts = tuple(chat_template.prompt_token(index) for index in range(num_prompts))
-        self._layout_tokens = (*chat.tokens, *picture.tokens)
+        self._layout_tokens = (*chat.tokens, *image_layout.tokens)
         marks = (chat_template.SEG, chat_template.PHRASE_START, chat_template.PHRASE_END)
         wanted = tuple(dict.fromkeys((*self._layout_tokens, *marks, *self.prompts)))
         known = self.tokenizer.get_vocab()
@@ -52,8 +60,8 @@ class Tokens:
         self.ids = {token: table[token] for token in wanted}
         self.added = tuple(missing)
         self.seg, self.end = self.ids[chat_template.SEG], self.ids[chat.answer_end]
-        self.stops = tuple(self.ids[token] for token in chat.stops)
-        self.picture = picture.resolve(self.ids)
+        self.stop_token_ids = tuple(self.ids[token] for token in chat.stops)
+        self.image_layout = image_layout.resolve(self.ids)
         self.prompt_ids = tuple(self.ids[token] for token in self.prompts)
 
     def __len__(self) -> int:
@@ -63,28 +71,28 @@ class Tokens:
     def _layout(self) -> re.Pattern[str]:
         return re.compile("|".join(re.escape(token) for token in self._layout_tokens))
 
-    def opening(self) -> list[int]:
-        """Ids of what stands before a picture inside the first question."""
+    def image_prefix_ids(self) -> list[int]:
+        """Ids of the text before the images inside the first question."""
         return self._encode(self.chat.question_start)
 
     def line_break(self) -> list[int]:
-        """Ids of what stands between pictures inside the first question."""
+        """Ids of the text between images inside the first question."""
         return self._encode("\n")
 
-    def question(self, text: str, after_picture: bool = False) -> list[int]:
-        """Ids of a user turn; `after_picture`: of the part that follows a picture inside it.
+    def question(self, text: str, after_image: bool = False) -> list[int]:
+        """Ids of a user turn; with `after_image` only of the part that follows images inside it.
 
         Raises:
-            SailUsageError: the text contains a token that lays out sequences, such as `<vpatch>`.
+            SailUsageError: The text contains a token of the layout, such as `<vpatch>`.
         """
-        return self._encode(self.chat.question(self._checked(text), after_picture))
+        return self._encode(self.chat.question(self._checked(text), after_image))
 
     def answer(self, text: str) -> list[int]:
-        """Ids of an answer and its end; raises as `question`."""
+        """Ids of an answer and its end. Raises the same error as `question`."""
         return self._encode(self.chat.answer(self._checked(text)))
 
     def answer_prefix(self, text: str) -> list[int]:
-        """Ids of how an answer begins; raises as `question`."""
+        """Ids of the beginning of an answer. Raises the same error as `question`."""
         return self._encode(self._checked(text))
 
     def _checked(self, text: str) -> str:
@@ -98,17 +106,17 @@ class Tokens:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of an answer's ids, `[SEG]`, `<p>` and `</p>` kept, layout tokens dropped."""
+        """The text of an answer's ids, with `[SEG]`, `<p>` and `</p>`, without layout tokens."""
         layout = {self.ids[token] for token in self._layout_tokens}
         kept = [id for id in ids if id not in layout]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)).strip()
 
 
 def open_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """A tokenizer by packaged name, `tokenizer.json` or local Hugging Face folder, as it is.
+    """A tokenizer without added tokens, by packaged name, `tokenizer.json` or local Hugging Face folder.
 
     Raises:
-        SailError: it is missing or cannot be read.
+        SailError: The tokenizer is missing or cannot be read.
     """
     try:
         return _read(source)

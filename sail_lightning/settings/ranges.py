@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 from jsonargparse.typing import register_type
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings.renames import current_arguments
 from sail_lightning.settings.signatures import arguments_of, parts_of
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -277,6 +278,7 @@ def before_init(
 ) -> None:
     """Has `look(self, init, bound arguments)` called before a class's own `__init__`, if it has one.
 
+    Arguments that are given by an old name (`renames.ARGUMENTS`) get the name of today first.
     What `look` returns are arguments, by name, in place of those given; None leaves them as they are.
     `afterwards(self)` is called once it is done, or has stopped at an attribute that is not there.
     """
@@ -287,6 +289,7 @@ def before_init(
 
     @functools.wraps(init)
     def looked_at(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs = current_arguments(cls, kwargs)
         others = look(self, init, signature.bind(self, *args, **kwargs))
         if others is not None:
             args, kwargs = (), dict(others)

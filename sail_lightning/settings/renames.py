@@ -1,12 +1,15 @@
 """Names of earlier versions, kept for one version: modules that moved, and names that changed.
 
 `install` makes old module paths importable, so that checkpoints and configs that hold them still load; each warns once
-and names the new path. `renamed` does the same for names in a module.
+and names the new path. `renamed` does the same for names in a module. `ARGUMENTS` lists constructor arguments, which
+are config keys too, that changed: `current_arguments` renames them in a call, `current_keys` in a config.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +17,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from sail_lightning.errors import SailUsageError
 
 PACKAGE = "sail_lightning"
 MODULES: dict[str, str] = {
@@ -89,6 +94,26 @@ MODULES: dict[str, str] = {
 }
 """Old module to new module, both below the package. `scoring.score` and `scoring.compare` are left out: as modules
 below `evaluate` they would hide its functions of these names."""
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "ChatTemplate": {"image_inside": "image_inside"},
+    "SailDataModule": {"look_ahead": "packing_buffer_size", "max_fault_rate": "max_error_rate"},
+}
+"""Constructor arguments that changed, old name to new name, by the class that takes them; subclasses inherit them."""
+VALUES: dict[str, dict[str, dict[Any, Any]]] = {}
+"""Values of arguments that changed, old value to new value, by class and by the argument's name of today."""
+SECTIONS: dict[str, str] = {
+    "model": "PixelSAIL",
+    "data": "SailDataModule",
+    "checkpoint": "RunCheckpoint",
+    "predictions": "PredictionWriter",
+    "evaluation": "EvaluationWriter",
+    "overlays": "OverlayLogger",
+    "throughput": "Throughput",
+    "non_finite": "NonFiniteGuard",
+}
+"""Sections of a config that name no class, and the class whose arguments each holds."""
+Find = Callable[[str], tuple[type, type] | None]
+"""`registry.find`: the swap point and the class of a short name, or None."""
 
 
 def new_path(path: str) -> str:
@@ -117,6 +142,110 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(home or module), new)
 
     return __getattr__
+
+
+def current_arguments(owner: type | str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call, or the keys of a config node, by their names of today.
+
+    Args:
+        owner: the class that takes them, or its name where the class is not imported; None if it is not known.
+        given: the arguments; a key may end in `+`, as in a config that adds to an earlier list.
+
+    Raises:
+        SailUsageError: an argument is given by its old and by its new name.
+    """
+    names, values = _renames_of(owner)
+    if not (names.keys() | values.keys()) & {key.removesuffix("+") for key in given}:
+        return dict(given)
+    cls = owner if isinstance(owner, str) else getattr(owner, "__name__", "")
+    current: dict[str, Any] = {}
+    for key, value in given.items():
+        old = key.removesuffix("+")
+        new = names.get(old, old)
+        if new != old:
+            if new in given or f"{new}+" in given:
+                raise SailUsageError(f"{cls}: {old} is the old name of {new}; give {new} only")
+            warn(f"the argument {old} of {cls}", new, stacklevel=4)
+        if isinstance(value, str | int | float | bool) and value in values.get(new, {}):
+            changed = values[new][value]
+            warn(f"{new}={value} of {cls}", f"{new}={changed}", stacklevel=4)
+            value = changed
+        current[new + key[len(old) :]] = value
+    return current
+
+
+@functools.cache
+def _renames_of(owner: type | str | None) -> tuple[dict[str, str], dict[str, dict[Any, Any]]]:
+    """The entries of `ARGUMENTS` and `VALUES` for a class and its parents.
+
+    An old name that a user's subclass has in its own signature means that subclass's argument and is left out.
+    """
+    if not inspect.isclass(owner):
+        return ARGUMENTS.get(str(owner), {}), VALUES.get(str(owner), {})
+    names: dict[str, str] = {}
+    values: dict[str, dict[Any, Any]] = {}
+    own: set[str] = set()
+    for parent in owner.__mro__:
+        if parent.__module__.partition(".")[0] == PACKAGE:
+            names |= {old: new for old, new in ARGUMENTS.get(parent.__name__, {}).items() if old not in own}
+            values |= VALUES.get(parent.__name__, {})
+        elif inspect.isfunction(init := parent.__dict__.get("__init__")):
+            own |= inspect.signature(init).parameters.keys()
+    return names, values
+
+
+def current_keys(config: Mapping[str, Any], find: Find, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A config with the argument names of today.
+
+    Args:
+        config: sections such as `model` and `data`, of a file, a checkpoint or a model folder.
+        find: `registry.find`.
+        earlier: the config that this one is put on top of; it names classes that this one leaves out.
+
+    Raises:
+        SailUsageError: an argument is given by its old and by its new name.
+    """
+    below = earlier or {}
+    return {key: current_node(value, SECTIONS.get(key), find, below.get(key)) for key, value in config.items()}
+
+
+def current_node(node: Any, owner: type | str | None, find: Find, earlier: Any = None) -> Any:
+    """A value of a config with the argument names of today.
+
+    Args:
+        node: the value; mappings and lists are searched.
+        owner: the class whose arguments a mapping holds, if it names none itself.
+        find: `registry.find`.
+        earlier: the value that this one is put on top of.
+
+    Raises:
+        SailUsageError: an argument is given by its old and by its new name.
+    """
+    if isinstance(node, list):
+        return [current_node(item, None, find) for item in node]
+    if not isinstance(node, dict):
+        return node
+    owner = class_named(node, find) or owner or class_named(earlier, find)
+    found: dict[str, Any] = {}
+    for key, value in current_arguments(owner, node).items():
+        inside = key in ("init_args", "dict_kwargs")
+        below = earlier if inside else _lower(earlier, key)
+        found[key] = current_node(value, owner if inside else None, find, below)
+    return found
+
+
+def class_named(value: Any, find: Find) -> type | None:
+    """The registered class that a config value names, as a text or by `class_path`; None if there is none."""
+    path = value.get("class_path") if isinstance(value, dict) else value
+    found = find(path.rpartition(".")[2]) if isinstance(path, str) else None
+    return None if found is None else found[1]
+
+
+def _lower(node: Any, key: str) -> Any:
+    """A value within a lower layer's value; `init_args` may be left out there."""
+    if not isinstance(node, dict):
+        return None
+    return node[key] if key in node else _lower(node.get("init_args"), key)
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:

@@ -19,7 +19,7 @@ from sail_lightning.callbacks import EvaluationWriter
 from sail_lightning.callbacks.evaluation import to_line
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.encoding.batch import Sealed
+from sail_lightning.encoding.batch import OpaqueBatch
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate import EvalRecord, score
 from sail_lightning.generation.prediction import Prediction
@@ -130,7 +130,7 @@ def test_other_loaders_than_ours_are_left_alone(trainer: MakeTrainer, tmp_path: 
     encoder, source = model.encoder, LaboratorySource("test", samples=2, tasks={"refer": 1.0})
     batch = [encoder.encode(source[index], answers=False) for index in range(2)]
     model.on_before_batch_transfer = lambda sealed, index: sealed.content  # type: ignore[method-assign,attr-defined]
-    loader: Any = DataLoader([batch], batch_size=None, collate_fn=Sealed)
+    loader: Any = DataLoader([batch], batch_size=None, collate_fn=OpaqueBatch)
     trainer(writer).test(model, loader, verbose=False)
     assert writer.folder is None and not (tmp_path / "out").exists()
 
@@ -140,7 +140,7 @@ def test_another_test_of_the_same_data_asks_everything(trainer: MakeTrainer, tmp
     data = SailDataModule(test=LaboratorySource("test", samples=5, tasks={"refer": 1.0}), eval_batch_size=2)
     trainer(writer).test(model, datamodule=data, verbose=False)
     trainer().test(model, datamodule=data, verbose=False)
-    assert sorted(number for batch in data.asked for number in batch) == list(range(5))
+    assert sorted(number for batch in data.batch_indices for number in batch) == list(range(5))
 
 
 def test_a_test_that_broke_off_lets_its_data_go(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_test_that_broke_off_lets_its_data_go(trainer: MakeTrainer, tmp_path: 
         trainer(writer, Breaks()).test(model, datamodule=data, verbose=False)
     assert model.judge.panels["refer"][0][0]._update_count
     figures = trainer().test(model, datamodule=data, verbose=False)[0]
-    assert sorted(number for batch in data.asked for number in batch) == list(range(5))
+    assert sorted(number for batch in data.batch_indices for number in batch) == list(range(5))
     assert figures == trainer().test(model, datamodule=data, verbose=False)[0], "the first batch is not counted twice"
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.data.stream import PackedStream, Progress, Windows
-from sail_lightning.encoding.batch import Place
+from sail_lightning.data.stream import AccumulationWindows, PackedStream, StreamState
+from sail_lightning.encoding.batch import ShardCursor
 from sail_lightning.sample import Turn
 
 MakeTrainer = Callable[..., L.Trainer]
@@ -32,16 +32,16 @@ class Seen(L.Callback):
         self.batches: list[tuple[Any, ...]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, _: int):
-        self.batches.append((*(sample.id for sample in batch.samples), batch.window))
+        self.batches.append((*(sample.id for sample in batch.samples), batch.accumulation_counts))
 
 
 def fit(trainer: MakeTrainer, steps: int, resume: Path | None = None, **settings: Any) -> tuple[list[Any], Any, Any]:
     seen = Seen()
-    data = {key: settings.pop(key) for key in ("train", "num_workers", "look_ahead") if key in settings}
+    data = {key: settings.pop(key) for key in ("train", "num_workers", "packing_buffer_size") if key in settings}
     module, runner = tiny_data(), trainer(seen, *settings.pop("callbacks", ()), max_steps=steps, **settings)
     module.num_workers = data.get("num_workers", 0)
     module.train = data.get("train", module.train)
-    module.look_ahead = data.get("look_ahead", module.look_ahead)
+    module.packing_buffer_size = data.get("packing_buffer_size", module.packing_buffer_size)
     model = tiny_model()
     runner.fit(model, datamodule=module, ckpt_path=resume)
     return seen.batches, model.state_dict(), runner
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_two_processes_holds_the_places_of_both(trainer: MakeTra
     assert state["shards"] == 2
     source = tiny_data().train
     for rank in range(2):
-        stream = PackedStream(source, MODEL.encoder, 300, 0, rank, 2, look_ahead=32)
+        stream = PackedStream(source, MODEL.encoder, 300, 0, rank, 2, packing_buffer_size=32)
         *_, last = islice(stream, 3)
         assert state["places"][rank] == (last.cursor[1].next, list(last.cursor[1].waiting))
     resumed, _, _ = fit(trainer, 5, resume=tmp_path / "last.ckpt")
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_two_processes_holds_the_places_of_both(trainer: MakeTra
 
 def test_a_checkpoint_from_before_samples_could_wait_goes_on_in_order(trainer: MakeTrainer, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
-    in_order = {"look_ahead": 1}
+    in_order = {"packing_buffer_size": 1}
     whole, _, _ = fit(trainer, 6, **in_order)
     fit(trainer, 3, callbacks=[saver], **in_order)
     stored = torch.load(tmp_path / "last.ckpt")
@@ -161,18 +161,18 @@ def ids(batches: Any) -> list[tuple[str, ...]]:
     samples=st.sampled_from([None, 5, 11]),
     done=st.integers(0, 7),
     ranks=st.integers(1, 3),
-    look_ahead=st.sampled_from([1, 2, 6]),
+    packing_buffer_size=st.sampled_from([1, 2, 6]),
     data=st.data(),
 )
-def test_a_stream_begins_at_its_progress(
-    samples: int | None, done: int, ranks: int, look_ahead: int, data: Any
+def test_a_stream_begins_at_its_state(
+    samples: int | None, done: int, ranks: int, packing_buffer_size: int, data: Any
 ) -> None:
     rank = data.draw(st.integers(0, ranks - 1))
     source = LaboratorySource(samples=samples, questions=1)
-    stream = PackedStream(source, MODEL.encoder, 300, 1, rank, ranks, look_ahead)
+    stream = PackedStream(source, MODEL.encoder, 300, 1, rank, ranks, packing_buffer_size)
     batches = list(islice(stream, done + 2))
     for batch in batches[:done]:
-        stream.progress = stream.progress.advanced(batch, workers=1)
+        stream.state = stream.state.advanced(batch, workers=1)
     resumed = list(islice(stream, 2))
     assert ids(resumed) == ids(batches[done:])
     assert [batch.cursor for batch in resumed] == [batch.cursor for batch in batches[done:]]
@@ -191,18 +191,18 @@ def test_a_source_without_an_end_is_read_in_its_own_order() -> None:
     assert [stream._index(number) for number in (0, 5, 10**9)] == [0, 5, 10**9]
 
 
-@pytest.mark.parametrize("look_ahead", [1, 4])
-def test_shards_share_the_stream_out(look_ahead: int) -> None:
+@pytest.mark.parametrize("packing_buffer_size", [1, 4])
+def test_shards_share_the_stream_out(packing_buffer_size: int) -> None:
     source, shards = LaboratorySource(samples=7, questions=1), 3
     read: list[str] = []
     for shard in range(shards):
-        stream = PackedStream(source, MODEL.encoder, 300, 3, shard, shards, look_ahead)
+        stream = PackedStream(source, MODEL.encoder, 300, 3, shard, shards, packing_buffer_size)
         wanted = [source[stream._index(shard + number * shards)].id for number in range(60)]
-        progress, batch_ids = Progress(), []
+        state, batch_ids = StreamState(), []
         for batch in islice(stream, 6):
-            progress = progress.advanced(batch, 1)
+            state = state.advanced(batch, 1)
             batch_ids += [sample.id for sample in batch.samples]
-        place = progress.places[shard]
+        place = state.cursors[shard]
         taken = [wanted[number] for number in range(place.next) if number not in place.waiting]
         assert sorted(batch_ids) == sorted(taken), "all but those that wait"
         read += batch_ids
@@ -211,18 +211,18 @@ def test_shards_share_the_stream_out(look_ahead: int) -> None:
 
 def test_workers_take_turns_from_the_one_that_is_next() -> None:
     batches = list(islice(PackedStream(LaboratorySource(questions=1), MODEL.encoder, 300, rank=1, world_size=2), 1))
-    progress = Progress({3: Place(8)}, 1).advanced(batches[0], workers=2)
-    assert batches[0].cursor == (1, Place(len(batches[0].samples)))
-    assert progress == Progress({3: Place(8), 1: batches[0].cursor[1]}, 0)
+    state = StreamState({3: ShardCursor(8)}, 1).advanced(batches[0], workers=2)
+    assert batches[0].cursor == (1, ShardCursor(len(batches[0].samples)))
+    assert state == StreamState({3: ShardCursor(8), 1: batches[0].cursor[1]}, 0)
 
 
 numbers = st.integers(0, 30)
-places = st.lists(numbers, max_size=20, unique=True).map(lambda taken: Place().after(taken))
+places = st.lists(numbers, max_size=20, unique=True).map(lambda taken: ShardCursor().after(taken))
 
 
 @given(st.lists(st.lists(numbers, min_size=1, max_size=5, unique=True), max_size=6))
 def test_a_place_knows_every_sample_that_was_read_and_every_one_that_waits(groups: list[list[int]]) -> None:
-    place, read = Place(), set[int]()
+    place, read = ShardCursor(), set[int]()
     for group in groups:
         group = [number for number in group if number not in read]
         place = place.after(group)
@@ -233,26 +233,29 @@ def test_a_place_knows_every_sample_that_was_read_and_every_one_that_waits(group
 
 
 @given(places=st.lists(places, min_size=1, max_size=4), now=st.integers(1, 5))
-def test_what_is_left_is_dealt_out_anew_to_another_number_of_readers(places: list[Place], now: int) -> None:
+def test_what_is_left_is_dealt_out_anew_to_another_number_of_readers(places: list[ShardCursor], now: int) -> None:
     before, horizon = len(places), 400
 
-    def left(progress: Progress, shards: int) -> list[int]:
+    def left(state: StreamState, shards: int) -> list[int]:
         found = []
         for shard in range(shards):
-            place = progress.places.get(shard, Place())
+            place = state.cursors.get(shard, ShardCursor())
             own = [*place.waiting, *range(place.next, horizon)]
             found += [shard + number * shards for number in own]
         return sorted(number for number in found if number < horizon)
 
-    old = Progress({shard: place for shard, place in enumerate(places) if place != Place()}, turn=0)
-    assert left(old.reshared(before, now), now) == left(old, before)
+    old = StreamState({shard: place for shard, place in enumerate(places) if place != ShardCursor()}, turn=0)
+    assert left(old.reshard(before, now), now) == left(old, before)
 
 
 def test_each_rank_adds_the_places_of_its_own_shards() -> None:
-    resumed = {0: Place(4, (1,)), 1: Place(4)}
-    ranks = [resumed | {0: Place(4)}, resumed | {1: Place(9, (2, 7))}]  # a waiting sample read, and some more
+    resumed = {0: ShardCursor(4, (1,)), 1: ShardCursor(4)}
+    ranks = [
+        resumed | {0: ShardCursor(4)},
+        resumed | {1: ShardCursor(9, (2, 7))},
+    ]  # a waiting sample read, and some more
     for places in ranks:
-        assert Progress(places, 1).merged(ranks) == Progress({0: Place(4), 1: Place(9, (2, 7))}, 1)
+        assert StreamState(places, 1).merged(ranks) == StreamState({0: ShardCursor(4), 1: ShardCursor(9, (2, 7))}, 1)
 
 
 class Long(LaboratorySource):
@@ -266,7 +269,7 @@ class Long(LaboratorySource):
 
 
 def test_a_sample_over_the_budget_stands_alone_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    stream = PackedStream(Long(samples=3, questions=1), MODEL.encoder, 300, look_ahead=2)
+    stream = PackedStream(Long(samples=3, questions=1), MODEL.encoder, 300, packing_buffer_size=2)
     batches = list(islice(stream, 12))
     long = [batch for batch in batches if len(batch) > 300]
     assert len(long) > 1 and all(len(batch.samples) == 1 for batch in long)
@@ -278,10 +281,10 @@ def test_a_sample_over_the_budget_stands_alone_and_is_told_once(caplog: pytest.L
 
 def test_a_window_begun_before_is_finished_first() -> None:
     batches = list(islice(PackedStream(LaboratorySource(questions=1), MODEL.encoder, 300), 5))
-    windows = Windows(batches, 3, begun=2)
-    assert [batch.window for batch in windows] == [
+    windows = AccumulationWindows(batches, 3, begun=2)
+    assert [batch.accumulation_counts for batch in windows] == [
         batches[0].counts,
         *[batches[1].counts + batches[2].counts + batches[3].counts] * 3,
         batches[4].counts,
     ]
-    assert next(iter(windows)).window == batches[0].counts + batches[1].counts + batches[2].counts
+    assert next(iter(windows)).accumulation_counts == batches[0].counts + batches[1].counts + batches[2].counts

@@ -335,7 +335,7 @@ def test_print_config_shows_what_a_variant_is_trained_with(sail: Command, workdi
 
 
 def test_last_error_is_ours_or_the_last_line() -> None:
-    ours = "step 1\nerror: no picture a.png\n  more: sail-lightning fit --help\n"
-    assert last_error(ours) == "no picture a.png"
+    ours = "step 1\nerror: no image a.png\n  more: sail-lightning fit --help\n"
+    assert last_error(ours) == "no image a.png"
     assert last_error("Traceback ...\nZeroDivisionError: division by zero\n\n") == "ZeroDivisionError: division by zero"
     assert last_error("") == ""

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.cli.compose import apply_options, lookup, merge_layers, merge_value, plugin_sources, split_options
+from sail_lightning.cli.compose import (
+    apply_options,
+    lookup,
+    merge_layers,
+    merge_value,
+    plugin_sources,
+    split_options,
+    with_options,
+)
 from sail_lightning.cli.configs import read_config
 from sail_lightning.errors import SailError, SailUsageError
 
@@ -169,3 +177,19 @@ def test_merging_never_changes_its_inputs_and_ends_in_the_newer_class(old: Any, 
 @given(value=values)
 def test_merging_a_value_with_itself_changes_nothing(value: Any) -> None:
     assert merge_value(value, value) == value
+
+
+@pytest.mark.parametrize(
+    ("args", "layers"),
+    [
+        ((), [{"data": {"look_ahead": 3}}]),
+        ((), [{"data": {"packing_buffer_size": 8}}, {"data": {"look_ahead": 3}}]),
+        (("--data={look_ahead: 3}",), [{"data": {"packing_buffer_size": 8}}]),
+        (("--data.look_ahead=3",), [{"data": {"packing_buffer_size": 8}}]),
+    ],
+)
+def test_an_old_key_means_the_key_of_today(args: tuple[str, ...], layers: list[dict[str, Any]]) -> None:
+    with pytest.warns(FutureWarning, match="the argument look_ahead of SailDataModule is now packing_buffer_size"):
+        config, left = apply_options(merge_layers(layers), split_options(args))
+    assert lookup(with_options(config, left), "data.packing_buffer_size") == 3
+    assert "look_ahead" not in str(config) + str(left)

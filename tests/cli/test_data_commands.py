@@ -72,7 +72,7 @@ def test_a_fault_is_exit_code_1_and_named(sail: Command, sets: Path, workdir: Pa
     path.unlink()
     shown = sail(*CHECK, "--split=train", "--out=found")
     assert shown.code == 1
-    assert f"{path} 1: no picture {path}" in shown.out and "missing_picture" in shown.out
+    assert f"{path} 1: no image {path}" in shown.out and "missing_picture" in shown.out
     assert "2 faults." in shown.out and "found/report.md, found/report.json" in shown.out
     content = json.loads((workdir / "found/report.json").read_text())
     assert [one["faults"]["missing_picture"]["count"] for one in content["sources"]] == [1, 1]

@@ -26,9 +26,9 @@ from sail_lightning.data.sources import (
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import Sample
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens(), patch_size=8)
+ENCODER = Encoder(SailTokenizer(), patch_size=8)
 LABORATORY = ("-c", "data/laboratory", "--split", "val", "--data.val.samples=6")
 
 
@@ -171,9 +171,7 @@ def test_a_broken_record_is_named_and_nothing_is_left(sail: Command, own: CocoIn
     Path("photos/b/0.jpg").unlink()
     for target in (("--out", "out/data.jsonl", "--copy-images"), ("--shards", "out/set")):
         result = sail("data", "convert", "-c", "own.yaml", *target)
-        assert result.is_one_sentence(
-            1, "coco.json 1: no picture photos/b/0.jpg; --skip-broken leaves such records out"
-        )
+        assert result.is_one_sentence(1, "coco.json 1: no image photos/b/0.jpg; --skip-broken leaves such records out")
         assert list(Path("out").iterdir()) == []
 
 
@@ -185,7 +183,7 @@ def test_broken_records_can_be_left_out_each_by_name(sail: Command, own: CocoIns
     result = sail("data", "convert", "-c", "own.yaml", "--out", "data.jsonl", "--skip-broken")
     assert result.code == 0 and result.out == "data.jsonl: 1 samples of data.train, 2 broken ones left out\n"
     assert result.err.splitlines() == [
-        "left out: coco.json 1: no picture photos/b/0.jpg",
+        "left out: coco.json 1: no image photos/b/0.jpg",
         "left out: coco.json 2: the key 'height' is missing; mend the record",
     ]
     assert [line["id"] for line in lines("data.jsonl")] == ["0"]
@@ -212,7 +210,7 @@ MISUSES = {
     "size": (["--shards", "b", "--shard-size", "big"], "a size is written such as 512MB or 2GB, not big"),
     "passes": (["--out", "a.jsonl", "--passes", "0"], "--passes must be 1 or more, not 0"),
     "count": (["--out", "a.jsonl", "--count", "-1"], "--count must be 1 or more, not -1"),
-    "no file": (["--out", "a.jsonl"], "the picture of val-0-0 is no file; add --copy-images to write one"),
+    "no file": (["--out", "a.jsonl"], "the image of val-0-0 is not a file; add --copy-images to write one"),
     "there": (["--out", "there.jsonl"], "there.jsonl exists already; name another file or remove it"),
     "pictures there": (
         ["--out", "x.jsonl", "--copy-images"],

@@ -210,7 +210,7 @@ def test_broken_picture_is_named_and_the_others_are_answered(
 ) -> None:
     (pictures / "1.png").write_text("no picture")
     shown = sail("predict", "--ckpt_path", ckpt, *ASK, "--data.images", pictures)
-    assert shown.code == 1 and "1.png is not a readable picture" in shown.err and "Traceback" not in shown.err
+    assert shown.code == 1 and "1.png is not a readable image" in shown.err and "Traceback" not in shown.err
     assert "skipped as broken: 1" in shown.out
     assert len(answers(workdir / "runs/predict/version_0/predictions.jsonl")) == 2
 
@@ -218,7 +218,7 @@ def test_broken_picture_is_named_and_the_others_are_answered(
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["--data.images", "gone.png"], 1, ["no picture or folder gone.png"]),
+        (["--data.images", "gone.png"], 1, ["no image or folder gone.png"]),
         (["--data.images", "pictures", "--data.prompts=9=box:1,2,3,4"], 2, ["prompt id 9 is out of range", "0 to 3"]),
         (["--data.images", "pictures", "--data.prompts=bx:1"], 2, ["'bx:1' is no prompt", "box:X0,Y0,X1,Y1"]),
         (["--data.images", "pictures", "--data.text", "red " * 300, "--model.max_tokens=200"], 2, ["limit of 200"]),

@@ -16,7 +16,7 @@ from sail_lightning.interfaces import Dims
 from sail_lightning.plugin_check.decoding import read_in_turns
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.sequence.attention_plan import AttentionPlan, Span
-from sail_lightning.sequence.layout import PictureLayout, SequenceBuilder
+from sail_lightning.sequence.layout import ImageLayout, SequenceBuilder
 
 VOCABULARY = 40
 
@@ -30,7 +30,7 @@ def built(**changes: object) -> SailQwen:
 
 def packed_inputs(backbone: SailQwen) -> tuple[Tensor, Tensor, AttentionPlan]:
     """Three packed samples: picture and words, words, words around two pictures. Positions start at 100."""
-    layout = PictureLayout((1,), 2, end=(3,))
+    layout = ImageLayout((1,), 2, end=(3,))
     builders = [
         SequenceBuilder(layout).image((3, 2)).text([5] * 6),
         SequenceBuilder(layout).text([6] * 5),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sources.base import Source
-from sail_lightning.encoding.batch import PackedBatch, Sealed
+from sail_lightning.encoding.batch import OpaqueBatch, PackedBatch
 from sail_lightning.sample import Sample
 from sail_lightning.sequence.attention_plan import AttentionPlan
 
@@ -75,7 +75,7 @@ def test_training_batches_are_pinned_before_they_are_sealed_where_training_is_on
         strategy=SimpleNamespace(root_device=torch.device(device)),
     )
     sealed = next(iter(data.train_dataloader()))
-    assert isinstance(sealed, Sealed)
+    assert isinstance(sealed, OpaqueBatch)
     batch = sealed.content
     assert {type(tensor) for tensor in tensors(batch).values()} == {kind}
-    assert batch.window is not None
+    assert batch.accumulation_counts is not None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify, resized_size
 from sail_lightning.sequence.attention_plan import AttentionPlan
-from sail_lightning.sequence.layout import PictureLayout, Sequence, SequenceBuilder
+from sail_lightning.sequence.layout import ImageLayout, SequenceBuilder, TokenSequence
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 POSITIONS = load_file(GOLDEN / "positions_and_masks.safetensors")
@@ -21,10 +21,10 @@ PREPROCESSING = load_file(GOLDEN / "preprocessing.safetensors")
 CASES = {"a": (1, 2, 3, 4), "b": (3, 4, 2, 2), "c": (1, 1, 5, 1)}
 
 
-def laid_out(case: str) -> Sequence:
+def laid_out(case: str) -> TokenSequence:
     before, rows, columns, after = CASES[case]
     ids = POSITIONS[f"pos.{case}.ids"].tolist()
-    layout = PictureLayout((ids[before - 1],), ids[before], end=(ids[-after],))
+    layout = ImageLayout((ids[before - 1],), ids[before], end=(ids[-after],))
     builder = SequenceBuilder(layout).text(ids[: before - 1]).image((rows, columns))
     return builder.text(ids[len(ids) - after + 1 :]).build()
 

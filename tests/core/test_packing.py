@@ -34,8 +34,8 @@ from sail_lightning.image.preprocessing import (
     resized_size,
 )
 from sail_lightning.sample import Box, Mask, Point, Prompt, Sample, Scribble, Turn
-from sail_lightning.sequence.layout import PictureLayout, SequenceBuilder
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.layout import ImageLayout, SequenceBuilder
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 VECTORS = json.loads((Path(__file__).parents[1] / "metrics" / "eval_vectors.json").read_text())["preprocessing"]
 PATCH, MAX_SIDE = 8, 40
@@ -338,13 +338,13 @@ class Length:
         return self.length
 
 
-def packs_of(lengths: Iterable[int], budget: int, look_ahead: int) -> tuple[list[Length], list[list[Length]]]:
+def packs_of(lengths: Iterable[int], budget: int, buffer_size: int) -> tuple[list[Length], list[list[Length]]]:
     items = [Length(length) for length in lengths]
-    return items, list(pack_stream(items, budget, look_ahead))
+    return items, list(pack_stream(items, budget, buffer_size))
 
 
 some_lengths = st.lists(st.integers(1, 120), max_size=40)
-budgets, look_aheads = st.integers(1, 200), st.integers(1, 50)
+budgets, buffer_sizes = st.integers(1, 200), st.integers(1, 50)
 
 
 @given(some_lengths, budgets)
@@ -355,16 +355,18 @@ def test_without_looking_ahead_a_stream_is_cut_in_order(lengths: list[int], budg
         assert sum(map(len, group)) + len(following[0]) > budget, "a sample that fits is not put off"
 
 
-@given(some_lengths, budgets, look_aheads)
-def test_packs_keep_the_budget_and_lose_and_double_nothing(lengths: list[int], budget: int, look_ahead: int) -> None:
-    items, packs = packs_of(lengths, budget, look_ahead)
+@given(some_lengths, budgets, buffer_sizes)
+def test_packs_keep_the_budget_and_lose_and_double_nothing(lengths: list[int], budget: int, buffer_size: int) -> None:
+    items, packs = packs_of(lengths, budget, buffer_size)
     assert all(len(group) == 1 or sum(map(len, group)) <= budget for group in packs)
     assert sorted(id(item) for group in packs for item in group) == sorted(map(id, items))
 
 
-@given(some_lengths, budgets, look_aheads)
-def test_no_sample_waits_for_more_packs_than_are_looked_ahead(lengths: list[int], budget: int, look_ahead: int) -> None:
-    items, packs = packs_of(lengths, budget, look_ahead)
+@given(some_lengths, budgets, buffer_sizes)
+def test_no_sample_waits_for_more_packs_than_are_looked_ahead(
+    lengths: list[int], budget: int, buffer_size: int
+) -> None:
+    items, packs = packs_of(lengths, budget, buffer_size)
     place = {id(item): number for number, item in enumerate(items)}
     taken: set[int] = set()
     for group in packs:
@@ -372,27 +374,29 @@ def test_no_sample_waits_for_more_packs_than_are_looked_ahead(lengths: list[int]
         assert place[id(group[0])] == waiting[0], "a pack begins with the oldest"
         taken |= {place[id(item)] for item in group}
     # While pack n is made, each sample taken is replaced by the next: those are at hand as pack n + 1 begins.
-    arrived = dict.fromkeys(range(min(look_ahead, len(items))), 0)
+    arrived = dict.fromkeys(range(min(buffer_size, len(items))), 0)
     for number, group in enumerate(packs):
         for item in group:
-            assert number - arrived[place[id(item)]] < look_ahead
+            assert number - arrived[place[id(item)]] < buffer_size
             if len(arrived) < len(items):
                 arrived[len(arrived)] = number + 1
 
 
-@given(some_lengths, budgets, look_aheads)
-def test_a_pack_is_filled_by_the_best_fit_among_those_at_hand(lengths: list[int], budget: int, look_ahead: int) -> None:
-    items, packs = packs_of(lengths, budget, look_ahead)
+@given(some_lengths, budgets, buffer_sizes)
+def test_a_pack_is_filled_by_the_best_fit_among_those_at_hand(
+    lengths: list[int], budget: int, buffer_size: int
+) -> None:
+    items, packs = packs_of(lengths, budget, buffer_size)
     left = list(items)
     for group in packs:
         room = budget
         for step, item in enumerate(group):
-            at_hand = left[:look_ahead]
+            at_hand = left[:buffer_size]
             fitting = [other for other in at_hand if len(other) <= room]
             assert item is (at_hand[0] if step == 0 else next(o for o in fitting if len(o) == max(map(len, fitting))))
             left.remove(item)
             room -= len(item)
-        assert all(len(other) > room for other in left[:look_ahead])
+        assert all(len(other) > room for other in left[:buffer_size])
     assert not left
 
 
@@ -415,8 +419,8 @@ def questions(max_side: int) -> Iterator[Length]:
         yield Length(2 + (height // 16) * (width // 16) + int(rng.integers(30, 301)))
 
 
-def fill(budget: int, look_ahead: int, max_side: int, packs: int = 200) -> float:
-    groups = islice(pack_stream(questions(max_side), budget, look_ahead), packs)
+def fill(budget: int, buffer_size: int, max_side: int, packs: int = 200) -> float:
+    groups = islice(pack_stream(questions(max_side), budget, buffer_size), packs)
     return float(np.mean([min(1.0, sum(map(len, group)) / budget) for group in groups]))
 
 
@@ -432,7 +436,7 @@ def test_batches_of_pictures_fill_their_budget(max_side: int) -> None:
 
 def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
     wanted = VECTORS["single_2x3_image_plus_3_text"]
-    sequence = SequenceBuilder(PictureLayout((7,), 9, end=(8,))).image((2, 3)).text([1, 1, 1]).build()
+    sequence = SequenceBuilder(ImageLayout((7,), 9, end=(8,))).image((2, 3)).text([1, 1, 1]).build()
     assert sequence.ids.tolist() == wanted["input_ids"]
     assert sequence.positions.tolist() == wanted["position_ids_thw"]
     batch = pack([bare(sequence)])
@@ -443,7 +447,7 @@ def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
 
 def test_pictures_of_a_batch_of_four_own_their_patches() -> None:
     def builder() -> SequenceBuilder:
-        return SequenceBuilder(PictureLayout((7,), 9, end=(8,)))
+        return SequenceBuilder(ImageLayout((7,), 9, end=(8,)))
 
     sequences = [
         builder().image((2, 2)).text([1]).build(),
@@ -599,20 +603,20 @@ FAULTS = {
     "masks without [SEG]": (record("find it.", "no.", masks=(ON,)), r"0 \[SEG\] in the text but 1 masks"),
     "a mask of another size": (
         record("find it.", "[SEG]", masks=(ON.T,)),
-        r"a mask of \(24, 16\) pixels \(height, width\), but the picture has \(16, 24\)",
+        r"a mask of \(24, 16\) pixels \(height, width\), but the image has \(16, 24\)",
     ),
-    "masks without a picture": (record("find it.", "[SEG]", masks=(ON,), image=None), "masks need a picture"),
+    "masks without a picture": (record("find it.", "[SEG]", masks=(ON,), image=None), "masks need an image"),
     "an id out of range": (
         record("what is <Prompt0>?", prompts=(Point(1, 1, id=4),)),
         "prompt id 4 is out of range: this model knows 0 to 3",
     ),
     "an id twice": (
         record("what is <Prompt1>?", prompts=(Point(1, 1, id=1), Point(2, 2, id=1))),
-        "two prompts carry the id 1; give each its own",
+        "two prompts have the id 1; give each its own",
     ),
     "a place in the list that is another's id": (
         record("what is <Prompt1>?", prompts=(Point(1, 1, id=1), Point(2, 2))),
-        "two prompts carry the id 1",
+        "two prompts have the id 1",
     ),
     "a prompt that is named but absent": (
         record("what is <Prompt2>?", prompts=(Point(1, 1),)),
@@ -621,19 +625,19 @@ FAULTS = {
     "a prompt named where there is none": (record("what is <Prompt1>?"), "<Prompt1>, but the prompts are none"),
     "a prompt without a picture": (
         record("what is <Prompt0>?", prompts=(Point(1, 1),), image=None),
-        "visual prompts need a picture",
+        "visual prompts need an image",
     ),
     "a prompt outside the picture": (
         record("what is <Prompt0>?", prompts=(Point(24, 1),)),
-        r"the prompt Point\(x=24, .*covers nothing of the picture \(24 x 16 pixels\)",
+        r"the prompt Point\(x=24, .*covers nothing of the image \(24 x 16 pixels\)",
     ),
     "an empty prompt mask": (
         record("what is <Prompt0>?", prompts=(Mask(~ON),)),
-        r"the prompt Mask covers nothing of the picture \(24 x 16 pixels\)",
+        r"the prompt Mask covers nothing of the image \(24 x 16 pixels\)",
     ),
     "a prompt mask of another size": (
         record("what is <Prompt0>?", prompts=(Mask(ON.T),)),
-        "the prompt mask is 16 x 24 pixels, the picture 24 x 16; draw it at the picture's size",
+        "the prompt mask is 16 x 24 pixels, the image 24 x 16; draw it at the image's size",
     ),
     "a text over the limit": (
         record("red " * 100),
@@ -644,11 +648,11 @@ FAULTS = {
         "a text may not contain <vpatch>: that token lays out the sequence; remove it",
     ),
     "a layout token in an answer": (record("what?", "a <|endoftext|> b"), r"may not contain <\|endoftext\|>"),
-    "a missing picture": (record("what?", image="absent.png"), r"no picture absent\.png"),
+    "a missing picture": (record("what?", image="absent.png"), r"no image absent\.png"),
     "a missing mask file": (record("find it.", "[SEG]", masks=("absent.png",)), r"no mask file absent\.png"),
     "an array that is no picture": (
         record("what?", image=np.zeros((4, 4), np.uint8)),
-        r"a picture must be \(H, W, 3\) uint8, not \(4, 4\) uint8",
+        r"an image must be \(H, W, 3\) uint8, not \(4, 4\) uint8",
     ),
 }
 
@@ -682,7 +686,7 @@ def test_a_record_is_named_even_where_its_short_id_is_a_part_of_the_message() ->
 
 
 def test_a_record_without_a_name_is_told_without_one() -> None:
-    with pytest.raises(SailError, match=r"^no picture absent\.png"):
+    with pytest.raises(SailError, match=r"^no image absent\.png"):
         ENCODER.encode(Sample("absent.png", (Turn("what?"),)))
 
 
@@ -695,7 +699,7 @@ def test_the_longest_sequence_that_is_allowed_is_allowed() -> None:
 
 
 def test_an_encoder_needs_no_model() -> None:
-    encoder = Encoder(Tokens("laboratory", 4), PATCH, 4, MAX_SIDE)
+    encoder = Encoder(SailTokenizer("laboratory", 4), PATCH, 4, MAX_SIDE)
     sample = records()[0]
     ours, wanted = encoder.encode(sample), ENCODER.encode(sample)
     assert (ours.sequence.ids == wanted.sequence.ids).all()

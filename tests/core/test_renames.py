@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from sail_lightning import registry
+from sail_lightning.errors import SailUsageError
 from sail_lightning.settings import renames
+from sail_lightning.settings.ranges import Checked, PositiveInt
+from sail_lightning.settings.signatures import arguments_of
+
+Find = Callable[[str], tuple[type, type] | None]
 
 
 @pytest.mark.parametrize(("old", "new"), sorted(renames.MODULES.items()))
@@ -47,3 +56,122 @@ def test_the_old_paths_work_in_a_fresh_process_before_anything_else() -> None:
         "from sail_lightning.data.sample import Sample; import sail_lightning; assert Sample is sail_lightning.Sample"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+# -- arguments and config keys ----------------------------------------------------------------------------------------
+
+
+class Old(Checked):
+    """A parent whose argument `width` was called `w`; it is of the package, as far as the tables know."""
+
+    def __init__(self, width: PositiveInt = 1, mode: str = "new") -> None:
+        self.width, self.mode = width, mode
+
+
+class Mine(Old):
+    """A user's subclass that hands its arguments on."""
+
+    def __init__(self, depth: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.depth = depth
+
+
+class MineWithItsOwn(Old):
+    """A user's subclass that still takes the old name."""
+
+    def __init__(self, w: int = 1) -> None:
+        super().__init__(w=w)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
+    """The table of renames for these classes; the function that finds them by name."""
+    renames._renames_of.cache_clear()
+    monkeypatch.setattr(Old, "__module__", "sail_lightning.somewhere")
+    monkeypatch.setitem(renames.ARGUMENTS, "Old", {"w": "width"})
+    monkeypatch.setitem(renames.VALUES, "Old", {"mode": {"old": "new"}})
+    classes = {cls.__name__: (Old, cls) for cls in (Old, Mine, MineWithItsOwn)}
+    yield classes.get
+    renames._renames_of.cache_clear()
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("cls", [Old, Mine, MineWithItsOwn])
+def test_a_constructor_takes_an_argument_by_its_old_name(cls: type[Old]) -> None:
+    with pytest.warns(FutureWarning, match="the argument w of Old is now width|the argument w of Mine is now width"):
+        assert cls(w=3).width == 3
+
+
+@pytest.mark.usefixtures("table")
+def test_an_old_name_is_held_to_the_range_of_the_new_one() -> None:
+    with pytest.warns(FutureWarning), pytest.raises(SailUsageError, match="width must be 1 or more, not 0"):
+        Old(w=0)
+
+
+@pytest.mark.usefixtures("table")
+def test_the_old_and_the_new_name_together_are_refused() -> None:
+    with pytest.raises(SailUsageError, match="Old: w is the old name of width; give width only"):
+        Old(w=1, width=2)
+
+
+@pytest.mark.usefixtures("table")
+def test_an_old_value_becomes_the_new_one() -> None:
+    with pytest.warns(FutureWarning, match="mode=old of Old is now mode=new"):
+        assert renames.current_arguments(Old, {"mode": "old"}) == {"mode": "new"}
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"class_path": "Old", "init_args": {"w": 3}}, {"class_path": "Old", "init_args": {"width": 3}}),
+        ({"class_path": "a.b.Mine", "w": 3}, {"class_path": "a.b.Mine", "width": 3}),
+        ([{"class_path": "Old", "w+": [3]}], [{"class_path": "Old", "width+": [3]}]),
+        ({"inner": {"class_path": "Old", "w": 3}}, {"inner": {"class_path": "Old", "width": 3}}),
+    ],
+)
+def test_a_config_key_is_renamed_wherever_its_class_is_named(config: Any, wanted: Any, table: Find) -> None:
+    with pytest.warns(FutureWarning, match="w of .* is now width"):
+        assert renames.current_keys({"model": {"x": config}}, table) == {"model": {"x": wanted}}
+
+
+@pytest.mark.parametrize("lower", ["Old", {"class_path": "Old"}])
+def test_a_layer_without_a_class_is_renamed_by_the_class_below_it(lower: Any, table: Find) -> None:
+    with pytest.warns(FutureWarning, match="w of Old is now width"):
+        found = renames.current_keys({"model": {"x": {"init_args": {"w": 3}}}}, table, {"model": {"x": lower}})
+    assert found == {"model": {"x": {"init_args": {"width": 3}}}}
+
+
+def test_the_key_of_another_class_stays(table: Find) -> None:
+    config = {
+        "model": {"x": {"class_path": "Other", "init_args": {"w": 3}}, "y": {"class_path": "MineWithItsOwn", "w": 1}}
+    }
+    assert renames.current_keys(config, table) == config
+
+
+def test_the_sections_are_those_of_the_command_line() -> None:
+    from sail_lightning.cli.lightning_cli import SECTIONS
+
+    assert {key: cls.__name__ for key, cls in SECTIONS.items() if cls.__module__.startswith("sail_lightning")} == (
+        renames.SECTIONS
+    )
+
+
+@pytest.mark.parametrize("owner", sorted(renames.ARGUMENTS))
+def test_every_entry_names_an_argument_of_today(owner: str) -> None:
+    from sail_lightning import PixelSAIL, interfaces
+    from sail_lightning.data.datamodule import SailDataModule
+
+    registry.load_shipped()
+    known: dict[str, Any] = {**vars(interfaces), "PixelSAIL": PixelSAIL, "SailDataModule": SailDataModule}
+    found = registry.find(owner)
+    cls = found[1] if found else known[owner]
+    if not inspect.isabstract(cls):
+        assert set(renames.ARGUMENTS[owner].values()) <= arguments_of(cls).keys()
+
+
+def test_the_data_module_takes_its_old_arguments() -> None:
+    from sail_lightning.data.datamodule import SailDataModule
+
+    with pytest.warns(FutureWarning, match="of SailDataModule is now"):
+        data = SailDataModule(look_ahead=7, max_fault_rate=0.2)  # type: ignore[call-arg]
+    assert (data.packing_buffer_size, data.max_error_rate) == (7, 0.2)

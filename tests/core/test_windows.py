@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sources.base import Source
-from sail_lightning.data.stream import Windows
+from sail_lightning.data.stream import AccumulationWindows
 from sail_lightning.encoding.batch import Counts, PackedBatch
 from sail_lightning.errors import SailUsageError
 from sail_lightning.module import PixelSAIL
@@ -55,12 +55,12 @@ class Fixed(L.LightningDataModule):
         super().__init__()
         self.batches, self.window = batches, window
 
-    def train_dataloader(self) -> Windows:
+    def train_dataloader(self) -> AccumulationWindows:
         trainer = self.trainer
         assert trainer is not None
         own = self.batches[trainer.global_rank :: trainer.world_size]
         packs = [packed(trainer.lightning_module, samples) for samples in own]  # type: ignore[arg-type]
-        return Windows(DataLoader(packs, batch_size=None), self.window)  # type: ignore[arg-type, type-var]
+        return AccumulationWindows(DataLoader(packs, batch_size=None), self.window)  # type: ignore[arg-type, type-var]
 
 
 def one_step(
@@ -129,9 +129,9 @@ def test_a_window_carries_the_counts_of_all_its_batches() -> None:
     net = tiny()
     batches = [packed(net, group) for group in groups()]
     counts = [batch.counts for batch in batches]
-    windowed = list(Windows([*batches, batches[0]], 4))
+    windowed = list(AccumulationWindows([*batches, batches[0]], 4))
     total = Counts(*(sum(getattr(c, name) for c in counts) for name in ("tokens", "masks", "images")))
-    assert [batch.window for batch in windowed] == [total] * 4 + [counts[0]]
+    assert [batch.accumulation_counts for batch in windowed] == [total] * 4 + [counts[0]]
     assert total.masks == 7
     assert [replace(batch, window=None) for batch in windowed[:4]] == batches
 
@@ -139,11 +139,13 @@ def test_a_window_carries_the_counts_of_all_its_batches() -> None:
 def test_a_resumed_window_is_made_of_what_is_left_of_it() -> None:
     net = tiny()
     batches = [packed(net, group) for group in groups()]
-    windows = Windows(batches, 3, begun=2)
+    windows = AccumulationWindows(batches, 3, begun=2)
     seen = list(windows)
-    assert seen[0].window == batches[0].counts
-    assert seen[1].window == batches[1].counts + batches[2].counts + batches[3].counts
-    assert [batch.window for batch in windows][3] == batches[3].counts, "the next pass begins with a whole window"
+    assert seen[0].accumulation_counts == batches[0].counts
+    assert seen[1].accumulation_counts == batches[1].counts + batches[2].counts + batches[3].counts
+    assert [batch.accumulation_counts for batch in windows][3] == batches[3].counts, (
+        "the next pass begins with a whole window"
+    )
 
 
 def test_an_epoch_that_is_cut_short_cuts_its_last_window() -> None:
@@ -151,16 +153,19 @@ def test_an_epoch_that_is_cut_short_cuts_its_last_window() -> None:
     batches = [packed(net, group) for group in groups()]
     counts = [batch.counts for batch in batches]
     for begun in (0, 1):
-        windows = Windows(batches[begun:], 2, begun, limit=3)
+        windows = AccumulationWindows(batches[begun:], 2, begun, limit=3)
         first = [counts[0] + counts[1]] * 2 if not begun else [counts[1]]
-        assert [batch.window for batch in windows] == [*first, counts[2]]
+        assert [batch.accumulation_counts for batch in windows] == [*first, counts[2]]
 
 
 def test_an_epoch_that_became_shorter_than_what_was_trained_on_is_a_new_one() -> None:
     net = tiny()
     batches = [packed(net, group) for group in groups()]
-    windows = list(Windows(batches, 2, begun=5, limit=3))
-    assert windows[0].window == windows[1].window == batches[0].counts + batches[1].counts and len(windows) == 3
+    windows = list(AccumulationWindows(batches, 2, begun=5, limit=3))
+    assert (
+        windows[0].accumulation_counts == windows[1].accumulation_counts == batches[0].counts + batches[1].counts
+        and len(windows) == 3
+    )
 
 
 def test_every_step_of_short_epochs_is_divided_by_what_it_was_made_of() -> None:
@@ -169,8 +174,8 @@ def test_every_step_of_short_epochs_is_divided_by_what_it_was_made_of() -> None:
     assert len(seen.batches) == 6
     for start in (0, 3):
         pair, rest = seen.batches[start : start + 2], seen.batches[start + 2]
-        assert [batch.window for batch in pair] == [pair[0].counts + pair[1].counts] * 2
-        assert rest.window == rest.counts
+        assert [batch.accumulation_counts for batch in pair] == [pair[0].counts + pair[1].counts] * 2
+        assert rest.accumulation_counts == rest.counts
 
 
 def test_batches_that_know_no_window_are_averaged() -> None:
@@ -246,7 +251,7 @@ def test_the_data_module_fills_windows_and_lightning_has_nothing_to_warn_about()
         fit(data_module(), seen)
     assert len(seen.batches) == 4
     for window in consecutive(seen.batches, 2):
-        assert [batch.window for batch in window] == [window[0].counts + window[1].counts] * 2
+        assert [batch.accumulation_counts for batch in window] == [window[0].counts + window[1].counts] * 2
     assert [str(w.message) for w in caught if "overridden" in str(w.message)] == []
 
 

@@ -13,9 +13,9 @@ from sail_lightning.data.sources import Llava
 from sail_lightning.data.sources.llava import conversation
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory"), patch_size=16)
+ENCODER = Encoder(SailTokenizer("laboratory"), patch_size=16)
 
 
 def said(*messages: str) -> list[dict[str, str]]:

@@ -56,7 +56,7 @@ def test_every_record_of_a_pass_is_encoded(cotrain: Mixture) -> None:
 
 
 def test_a_model_trains_on_it_and_nothing_is_skipped(cotrain: Mixture) -> None:
-    data = SailDataModule(cotrain, token_budget=600, num_workers=0, mask_sample_weight=0.1, max_fault_rate=0.0)
+    data = SailDataModule(cotrain, token_budget=600, num_workers=0, mask_sample_weight=0.1, max_error_rate=0.0)
     trainer = L.Trainer(
         max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )

@@ -14,9 +14,9 @@ from sail_lightning.data.sources import GRefCOCO, LaboratorySource, Mixture, Ref
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Box, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64)
+ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64)
 
 
 class Squares(Source):

@@ -19,17 +19,17 @@ from PIL import Image
 from sail_lightning.data import sources
 from sail_lightning.data.doctor import KINDS, Report, check, leaves
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import GRefCOCO, IndexedSource, LaboratorySource, Mixture, RefCOCO, Source
 from sail_lightning.data.webdataset.writer import ShardWriter
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import Box, Mask, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 RECORDS = 24
 COUNTS = {"records": RECORDS, "pictures": RECORDS, "turns": 2 * RECORDS, "masks": RECORDS, "prompts": RECORDS}
-ENCODER = Encoder(Tokens("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64, max_tokens=400)
+ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64, max_tokens=400)
 
 
 class Lines(IndexedSource):
@@ -43,11 +43,11 @@ class Lines(IndexedSource):
             row = json.loads(line)
             yield row | ({"image": str(self.files[0].parent / row["image"])} if "image" in row else {})
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (row["height"], row["width"])
         masks = tuple(Segmentation((one,), size) for one in row["masks"])
         prompts = tuple(Box(*box["box"], box["id"]) for box in row["boxes"])
-        turns = tuple(Turn(*turn) for turn in choose.some(row["turns"]))
+        turns = tuple(Turn(*turn) for turn in sampler.sample(row["turns"]))
         return Sample(row["image"], turns, masks, prompts, str(self.files[0]), row["id"])
 
     def faults(self, index: int) -> list[str]:
@@ -629,7 +629,7 @@ def test_the_report_names_file_record_and_mend_in_both_forms(root: Path, tmp_pat
     assert found["count"] == 1 and found["mend"] == KINDS["missing_picture"]
     assert set(found["records"][0]) == {"file", "record", "index", "message"}
     path = root / "lines/513.jpg"
-    assert found["examples"] == [f"{path} record-513: no picture {path}"]
+    assert found["examples"] == [f"{path} record-513: no image {path}"]
 
 
 def test_many_faults_of_a_kind_are_few_lines_and_all_in_the_json(root: Path, tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ class Album(Source):
         return COUNT
 
 
-def stream(source: Source, rate: float, look_ahead: int = 4) -> PackedStream:
-    return PackedStream(source, tiny().encoder, 60, look_ahead=look_ahead, max_fault_rate=rate)
+def stream(source: Source, rate: float, packing_buffer_size: int = 4) -> PackedStream:
+    return PackedStream(source, tiny().encoder, 60, packing_buffer_size=packing_buffer_size, max_error_rate=rate)
 
 
 def test_broken_records_are_skipped_and_each_is_told_with_the_batch_that_follows(tmp_path: Path) -> None:
@@ -53,17 +53,17 @@ def test_broken_records_are_skipped_and_each_is_told_with_the_batch_that_follows
         if len(seen) >= COUNT - len(BROKEN):
             break
     assert sorted(map(int, seen[: COUNT - 2])) == [index for index in range(COUNT) if index not in BROKEN]
-    assert len(told) >= 2 and all("is not a readable picture" in fault for fault in told)
+    assert len(told) >= 2 and all("is not a readable image" in fault for fault in told)
     assert {fault.split(":")[0] for fault in told[:2]} == {f"album {index}" for index in BROKEN}
 
 
 def test_a_place_counts_what_was_skipped_as_read(tmp_path: Path) -> None:
-    for batch in islice(stream(Album(tmp_path), 0.1, look_ahead=1), COUNT):
+    for batch in islice(stream(Album(tmp_path), 0.1, packing_buffer_size=1), COUNT):
         assert batch.cursor is not None and batch.cursor[1].waiting == ()
 
 
 def test_the_first_broken_record_stops_a_run_that_allows_none(tmp_path: Path) -> None:
-    with pytest.raises(SailError, match=r"album [37]: .*to skip such records, set data.max_fault_rate"):
+    with pytest.raises(SailError, match=r"album [37]: .*to skip such records, set data.max_error_rate"):
         list(islice(stream(Album(tmp_path), 0.0), COUNT))
 
 
@@ -79,7 +79,9 @@ def test_a_run_tells_each_broken_record_once_and_counts_it(
 ) -> None:
     import lightning as L
 
-    data = SailDataModule(Album(tmp_path), token_budget=60, num_workers=workers, look_ahead=2, max_fault_rate=0.5)
+    data = SailDataModule(
+        Album(tmp_path), token_budget=60, num_workers=workers, packing_buffer_size=2, max_error_rate=0.5
+    )
     trainer = L.Trainer(
         max_steps=16, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -94,9 +96,9 @@ def test_a_run_tells_each_broken_record_once_and_counts_it(
 def test_what_stops_a_worker_is_one_sentence(workers: int, tmp_path: Path) -> None:
     import lightning as L
 
-    data = SailDataModule(Album(tmp_path), token_budget=60, num_workers=workers, max_fault_rate=0.0)
+    data = SailDataModule(Album(tmp_path), token_budget=60, num_workers=workers, max_error_rate=0.0)
     trainer = L.Trainer(
         max_steps=40, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
-    with pytest.raises(SailError, match=r"^album [37]: .*set data.max_fault_rate$"):
+    with pytest.raises(SailError, match=r"^album [37]: .*set data.max_error_rate$"):
         trainer.fit(tiny(), datamodule=data)

@@ -21,9 +21,9 @@ from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import Sample
 from sail_lightning.sequence.chat_template import phrases_of
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory"), patch_size=8, max_side=64)
+ENCODER = Encoder(SailTokenizer("laboratory"), patch_size=8, max_side=64)
 ALL = [GranDf, OpenPsgGCG, RefCOCOgGCG, FlickrGCG, GranDfBenchmark]
 ONE = photo(900)
 A, B, C = ONE.things

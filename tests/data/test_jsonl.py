@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sail_lightning.data.jsonl import as_line, from_json, task_of, to_json
-from sail_lightning.data.records import picture_hash
+from sail_lightning.data.records import image_hash
 from sail_lightning.data.sources import JsonlSource, ParquetSource
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import load_mask
@@ -80,7 +80,7 @@ def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(
     for name in ("train", "val"):
         (folder / name).mkdir()
         source = written(folder / name, record(image="0001.png"))
-        hashes += [source.pictures()[0], picture_hash(folder / name / "0001.png")]
+        hashes += [source.pictures()[0], image_hash(folder / name / "0001.png")]
     assert hashes[0] == hashes[1] and hashes[2] == hashes[3] and hashes[0] != hashes[2]
     other = JsonlSource(str(folder / "train/data.jsonl"), images=str(folder / "val"))
     assert other.pictures()[0] == hashes[3], "not that of the index that was made before"
@@ -348,7 +348,7 @@ UNWRITABLE = {
         replace(SAMPLE, masks=(THING.mask[1:],)),
         "mask 0 has (47, 64) pixels (height, width), but",
     ),
-    "picture": (replace(SAMPLE, image="gone.png"), "no picture gone.png"),
+    "picture": (replace(SAMPLE, image="gone.png"), "no image gone.png"),
     "prompt": (replace(SAMPLE, prompts=(Mask(THING.mask[1:]),)), "the mask of prompt 0 has (47, 64) pixels"),
     "meta": (replace(SAMPLE, meta={"a": object()}), "it cannot be written as JSON (object is not plain)"),
     "nan": (replace(SAMPLE, meta={"a": float("nan")}), "it cannot be written as JSON"),
@@ -430,7 +430,7 @@ def test_a_wrong_row_of_parquet_is_named(folder: Path) -> None:
 def test_a_column_that_json_cannot_hold_is_one_sentence(folder: Path) -> None:
     columns = {"id": ["a"], "image": ["photos/0.png"], "turns": ["[]"], "meta": [b"bytes"]}
     with pytest.raises(
-        SailError, match=r"record 0 of .*data.parquet holds what JSON cannot \(.*bytes.*\); write texts"
+        SailError, match=r"record 0 of .*data.parquet holds a value that JSON cannot hold \(.*bytes.*\); use strings"
     ):
         parquet(folder, columns).length  # noqa: B018
 

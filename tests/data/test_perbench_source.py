@@ -19,9 +19,9 @@ from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate import EvalRecord, Judge
 from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import Mask, Sample
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
+ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=15), patch_size=16)
 
 
 def samples(source: PerBench) -> list[Sample]:

@@ -14,7 +14,7 @@ from dataset_writers import osprey, panoptic, pix2cap, referring, region_caption
 from dataset_writers.scenes import dump, photo
 from PIL import Image
 
-from sail_lightning.data.prompting import ABSENT, Shaped
+from sail_lightning.data.prompting import NEGATIVE, SimulatedPrompt
 from sail_lightning.data.sources import (
     CocoPrompts,
     IndexedSource,
@@ -32,9 +32,9 @@ from sail_lightning.evaluate import EvalRecord, MultipleChoiceAccuracy
 from sail_lightning.image.preprocessing import load_mask, region_mask
 from sail_lightning.image.segmentations import PanopticSegments, Segmentation
 from sail_lightning.sample import Mask, Sample
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
+ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=15), patch_size=16)
 KINDS = ("conversation", "part_level", "positive_negative", "short_form", "detail_description")
 ALIKE: list[tuple[type[IndexedSource], dict[str, Any]]] = [
     (CocoPrompts, {}),
@@ -99,8 +99,8 @@ def test_each_source_takes_the_same_settings(
 ) -> None:
     source = kind(objects=2, num_prompts=15, shapes={"box": 1.0}, absent=1.0, **arguments)
     sample = source[0]
-    assert all(isinstance(prompt, Mask) and isinstance(prompt.mask, Shaped) for prompt in sample.prompts)
-    (absent,) = sample.meta[ABSENT]
+    assert all(isinstance(prompt, Mask) and isinstance(prompt.mask, SimulatedPrompt) for prompt in sample.prompts)
+    (absent,) = sample.meta[NEGATIVE]
     denied = [turn for turn in sample.turns if turn.answer == f"<Prompt{absent}> is not in the image."]
     assert len(denied) == 1 and f"<Prompt{absent}>" in denied[0].question
     with pytest.raises(SailUsageError, match="objects must be at most num_prompts"):
@@ -125,7 +125,7 @@ def test_e35_a_corrupt_picture_is_one_sentence_that_names_the_record(data_root: 
     name = osprey.file_name(720)
     (tmp_path / name).write_bytes(b"no jpeg")
     source = Osprey(images=[str(tmp_path)])
-    with pytest.raises(SailError, match=rf"osprey_conversation.json 0*720/0: .*{name} is not a readable picture"):
+    with pytest.raises(SailError, match=rf"osprey_conversation.json 0*720/0: .*{name} is not a readable image"):
         ENCODER.encode(source[0])
 
 
@@ -211,7 +211,7 @@ def test_e15_osprey_with_more_than_nine_regions(data_root: Path) -> None:
 
 def test_e41_osprey_without_regions_is_a_conversation(data_root: Path) -> None:
     sample = Osprey(absent=1.0)[2]
-    assert sample.prompts == () and ABSENT not in sample.meta
+    assert sample.prompts == () and NEGATIVE not in sample.meta
     assert sample.turns[0].answer == "Things on a grey ground, naïvely drawn."
 
 

@@ -15,25 +15,25 @@ from pycocotools import mask as coco
 
 from sail_lightning.callbacks.predictions import to_record
 from sail_lightning.data.prompting import (
-    ABSENT,
-    DEPTH,
+    MIN_EDGE_DISTANCE,
+    NEGATIVE,
     Prompting,
     Region,
-    Shaped,
-    depths,
+    SimulatedPrompt,
     described,
+    distance_transform,
     with_names,
 )
-from sail_lightning.data.samplers import Drawn, Everything
+from sail_lightning.data.samplers import ExhaustiveSampler, RandomSampler
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.generation.prediction import Prediction
 from sail_lightning.image.drawing import draw_prompt
 from sail_lightning.image.preprocessing import load_mask, patch_coverage, region_mask, resized_size
 from sail_lightning.sample import BoolMask, Mask, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory", num_prompts=15), patch_size=16)
+ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=15), patch_size=16)
 PAPER = {"mask": 0.4, "box": 0.3, "point": 0.3}
 
 seeds = st.integers(0, 10**6)
@@ -59,8 +59,8 @@ def pieces(draw: st.DrawFn) -> BoolMask:
     return mask
 
 
-def drawn(seed: int = 0) -> Drawn:
-    return Drawn(np.random.default_rng(seed))
+def drawn(seed: int = 0) -> RandomSampler:
+    return RandomSampler(np.random.default_rng(seed))
 
 
 def dots(count: int) -> list[tuple[Any, str]]:
@@ -69,8 +69,8 @@ def dots(count: int) -> list[tuple[Any, str]]:
 
 
 def asked(prompting: Prompting, objects: list[tuple[Any, str]], seed: int = 0) -> Sample:
-    choose = drawn(seed)
-    return prompting.interview(objects, described(choose), choose, image="a.jpg", source="s", id="1")
+    sampler = drawn(seed)
+    return prompting.build_conversation(objects, described(sampler), sampler, image="a.jpg", source="s", id="1")
 
 
 # -- ids --------------------------------------------------------------------------------------------------------------
@@ -99,13 +99,13 @@ def test_e12_an_objects_id_mask_and_text_stay_together(count: int, seed: int) ->
 
 
 def test_a_check_may_take_more_objects_than_there_are_ids() -> None:
-    regions, unused = Prompting(objects=2, num_prompts=3).regions(dots(5), Everything())
+    regions, unused = Prompting(objects=2, num_prompts=3).regions(dots(5), ExhaustiveSampler())
     assert [region.id for region in regions] == [0, 1, 2, 3, 4] and unused == []
 
 
 def test_a_conversation_is_about_one_object_or_more_up_to_the_limit() -> None:
     prompting = Prompting(objects=3)
-    counts = Counter(len(prompting.some(range(9), drawn(seed))) for seed in range(200))
+    counts = Counter(len(prompting.sample_objects(range(9), drawn(seed))) for seed in range(200))
     assert set(counts) == {1, 2, 3} and min(counts.values()) > 40
 
 
@@ -123,8 +123,8 @@ def test_an_absent_prompt_is_asked_about_once_at_most_and_denied() -> None:
     for seed in range(100):
         sample = asked(prompting, dots(5), seed)
         extra = [turn for turn in sample.turns if "is not in the image" in turn.answer]
-        assert len(sample.turns) - 5 == len(extra) == len(sample.meta.get(ABSENT, [])) <= 1
-        for turn, id in zip(extra, sample.meta.get(ABSENT, []), strict=True):
+        assert len(sample.turns) - 5 == len(extra) == len(sample.meta.get(NEGATIVE, [])) <= 1
+        for turn, id in zip(extra, sample.meta.get(NEGATIVE, []), strict=True):
             assert turn.answer == f"<Prompt{id}> is not in the image." and f"<Prompt{id}>" in turn.question
             assert id not in [prompt.id for prompt in sample.prompts]
             seen += 1
@@ -132,15 +132,15 @@ def test_an_absent_prompt_is_asked_about_once_at_most_and_denied() -> None:
 
 
 def test_the_probability_of_an_absent_prompt_is_per_object() -> None:
-    count = sum(ABSENT in asked(Prompting(), dots(5), seed).meta for seed in range(2000))
+    count = sum(NEGATIVE in asked(Prompting(), dots(5), seed).meta for seed in range(2000))
     assert 0.20 < count / 2000 < 0.25  # 1 - 0.95**5 = 0.226
 
 
 def test_a_model_can_be_asked_about_an_absent_prompt() -> None:
-    prompting, choose = Prompting(absent=1.0), drawn()
-    sample = prompting.interview(dots(2), described(choose), choose, image="", source="s", id="1")
+    prompting, sampler = Prompting(absent=1.0), drawn()
+    sample = prompting.build_conversation(dots(2), described(sampler), sampler, image="", source="s", id="1")
     encoded = ENCODER.encode(replace(sample, image=np.zeros((1, 20, 3), np.uint8)))
-    (absent,) = sample.meta[ABSENT]
+    (absent,) = sample.meta[NEGATIVE]
     names = [ENCODER.tokens.prompts[prompt.id or 0] for prompt in sample.prompts]
     assert [region.token_id for region in encoded.regions] == [ENCODER.tokens.ids[name] for name in names]
     assert len(encoded.sequence.rows_of(ENCODER.tokens.prompt_ids[absent])) == 2  # in question and answer
@@ -156,7 +156,9 @@ def test_e43_no_absent_prompt_where_all_ids_are_used_and_the_ratios_stay_as_they
 
 def test_a_check_sees_nothing_that_happens_by_chance() -> None:
     prompting = Prompting(absent=0.9, shapes={"box": 1.0})
-    sample = prompting.interview(dots(3), described(Everything()), Everything(), image="a.jpg", source="s", id="1")
+    sample = prompting.build_conversation(
+        dots(3), described(ExhaustiveSampler()), ExhaustiveSampler(), image="a.jpg", source="s", id="1"
+    )
     assert [turn.answer for turn in sample.turns] == [f"<Prompt{n}>: object {n}" for n in range(3)]
     assert all(isinstance(prompt, Mask) and isinstance(prompt.mask, np.ndarray) for prompt in sample.prompts)
 
@@ -168,7 +170,7 @@ def shapes_of(prompting: Prompting, count: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for seed in range(count // 10):
         regions, _ = prompting.regions(dots(10), drawn(seed))
-        found.update(region.mask.shape if isinstance(region.mask, Shaped) else "mask" for region in regions)
+        found.update(region.mask.shape if isinstance(region.mask, SimulatedPrompt) else "mask" for region in regions)
     return found
 
 
@@ -192,14 +194,14 @@ def test_e48_nothing_is_decoded_before_the_prompt_is_used() -> None:
 @pytest.mark.parametrize("shape", ["box", "point", "scribble"])
 @given(mask=pieces(), seed=seeds)
 def test_a_shape_is_the_same_for_a_seed_and_never_empty(shape: Any, mask: BoolMask, seed: int) -> None:
-    first, second = Shaped(mask, shape, seed)(), Shaped(mask, shape, seed)()
+    first, second = SimulatedPrompt(mask, shape, seed)(), SimulatedPrompt(mask, shape, seed)()
     assert first.shape == mask.shape and first.dtype == bool and first.any()
     assert np.array_equal(first, second)
 
 
 @given(pieces())
 def test_a_box_is_filled_and_as_tight_as_can_be(mask: BoolMask) -> None:
-    box = Shaped(mask, "box", 0)()
+    box = SimulatedPrompt(mask, "box", 0)()
     rows, columns = np.nonzero(mask)
     expected = np.zeros_like(mask)
     expected[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
@@ -208,11 +210,11 @@ def test_a_box_is_filled_and_as_tight_as_can_be(mask: BoolMask) -> None:
 
 @given(pieces(), seeds)
 def test_a_point_is_one_pixel_deeper_inside_than_a_patch_or_else_the_deepest(mask: BoolMask, seed: int) -> None:
-    ((row, column),) = np.argwhere(Shaped(mask, "point", seed)())
+    ((row, column),) = np.argwhere(SimulatedPrompt(mask, "point", seed)())
     assert mask[row, column]
     distances = exact_squares(mask)
-    if (distances > DEPTH**2).any():
-        assert distances[row, column] > DEPTH**2
+    if (distances > MIN_EDGE_DISTANCE**2).any():
+        assert distances[row, column] > MIN_EDGE_DISTANCE**2
     else:
         assert distances[row, column] == distances.max()
 
@@ -220,14 +222,14 @@ def test_a_point_is_one_pixel_deeper_inside_than_a_patch_or_else_the_deepest(mas
 def test_a_point_is_any_of_the_pixels_that_are_deep_enough() -> None:
     mask = np.zeros((60, 60), bool)
     mask[5:45, 5:45] = True
-    deep = {tuple(place) for place in np.argwhere(exact_squares(mask) > DEPTH**2)}
-    found = {tuple(np.argwhere(Shaped(mask, "point", seed)())[0]) for seed in range(1000)}
+    deep = {tuple(place) for place in np.argwhere(exact_squares(mask) > MIN_EDGE_DISTANCE**2)}
+    found = {tuple(np.argwhere(SimulatedPrompt(mask, "point", seed)())[0]) for seed in range(1000)}
     assert found == deep and len(deep) == 64
 
 
 @given(pieces(), seeds)
 def test_a_scribble_stays_inside_its_object(mask: BoolMask, seed: int) -> None:
-    line = Shaped(mask, "scribble", seed)()
+    line = SimulatedPrompt(mask, "scribble", seed)()
     assert not (line & ~mask).any()
     assert line.sum() <= 4 * max(mask.shape)
 
@@ -236,22 +238,22 @@ def test_a_scribble_runs_along_the_longer_side() -> None:
     for mask in (np.zeros((40, 120), bool), np.zeros((120, 40), bool)):
         mask[5:-5, 5:-5] = True
         for seed in range(20):
-            rows, columns = np.nonzero(Shaped(mask, "scribble", seed)())
+            rows, columns = np.nonzero(SimulatedPrompt(mask, "scribble", seed)())
             assert max(np.ptp(rows), np.ptp(columns)) > 0.3 * max(mask.shape)
-            assert is_one_piece_diagonally(Shaped(mask, "scribble", seed)())
+            assert is_one_piece_diagonally(SimulatedPrompt(mask, "scribble", seed)())
 
 
 def test_an_object_of_several_pieces_keeps_its_mask() -> None:
     two = np.array([[1, 0], [0, 1]], bool)  # they touch at a corner only
     for shape in ("box", "point", "scribble"):
-        assert np.array_equal(Shaped(two, shape, 0)(), two)  # type: ignore[arg-type]
-        assert not Shaped(np.zeros((3, 3), bool), shape, 0)().any()  # type: ignore[arg-type]
+        assert np.array_equal(SimulatedPrompt(two, shape, 0)(), two)  # type: ignore[arg-type]
+        assert not SimulatedPrompt(np.zeros((3, 3), bool), shape, 0)().any()  # type: ignore[arg-type]
 
 
 @settings(max_examples=300)
 @given(small_masks)
 def test_only_what_hangs_together_by_sides_is_drawn_otherwise(mask: BoolMask) -> None:
-    drawn = Shaped(mask, "box", 0)()
+    drawn = SimulatedPrompt(mask, "box", 0)()
     if pieces_by_filling(mask, diagonally=False) != 1:
         assert np.array_equal(drawn, mask)
         return
@@ -263,10 +265,10 @@ def test_only_what_hangs_together_by_sides_is_drawn_otherwise(mask: BoolMask) ->
 
 @given(st.one_of(small_masks, pieces()))
 def test_depths_are_euclidean_up_to_a_patch(mask: BoolMask) -> None:
-    ours, exact = depths(mask), exact_squares(mask)
-    near = exact <= DEPTH**2
+    ours, exact = distance_transform(mask), exact_squares(mask)
+    near = exact <= MIN_EDGE_DISTANCE**2
     assert ours[near] == pytest.approx(np.sqrt(exact[near]))
-    assert (ours[~near] > DEPTH).all()
+    assert (ours[~near] > MIN_EDGE_DISTANCE).all()
 
 
 def exact_squares(mask: BoolMask) -> np.ndarray:
@@ -342,7 +344,7 @@ def test_e14_a_point_on_a_large_picture_never_vanishes() -> None:
         top, left = int(rng.integers(0, 1300)), int(rng.integers(0, 2000))
         mask = np.zeros(size, bool)
         mask[top : top + 90, left : left + 70] = True
-        point = Shaped(mask, "point", seed)
+        point = SimulatedPrompt(mask, "point", seed)
         (patches,) = covered_patches(size, [point])
         assert len(patches) == 1
         height, width = resized_size(size, 16)
@@ -379,7 +381,7 @@ def test_e15_whatever_the_order_every_region_gets_its_own_name(order: list[int],
 
 @pytest.mark.parametrize("name", ["<region4>", "Regon0"])
 def test_a_region_that_is_not_there_is_told(name: str) -> None:
-    with pytest.raises(SailError, match=f"the text names {name}, but the record has 3 regions; mend the text"):
+    with pytest.raises(SailError, match=f"the text names {name}, but the record has 3 regions; correct the text"):
         with_names(f"what is {name}?", regions(3))
 
 
@@ -405,5 +407,5 @@ def test_a_prompt_may_be_an_rle_or_a_function_and_is_drawn_and_written_like_a_ma
 
 
 def test_an_empty_prompt_is_told_by_its_name() -> None:
-    with pytest.raises(SailError, match="the prompt Mask of <Prompt3> covers nothing of the picture"):
+    with pytest.raises(SailError, match="the prompt Mask of <Prompt3> covers nothing of the image"):
         region_mask(Mask(lambda: np.zeros((4, 5), bool), 3), (4, 5))

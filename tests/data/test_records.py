@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_lightning.data import plain_pickle, records
-from sail_lightning.data.records import RecordIndex, picture_hash, picture_name
-from sail_lightning.data.samplers import Choice, Drawn, Everything
+from sail_lightning.data.records import RecordIndex, image_hash, image_name
+from sail_lightning.data.samplers import ExhaustiveSampler, RandomSampler, Sampler
 from sail_lightning.data.sources.indexed import IndexedSource, read_json, rows_of
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import PanopticSegments, Segmentation, decode
@@ -36,7 +36,7 @@ def test_rows_come_back_as_they_were(rows: list[dict[str, Any]], tmp_path_factor
     assert [index[number] for number in range(len(index))] == rows
     copy = pickle.loads(pickle.dumps(index))
     assert [copy[number] for number in range(len(copy))] == rows
-    assert not index.pictures.any()
+    assert not index.image_hashes.any()
 
 
 class Lines(IndexedSource):
@@ -49,7 +49,7 @@ class Lines(IndexedSource):
         for line in self.files[0].read_text().splitlines():
             yield {"id": line, "image": f"{line}.jpg"}
 
-    def sample(self, row: dict[str, Any], choose: Choice) -> Sample:
+    def sample(self, row: dict[str, Any], sampler: Sampler) -> Sample:
         return Sample(row["image"], (Turn("?", row["answer"] if row["id"] == "bad" else "!"),), id=row["id"])
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_cache(tmp_path: Path) -> 
 def test_halves_of_surrogate_pairs_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [{"id": "\ud83d", "text": "façade \ude00 \u2028", "image": "\udcff.jpg"}]
     index = records.build(tmp_path / "index", rows, lambda row: row["image"])
-    assert index[0] == rows[0] and index.pictures[0] == picture_hash("\udcff.jpg") != 0
+    assert index[0] == rows[0] and index.image_hashes[0] == image_hash("\udcff.jpg") != 0
 
 
 @pytest.mark.parametrize("value", [b"bytes", datetime(2026, 1, 1), {1, 2}])
@@ -138,7 +138,9 @@ def test_a_row_that_json_cannot_hold_names_its_file(value: object, tmp_path: Pat
             yield from ({"id": "a"}, {"id": "b", "value": value})
 
     (tmp_path / "lines.txt").write_text("a")
-    with pytest.raises(SailError, match=r"record 1 of .*lines.txt holds what JSON cannot \(.*\); write texts, numbers"):
+    with pytest.raises(
+        SailError, match=r"record 1 of .*lines.txt holds a value that JSON cannot hold \(.*\); use strings, numbers"
+    ):
         Odd([tmp_path / "lines.txt"]).length  # noqa: B018
 
 
@@ -171,16 +173,19 @@ def test_e37_reading_records_does_not_grow_a_worker(tmp_path: Path) -> None:
     ],
 )
 def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None:
-    assert picture_name(path) == name and 0 < picture_hash(path) == picture_hash(f"{name}.gif") < 2**64
-    assert picture_hash(None) == 0
+    assert image_name(path) == name and 0 < image_hash(path) == image_hash(f"{name}.gif") < 2**64
+    assert image_hash(None) == 0
 
 
 def test_choices_are_drawn_without_replacement_or_all_taken() -> None:
-    drawn = Drawn(np.random.default_rng(0))
-    assert sorted(drawn.some(range(9))) == list(range(9)) and len(set(drawn.some(range(9), 4))) == 4
-    assert {drawn.number(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.one("ab") for _ in range(30)} == {"a", "b"}
-    whole = Everything()
-    assert whole.some(range(9), 4) == list(range(9)) and whole.one("ab") == "a" and not whole.chance(1.0)
+    drawn = RandomSampler(np.random.default_rng(0))
+    assert sorted(drawn.sample(range(9))) == list(range(9)) and len(set(drawn.sample(range(9), 4))) == 4
+    assert {drawn.integer(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.choice("ab") for _ in range(30)} == {
+        "a",
+        "b",
+    }
+    whole = ExhaustiveSampler()
+    assert whole.sample(range(9), 4) == list(range(9)) and whole.choice("ab") == "a" and not whole.bernoulli(1.0)
 
 
 def test_plain_pickles_of_either_python_are_read(tmp_path: Path) -> None:
@@ -191,7 +196,7 @@ def test_plain_pickles_of_either_python_are_read(tmp_path: Path) -> None:
     (tmp_path / "p").write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'a red car'\np3\nsa.")  # as Python 2 wrote it
     assert plain_pickle.load(tmp_path / "p") == [{"sent": "a red car"}]
     (tmp_path / "p").write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(SailError, match="is no pickle of plain lists"):
+    with pytest.raises(SailError, match="is not a pickle of plain lists"):
         plain_pickle.load(tmp_path / "p")
 
 
@@ -215,12 +220,12 @@ def test_e3_masks_that_overlap_are_united() -> None:
     [
         ([[1, 1, 2, 2]], "a polygon needs three or more points"),
         ([[1, 1, 2, 2, float("nan"), 3]], "a polygon needs three or more points"),
-        ({"size": [8, 9], "counts": "a"}, r"an RLE of size \[8, 9\], but the picture has \[8, 8\]"),
-        ({"size": [8, 8], "counts": [60]}, "whose counts add up to 60, not to 8 x 8 pixels"),
-        ({"size": [8, 8], "counts": "?!"}, "are no compressed RLE"),
-        ({"size": [8, 8], "counts": "0"}, "whose counts add up to 0, not to 8 x 8 pixels"),  # cut off
+        ({"size": [8, 9], "counts": "a"}, r"an RLE of size \[8, 9\], but the image has \[8, 8\]"),
+        ({"size": [8, 8], "counts": [60]}, "with counts that add up to 60, not to 8 x 8 pixels"),
+        ({"size": [8, 8], "counts": "?!"}, "are not a compressed RLE"),
+        ({"size": [8, 8], "counts": "0"}, "with counts that add up to 0, not to 8 x 8 pixels"),  # cut off
         ({"size": [8, 8]}, "an RLE cannot be decoded"),
-        ({"size": None, "counts": [64]}, "an RLE of size None, but the picture has"),
+        ({"size": None, "counts": [64]}, "an RLE of size None, but the image has"),
         ([[1, 2, None, 3, 4, 5]], "a polygon needs three or more points"),
         ([[1, 2, "3", 3, 4, 5]], "a polygon needs three or more points"),
         ("none", "a mask must be polygons or an RLE"),
@@ -233,7 +238,7 @@ def test_a_mask_that_cannot_be_decoded_is_one_sentence(encoded: Any, message: st
 
 @pytest.mark.parametrize("size", [(8,), ("8", 8), (8.0, 8), (-1, 8), (10**7, 100), None])
 def test_a_size_that_is_none_is_one_sentence(size: Any) -> None:
-    with pytest.raises(SailError, match="the picture's size is"):
+    with pytest.raises(SailError, match="the image's size is"):
         Segmentation(([SQUARE],), size or ())()
 
 

@@ -69,7 +69,7 @@ def test_e40_a_pickle_that_names_a_function_is_refused_and_not_run(tmp_path: Pat
 
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([Trap()]))
     (tmp_path / "instances.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(SailError, match=r"refs\(unc\).p is no pickle of plain lists .*Path.touch.*save it as JSON"):
+    with pytest.raises(SailError, match=r"refs\(unc\).p is not a pickle of plain lists .*Path.touch.*save it as JSON"):
         RefCOCO("refcoco", annotations=str(tmp_path)).length  # noqa: B018
     assert not (tmp_path / "run").exists()
 

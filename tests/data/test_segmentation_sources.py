@@ -16,7 +16,7 @@ from dataset_writers.scenes import dump, photo, rgb_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.data.records import picture_name
+from sail_lightning.data.records import image_name
 from sail_lightning.data.sources import CocoPanoptic, Muse, Pix2CapSegmentation, ReasonSeg, RefCOCOM
 from sail_lightning.data.sources.coco_names import CATEGORIES, said
 from sail_lightning.data.sources.muse import joined
@@ -26,10 +26,10 @@ from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import Sample
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
 NAMES = {1: "person", 18: "dog", 149: "road", 155: "sea", 187: "sky", 193: "grass"}
-ENCODER = Encoder(Tokens("laboratory"), patch_size=8, max_side=64)
+ENCODER = Encoder(SailTokenizer("laboratory"), patch_size=8, max_side=64)
 ALL = [CocoPanoptic, Pix2CapSegmentation, Muse, ReasonSeg, RefCOCOM]
 
 
@@ -63,7 +63,7 @@ def test_every_seg_of_every_record_has_its_mask_at_the_size_of_the_photo(kind: A
             assert targets == list(range(len(sample.masks)))
             assert [turn.answer.count("[SEG]") for turn in sample.turns] == [len(turn.targets) for turn in sample.turns]
             assert {turn.task for turn in sample.turns} == {"refer"}
-            number = int(picture_name(str(sample.image)).rpartition("/")[2].split("_")[0])
+            number = int(image_name(str(sample.image)).rpartition("/")[2].split("_")[0])
             assert {mask.shape for mask in masks_of(sample)} <= {photo(number).size}
             assert len(ENCODER.encode(sample).masks) == len(sample.masks)
 

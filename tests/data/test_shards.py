@@ -21,15 +21,15 @@ from PIL import Image
 
 from sail_lightning.data.sources import GRefCOCO, LaboratorySource, RefCOCO, ShardSource, Source
 from sail_lightning.data.stream import PackedStream
-from sail_lightning.data.webdataset.store import INDEX, ShardPicture
+from sail_lightning.data.webdataset.store import INDEX, ShardImage
 from sail_lightning.data.webdataset.writer import ShardWriter, as_bytes
 from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import load_image
 from sail_lightning.sample import Box, Mask, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens(), patch_size=8)
+ENCODER = Encoder(SailTokenizer(), patch_size=8)
 SMALL = 12_000
 """Bytes of a shard, for a few records each."""
 
@@ -208,13 +208,13 @@ def broken(tmp_path: Path) -> list[Sample]:
 
 def test_nothing_is_left_of_a_folder_that_could_not_be_finished(tmp_path: Path) -> None:
     samples = broken(tmp_path)
-    with pytest.raises(SailError, match=r"no picture .*gone.png"):
+    with pytest.raises(SailError, match=r"no image .*gone.png"):
         write_samples(tmp_path / "out/set", samples, 1)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nothing_is_left_of_a_remote_set_that_could_not_be_finished(tmp_path: Path, remote: str) -> None:
-    with pytest.raises(SailError, match=r"no picture .*gone.png"):
+    with pytest.raises(SailError, match=r"no image .*gone.png"):
         write_samples(remote, broken(tmp_path), 1)
     files, root = fsspec.core.url_to_fs(remote)
     assert files.find(root) == []
@@ -429,7 +429,7 @@ def test_a_damaged_record_is_named(damaged: Path) -> None:
     with pytest.raises(SailError, match=r"set/000000.tar is damaged: no 000000002.png where the index says"):
         load_image(source[2].image)  # type: ignore[arg-type]
     shard.write_bytes(whole[: picture.start + 520] + b"#" * 8 + whole[picture.start + 528 :])
-    with pytest.raises(SailError, match=r"set/000000.tar/000000002.png is not a readable picture"):
+    with pytest.raises(SailError, match=r"set/000000.tar/000000002.png is not a readable image"):
         load_image(source[2].image)  # type: ignore[arg-type]
 
 
@@ -444,7 +444,7 @@ def test_a_missing_or_foreign_index_or_shard_is_named(damaged: Path, remote: str
     (damaged.parent / "other/000000.tar").unlink()
     with pytest.raises(SailError, match=r"no shard .*other/000000.tar; copy it again"):
         ShardSource(str(damaged.parent / "other"))[0]
-    for content, sentence in ((b"no", "is damaged"), (None, "is no index of shards; write them with")):
+    for content, sentence in ((b"no", "is damaged"), (None, "is not an index of shards; write them with")):
         if content is None:
             np.save(damaged / INDEX, np.zeros(3))
         else:
@@ -481,5 +481,5 @@ def test_a_broken_mask_names_the_picture_and_prompts_survive(tmp_path: Path) -> 
         str(photo(0).save(tmp_path / "a.png")), (Turn("<Prompt1>?", "a."),), (), (Mask(mask, 1), Box(1, 2, 3, 4, 0))
     )
     read = write_samples(tmp_path / "set", [sample])[0]
-    assert isinstance(read.image, ShardPicture) and str(read.image) == str(tmp_path / "set/000000.tar/000000000.png")
+    assert isinstance(read.image, ShardImage) and str(read.image) == str(tmp_path / "set/000000.tar/000000000.png")
     assert same(ENCODER.encode(read), ENCODER.encode(sample))

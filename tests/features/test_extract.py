@@ -21,9 +21,9 @@ from sail_lightning.features.store import FeatureStore, FeatureWriter, picture_k
 from sail_lightning.image.preprocessing import resize_image
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.sample import ImageRef, Sample, Turn
-from sail_lightning.sequence.tokenizer import Tokens
+from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ENCODER = Encoder(Tokens("laboratory", 4), patch_size=8, max_side=48)
+ENCODER = Encoder(SailTokenizer("laboratory", 4), patch_size=8, max_side=48)
 
 
 class Album(Source):

@@ -12,7 +12,7 @@ from inference_harness import picture, script, tiny_model
 from PIL import Image
 
 from sail_lightning import Box, PixelSAIL, Prediction
-from sail_lightning.data.datamodule import SailDataModule, find_pictures
+from sail_lightning.data.datamodule import SailDataModule, find_images
 from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.errors import SailError, SailUsageError
 
@@ -55,29 +55,29 @@ def names(answers: list[list[Prediction]]) -> list[str]:
 
 
 def test_folders_are_searched_whole_and_in_order(pictures: Path) -> None:
-    found = [path.relative_to(pictures).as_posix() for path in find_pictures(str(pictures))]
+    found = [path.relative_to(pictures).as_posix() for path in find_images(str(pictures))]
     assert found == ["a.JPG", "b.png", "broken.png", "more/c.png", "more/d.bmp"]
 
 
 def test_files_and_folders_keep_the_order_in_which_they_are_named(pictures: Path) -> None:
-    found = find_pictures([str(pictures / "b.png"), str(pictures / "more"), str(pictures / "a.JPG")])
+    found = find_images([str(pictures / "b.png"), str(pictures / "more"), str(pictures / "a.JPG")])
     assert [path.name for path in found] == ["b.png", "c.png", "d.bmp", "a.JPG"]
 
 
 def test_a_folder_that_is_called_like_a_picture_is_none(pictures: Path) -> None:
     (pictures / "album.png").mkdir()
     Image.fromarray(picture(9)).save(pictures / "album.png" / "e.png")
-    assert [path.name for path in find_pictures(str(pictures))][:2] == ["a.JPG", "e.png"]
+    assert [path.name for path in find_images(str(pictures))][:2] == ["a.JPG", "e.png"]
 
 
 def test_a_missing_name_is_a_fault(pictures: Path) -> None:
-    with pytest.raises(SailError, match="no picture or folder gone.png"):
-        find_pictures([str(pictures), "gone.png"])
+    with pytest.raises(SailError, match="no image or folder gone.png"):
+        find_images([str(pictures), "gone.png"])
 
 
 def test_a_folder_without_pictures_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(SailError, match=r"no picture in .*; known endings: .png"):
-        find_pictures(str(tmp_path))
+    with pytest.raises(SailError, match=r"no image in .*; known endings: .png"):
+        find_images(str(tmp_path))
 
 
 # -- predict ----------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_a_broken_picture_is_reported_once_and_all_others_are_answered(
     assert [len(batch) for batch in answers] == [2, 2]
     assert [answer.question for batch in answers for answer in batch] == [TEXT] * 4
     assert data.broken == [
-        f"{pictures / 'broken.png'} is not a readable picture (of no known format); replace or remove it"
+        f"{pictures / 'broken.png'} is not a readable image (of no known format); replace or remove it"
     ]
     told = [record.getMessage() for record in caplog.records if "broken.png" in record.getMessage()]
     assert told == [f"skipped: {data.broken[0]}"]

@@ -92,7 +92,7 @@ def read_anew(model: PixelSAIL, sample: Sample, limit: int) -> Generation:
             batch = pack([longer])
             hidden = network.backbone(network.embed(batch), batch.positions, batch.plan, batch.vision)
             token = int(network.backbone.logits(hidden[-1]).argmax())
-            if token in tokens.stops:
+            if token in tokens.stop_token_ids:
                 finish = "end" if len(ids) < limit or ids[-1] == tokens.seg else finish
                 break
             if len(ids) == limit:

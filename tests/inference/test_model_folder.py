@@ -595,7 +595,7 @@ def test_the_command_line_names_a_broken_picture_once(
     assert main([*args, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]) == 1
     told = capsys.readouterr()
     assert (told.out + told.err + caplog.text).count("broken.png") == 1
-    assert "broken.png is not a readable picture (of no known format)" in told.err
+    assert "broken.png is not a readable image (of no known format)" in told.err
 
 
 def test_a_tokenizer_beside_a_config_is_meant_and_a_name_stays_a_name(folder: Path) -> None:

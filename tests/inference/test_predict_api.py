@@ -16,7 +16,7 @@ from sail_lightning import Box, Mask, PixelSAIL, Point, Sample, Scribble, Turn
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.image.preprocessing import Upright, load_image, orientation
+from sail_lightning.image.preprocessing import ExifImage, load_image, orientation
 from sail_lightning.module import as_sample
 
 TEXT = "please segment the red circle."
@@ -152,12 +152,12 @@ def half(suffix: str) -> Callable[[Path], Path]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing": (lambda folder: folder / "gone.png", "no picture {path}"),
-    "text named jpg": (lambda folder: write(folder / "text.jpg", b"no picture"), "{path} is not a readable picture"),
-    "empty file": (lambda folder: write(folder / "empty.png", b""), "{path} is not a readable picture"),
-    "half a jpeg": (half(".jpg"), "{path} is not a readable picture"),
-    "half a png": (half(".png"), "{path} is not a readable picture"),
-    "folder": (lambda folder: folder, "{path} is not a readable picture"),
+    "missing": (lambda folder: folder / "gone.png", "no image {path}"),
+    "text named jpg": (lambda folder: write(folder / "text.jpg", b"no picture"), "{path} is not a readable image"),
+    "empty file": (lambda folder: write(folder / "empty.png", b""), "{path} is not a readable image"),
+    "half a jpeg": (half(".jpg"), "{path} is not a readable image"),
+    "half a png": (half(".png"), "{path} is not a readable image"),
+    "folder": (lambda folder: folder, "{path} is not a readable image"),
     "grey array": (lambda folder: np.zeros((8, 8), np.uint8), "must be (H, W, 3) uint8, not (8, 8) uint8"),
     "channel first": (lambda folder: np.zeros((3, 8, 8), np.uint8), "must be (H, W, 3) uint8"),
     "float array": (lambda folder: np.zeros((8, 8, 3)), "not (8, 8, 3) float64"),
@@ -189,8 +189,8 @@ USAGE: dict[str, tuple[str, list[Any], list[str]]] = {
     "id out of range": ("describe it.", [Point(1, 1, id=4)], ["prompt id 4 is out of range", "0 to 3"]),
     "negative id": ("describe it.", [Point(1, 1, id=-1)], ["prompt id -1 is out of range"]),
     "more prompts than ids": ("describe it.", [Point(1, 1)] * 5, ["prompt id 4 is out of range"]),
-    "id twice": ("describe it.", [Point(1, 1, id=2), Box(1, 1, 9, 9, id=2)], ["two prompts carry the id 2"]),
-    "id and place collide": ("describe it.", [Point(1, 1), Box(1, 1, 9, 9, id=0)], ["two prompts carry the id 0"]),
+    "id twice": ("describe it.", [Point(1, 1, id=2), Box(1, 1, 9, 9, id=2)], ["two prompts have the id 2"]),
+    "id and place collide": ("describe it.", [Point(1, 1), Box(1, 1, 9, 9, id=0)], ["two prompts have the id 0"]),
     "named, none given": ("describe <Prompt3> .", [], ["<Prompt3>", "the prompts are none"]),
     "named, another given": ("describe <Prompt3> .", [Point(1, 1)], ["<Prompt3>", "the prompts are <Prompt0>"]),
     "empty": ("", [], ["the question is empty"]),
@@ -211,13 +211,13 @@ def test_a_wrong_question_is_a_fault_of_usage(case: str, tiny: PixelSAIL, photo:
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        (Box(100, 100, 120, 120), "covers nothing of the picture (44 x 30 pixels)"),
+        (Box(100, 100, 120, 120), "covers nothing of the image (44 x 30 pixels)"),
         (Box(9, 9, 2, 2), "covers nothing"),
         (Point(-1, 5), "covers nothing"),
         (Point(float("nan"), 5), "covers nothing"),
         (Scribble(((-9.0, -9.0), (-5.0, -5.0))), "covers nothing"),
         (Mask(np.zeros((30, 44), bool)), "the prompt Mask covers nothing"),
-        (Mask(np.ones((44, 30), bool)), "the prompt mask is 30 x 44 pixels, the picture 44 x 30"),
+        (Mask(np.ones((44, 30), bool)), "the prompt mask is 30 x 44 pixels, the image 44 x 30"),
         (Mask("gone.png"), "no mask file gone.png"),
     ],
     ids=str,
@@ -239,7 +239,7 @@ def test_a_mask_file_that_is_no_picture_is_named(tiny: PixelSAIL, photo: Path, t
 
 
 def test_prompts_without_a_picture_are_refused(tiny: PixelSAIL) -> None:
-    with pytest.raises(SailUsageError, match="visual prompts need a picture"):
+    with pytest.raises(SailUsageError, match="visual prompts need an image"):
         tiny.predict(None, "describe <Prompt0> .", [Point(1, 1)])
 
 
@@ -297,4 +297,4 @@ def test_only_orientations_that_turn_are_told(turn: int, wanted: int, tmp_path: 
 
 def test_a_damaged_orientation_leaves_a_picture_as_it_is(tmp_path: Path) -> None:
     Image.fromarray(picture(0, 30, 44)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage", quality=100)
-    assert np.array_equal(Upright(tmp_path / "a.jpg")(), load_image(tmp_path / "a.jpg"))
+    assert np.array_equal(ExifImage(tmp_path / "a.jpg")(), load_image(tmp_path / "a.jpg"))

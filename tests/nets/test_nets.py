@@ -20,13 +20,14 @@ from recorded_runs import ANSWERS, BEFORE, LOSSES, QUESTIONS, STEPS, answers, ma
 from sail_lightning import PixelSAIL
 from sail_lightning.cli import main
 from sail_lightning.data.sources import LaboratorySource
-from sail_lightning.data.stream import PackedStream, Windows
+from sail_lightning.data.stream import AccumulationWindows, PackedStream
 from sail_lightning.plugins.backbones import SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
 from sail_lightning.training.optim import MuonAdamW, WarmupCosine, parameter_groups
 
-pytestmark = pytest.mark.filterwarnings("default:.* is now .*:FutureWarning")  # files of before hold names of before
+pytestmark = pytest.mark.filterwarnings("ignore:.* is now .*; the old name goes with the next version:FutureWarning")
+"""The files that an earlier version wrote hold names of that version."""
 TOLERANCE = 1e-6
 """Relative difference of a loss on another kind of machine."""
 RECORDED = json.loads(LOSSES.read_text(encoding="utf-8"))
@@ -65,7 +66,7 @@ def test_a_plain_pytorch_loop_gives_the_losses_of_the_trainer() -> None:
     optimizer = MuonAdamW(parameter_groups(model), lr=3e-3, adamw_lr=1.5e-3, weight_decay=0.05)
     schedule = WarmupCosine(optimizer, STEPS, warmup_ratio=0.03)
     source = LaboratorySource(split="train", max_objects=4, tasks={"refer": 1.0})
-    batches = Windows(PackedStream(source, model.encoder, 1200, look_ahead=32), size=1)
+    batches = AccumulationWindows(PackedStream(source, model.encoder, 1200, packing_buffer_size=32), size=1)
     found = []
     for _, batch in zip(range(STEPS), batches, strict=False):
         sums, counts = model.losses(batch)

@@ -306,7 +306,7 @@ def test_prompts_change_the_answer_at_inference_as_they_do_in_training(official:
             with torch.no_grad():
                 hidden = official.model(batch).hidden
             ids.append(int(official.model.backbone.logits(hidden[-1]).argmax()))
-        stop = next((place for place, id in enumerate(ids) if id in official.tokens.stops), len(ids))
+        stop = next((place for place, id in enumerate(ids) if id in official.tokens.stop_token_ids), len(ids))
         assert answer.ids == ids[:stop]
     unprompted = replace(items[0], regions=())
     (plain,) = generate(official.model, official.tokens, [unprompted], 8)

@@ -176,7 +176,7 @@ def test_answers_are_those_of_the_library(tmp_path: Path) -> None:
     for _ in range(model.max_new_tokens):
         with torch.no_grad():
             ids.append(int(original(torch.tensor([ids])).logits[0, -1, : BYTES + 3].argmax()))
-        if ids[-1] in model.tokens.stops:
+        if ids[-1] in model.tokens.stop_token_ids:
             break
     assert model.predict(None, "what is a circle?").text == model.tokens.decode(ids[start:])
 

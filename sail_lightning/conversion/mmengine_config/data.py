@@ -161,7 +161,7 @@ def convert(ledger: Ledger, settings: Settings) -> None:
     loader = ledger.section("train_dataloader")
     loader.carry("num_workers", "data.num_workers")
     loader.went("batch_size", "data.token_budget (not the same: see the end)")
-    loader.drop("sampler", "samples are packed into batches by their real lengths (data.look_ahead)")
+    loader.drop("sampler", "samples are packed into batches by their real lengths (data.packing_buffer_size)")
     loader.drop("collate_fn", "samples are packed into batches, without padding")
     for key in ("pin_memory", "persistent_workers", "drop_last", "prefetch_factor"):
         loader.drop(key, "the data module decides it")

@@ -13,8 +13,8 @@ import numpy as np
 
 from sail_lightning.data.doctor.faults import Fault
 from sail_lightning.data.doctor.leaf_sources import first_file
-from sail_lightning.data.prompting import Shaped
-from sail_lightning.data.records import picture_hash
+from sail_lightning.data.prompting import SimulatedPrompt
+from sail_lightning.data.records import image_hash
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.images import UnsizedSegmentation
 from sail_lightning.data.sources.indexed import IndexedSource
@@ -41,7 +41,7 @@ class Finding:
     """What was seen of one record.
 
     `key` is the same for records that are the same: picture, turns, masks and prompts; empty where a mask cannot be
-    decoded. `pictures` are the `picture_hash` of each of its pictures that is a file; `contents` are hashes of the
+    decoded. `pictures` are the `image_hash` of each of its pictures that is a file; `contents` are hashes of the
     bytes of all its pictures, 0 for one that is no file or cannot be read.
     """
 
@@ -145,7 +145,7 @@ class Checker:
                 add(wrong.kind, f"prompt {place}: {wrong}")
         known = [mask for mask in masks if mask is not None]
         finding.key = _key(sample, known) if len(known) == len(masks) else ""
-        finding.pictures = tuple(picture_hash(image) for image in images if isinstance(image, str | Path))
+        finding.pictures = tuple(image_hash(image) for image in images if isinstance(image, str | Path))
         finding.contents = tuple(picture.content for picture in looked)
         return finding
 
@@ -219,7 +219,9 @@ def _broken(source: Source, index: int, sample: Sample | None, error: Exception)
     file, name = (sample and sample.source) or first_file(source), record_name(source, index, sample)
     message = str(error) if isinstance(error, SailError) else f"{type(error).__name__}: {error}"
     message = message.removeprefix(f"{file} {name}: ")
-    kind = "missing_picture" if message.startswith("no picture ") else "broken_record"  # of a source that looks for it
+    kind = (
+        "missing_picture" if message.startswith(("no image ", "no picture ")) else "broken_record"
+    )  # of a source that looks for it
     return Fault(kind, file, name, index, message)
 
 
@@ -257,7 +259,7 @@ def _content_hash(image: ImageRef) -> int:
 def _annotated_sizes(sample: Sample) -> Iterator[Size]:
     """The sizes that the picture has by its annotation."""
     for reference in (*sample.masks, *(prompt.mask for prompt in sample.prompts if isinstance(prompt, Mask))):
-        bare = reference.mask if isinstance(reference, Shaped) else reference
+        bare = reference.mask if isinstance(reference, SimulatedPrompt) else reference
         if isinstance(bare, Segmentation):
             yield bare.size
 
@@ -292,7 +294,7 @@ def _mask(reference: MaskRef, expected: Size | None) -> BoolMask | None:
     Raises:
         _Wrong: it is of another size than expected, or cannot be decoded.
     """
-    if isinstance(reference, Shaped) and _mask(reference.mask, expected) is None:
+    if isinstance(reference, SimulatedPrompt) and _mask(reference.mask, expected) is None:
         return None
     if isinstance(reference, UnsizedSegmentation) and expected is not None:
         reference = Segmentation(reference.parts, expected)
@@ -301,7 +303,7 @@ def _mask(reference: MaskRef, expected: Size | None) -> BoolMask | None:
     if isinstance(reference, Segmentation):
         for part in reference.parts:
             if isinstance(part, dict) and tuple(part.get("size", ())) != reference.size:
-                message = f"an RLE of size {part.get('size')}, but the picture has {list(reference.size)}"
+                message = f"an RLE of size {part.get('size')}, but the image has {list(reference.size)}"
                 raise _Wrong("mask_size", message)
     try:
         mask = load_mask(reference)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.data.doctor.faults import Fault
-from sail_lightning.data.records import picture_hash
+from sail_lightning.data.records import image_hash
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.data.sources.mixture import Mixture
@@ -47,7 +47,7 @@ class Leaf:
         return int(self.indices[place])
 
     def pictures(self) -> NDArray[np.uint64]:
-        """`picture_hash` of each record's first picture; 0 where there is none, or no name, or the record is broken."""
+        """`image_hash` of each record's first picture; 0 where there is none, or no name, or the record is broken."""
         if not len(self) or self.endless:
             return np.zeros(len(self), np.uint64)
         try:
@@ -129,4 +129,4 @@ def _hash_of(source: Source, index: int) -> int:
         image = next(iter(source[index].images), None)
     except SailError:
         return 0
-    return picture_hash(image) if isinstance(image, str | Path) else 0
+    return image_hash(image) if isinstance(image, str | Path) else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sail_lightning.data.records import picture_hash
+from sail_lightning.data.records import image_hash
 from sail_lightning.registry import swap_point
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import Checked
@@ -45,11 +45,11 @@ class Source(Checked, ABC):
         return rng.permutation(self.length or 0)
 
     def pictures(self) -> NDArray[np.uint64]:
-        """What names each record's picture (`records.picture_hash`), of a finite source; 0 where there is none."""
+        """What names each record's picture (`records.image_hash`), of a finite source; 0 where there is none."""
 
         def name(index: int) -> int:
             image = next(iter(self[index].images), None)
-            return picture_hash(image) if isinstance(image, str | Path) else 0
+            return image_hash(image) if isinstance(image, str | Path) else 0
 
         return np.array([name(index) for index in range(self.length or 0)], np.uint64)
 

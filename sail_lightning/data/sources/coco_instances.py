@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError
@@ -102,11 +102,11 @@ class CocoInstances(PhraseSource):
             raise SailError(f"{self.phrase_key} of annotation {annotation.get('id')} is no text or list of texts")
         return [cleaned for phrase in found if (cleaned := clean(phrase))]
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         if fault := row.get("wrong"):
             raise SailError(fault)
         size = (row["height"], row["width"])
-        turns, objects = self.wording.turns(row["objects"], choose)
+        turns, objects = self.wording.turns(row["objects"], sampler)
         masks = []
         for item in objects:
             if any(part is None for part in item["segmentations"]):

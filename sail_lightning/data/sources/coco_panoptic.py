@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.panoptic import FromLeft, PanopticSource, category_of, segment_mask
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.registry import register
@@ -37,24 +37,24 @@ class CocoPanoptic(PanopticSource):
     def wanted(self, segment: Row) -> bool:
         return not segment.get("iscrowd")
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         by_class: dict[str, list[Row]] = {}
         for segment in row["segments_info"]:
             by_class.setdefault(category_of(segment).name, []).append(segment)
         turns: list[Turn] = []
         masks: list[MaskRef] = []
-        for name in choose.some(list(by_class), self.objects):
-            turn, found = self._ask(name, row, by_class[name], choose)
+        for name in sampler.sample(list(by_class), self.objects):
+            turn, found = self._ask(name, row, by_class[name], sampler)
             turns.append(Turn(*turn, "refer", tuple(range(len(masks), len(masks) + len(found)))))
             masks += found
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
 
-    def _ask(self, name: str, row: Row, segments: list[Row], choose: Choice) -> tuple[tuple[str, str], list[MaskRef]]:
+    def _ask(self, name: str, row: Row, segments: list[Row], sampler: Sampler) -> tuple[tuple[str, str], list[MaskRef]]:
         """The question and the answer about a class, and the masks of the answer."""
-        question = choose.one(prompt_templates.SEGMENT)
+        question = sampler.choice(prompt_templates.SEGMENT)
         if self.mode == "semantic":
             asked = question.format(f"all the {name}") + prompt_templates.SEMANTIC_MODE
-            return (asked, choose.one(prompt_templates.SEGMENT_ANSWERS)), [segment_mask(row, *segments)]
+            return (asked, sampler.choice(prompt_templates.SEGMENT_ANSWERS)), [segment_mask(row, *segments)]
         if not category_of(segments[0]).thing:
             return (question.format(name) + prompt_templates.SEMANTIC_MODE, f"{name} {SEG}."), [
                 segment_mask(row, *segments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.coco_names import CATEGORIES
 from sail_lightning.data.sources.panoptic import PanopticSource, category_of, segment_mask
 from sail_lightning.data.sources.prompted import PromptedSource
@@ -26,29 +26,29 @@ class CocoPrompts(PromptedSource, PanopticSource):
     def wanted(self, segment: Row) -> bool:
         return not segment.get("iscrowd")
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
-        segments = choose.some(row["segments_info"], self.prompting.objects)
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
+        segments = sampler.sample(row["segments_info"], self.prompting.objects)
         objects = [(segment_mask(row, segment), category_of(segment).name) for segment in segments]
 
         def turn(name: str, truth: str) -> Turn:
-            candidates, answer = _candidates(truth, choose)
-            question = choose.one(prompt_templates.CLASSIFY).format(name) + prompt_templates.CANDIDATES.format(
+            candidates, answer = _candidates(truth, sampler)
+            question = sampler.choice(prompt_templates.CLASSIFY).format(name) + prompt_templates.CANDIDATES.format(
                 ", ".join(candidates)
             )
             return Turn(question, f"{name}: {answer}", "choice", choices=tuple(candidates))
 
-        return self.prompting.interview(
-            objects, turn, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        return self.prompting.build_conversation(
+            objects, turn, sampler, image=row["image"], source=str(self.files[0]), id=row["id"]
         )
 
 
-def _candidates(truth: str, choose: Choice) -> tuple[list[str], str]:
+def _candidates(truth: str, sampler: Sampler) -> tuple[list[str], str]:
     """Some classes with the right one among them, `others` last, and the answer; now and then without the right one."""
-    names = choose.some([category.name for category in CATEGORIES.values()], CANDIDATES)[:CANDIDATES]
+    names = sampler.sample([category.name for category in CATEGORIES.values()], CANDIDATES)[:CANDIDATES]
     if truth not in names:
-        names = choose.some([*names, truth])
+        names = sampler.sample([*names, truth])
     answer = truth
-    if choose.chance(REMOVED):
+    if sampler.bernoulli(REMOVED):
         names.remove(truth)
         answer = OTHERS
     return [*names, OTHERS], answer

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.phrases import PhraseSource, clean, kept, objects_of, separated
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.image.preprocessing import PICTURES, load_mask
+from sail_lightning.image.preprocessing import IMAGE_SUFFIXES, load_mask
 from sail_lightning.registry import register
 from sail_lightning.sample import BoolMask, Sample
 
@@ -82,7 +82,7 @@ class FolderSource(PhraseSource):
         return [str(self.images), str(self.masks), self.part, self.val_share, self.separate, listing]
 
     def rows(self) -> Iterator[Row]:
-        pictures = _by_name(self.images, PICTURES, self.masks)
+        pictures = _by_name(self.images, IMAGE_SUFFIXES, self.masks)
         masks = {name: paths[0] for name, paths in _by_name(self.masks, (".png",)).items()}
         said: dict[str, list[tuple[str, str]]] = {}
         for name, phrase, place in _phrases(self.files[0]):
@@ -109,10 +109,10 @@ class FolderSource(PhraseSource):
             first, *others = separated(row) if self.separate else [row]
             yield from ({**first, **told}, *others)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         if fault := row.get("wrong"):
             raise SailError(fault)
-        turns, objects = self.wording.turns(row["objects"], choose)
+        turns, objects = self.wording.turns(row["objects"], sampler)
         masks = tuple(PngUnion(tuple(item["masks"])) for item in objects)
         return Sample(row["image"], turns, masks, source=str(self.files[0]), id=row["id"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.images import UnsizedSegmentation, picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
@@ -52,9 +52,11 @@ class GroundedCaptions(IndexedSource):
     def settings(self) -> Any:
         return str(self.images)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         told = self.read(row)
-        turn = Turn(choose.one(prompt_templates.GROUNDED), told.answer, "caption", tuple(range(len(told.groundings))))
+        turn = Turn(
+            sampler.choice(prompt_templates.GROUNDED), told.answer, "caption", tuple(range(len(told.groundings)))
+        )
         masks = tuple(self.mask(row, grounding) for grounding in told.groundings)
         return Sample(picture_of(row, self.picture_key), (turn,), masks, source=str(self.files[0]), id=row["id"])
 

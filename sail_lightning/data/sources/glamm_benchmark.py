@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.spans import Grounding, found, grounded
@@ -58,7 +58,7 @@ class GranDfBenchmark(IndexedSource):
             photo = str(self.images / names.get(id, f"{id}.jpg"))
             yield {"id": str(id), "image": photo, "masks": by_photo.get(id, []), **kept}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         caption, phrases, masks = row["caption"].strip(), row["labels"], row["masks"]
         if len(phrases) != len(masks):
             raise SailError(f"{len(phrases)} phrases in the caption file but {len(masks)} masks in the mask file")

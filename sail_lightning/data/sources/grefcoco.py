@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path
 from sail_lightning.data.sources.refcoco import (
@@ -67,16 +67,18 @@ class GRefCOCO(IndexedSource):
         for photo_id, objects in by_photo.items():
             yield from photo_rows(photos.get(photo_id), photo_id, self.images, objects, self.separate)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (row["height"], row["width"])
         turns, masks = [], []
-        for place, item in enumerate(choose.some(row["objects"], self.objects)):
-            phrase = as_phrase(choose.one(item["phrases"]))
+        for place, item in enumerate(sampler.sample(row["objects"], self.objects)):
+            phrase = as_phrase(sampler.choice(item["phrases"]))
             if item["missing"]:
                 raise SailError(f"the ref of {phrase!r} names {item['missing']}, which instances.json lacks")
-            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
+            question = BENCHMARK_QUESTION if self.separate else sampler.choice(prompt_templates.SEGMENT)
             answer = (
-                choose.one(prompt_templates.SEGMENT_ANSWERS) if item["targeted"] else prompt_templates.NO_TARGET_ANSWER
+                sampler.choice(prompt_templates.SEGMENT_ANSWERS)
+                if item["targeted"]
+                else prompt_templates.NO_TARGET_ANSWER
             )
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             masks.append(Segmentation(tuple(item["segmentations"]), size))

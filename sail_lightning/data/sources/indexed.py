@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.data.records import RecordIndex, Row, opened
-from sail_lightning.data.samplers import Choice, Drawn, Everything
+from sail_lightning.data.samplers import ExhaustiveSampler, RandomSampler, Sampler
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Sample
@@ -71,7 +71,7 @@ class IndexedSource(Source):
         """Plain records, as JSON can hold them, in the order of the files. Faults of a record are left to `sample`."""
 
     @abstractmethod
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         """A record of a row; what is open is asked of `choose`."""
 
     def picture(self, row: Row) -> str | None:
@@ -100,20 +100,20 @@ class IndexedSource(Source):
         return self.draw(index, np.random.default_rng(index))
 
     def draw(self, index: int, rng: np.random.Generator) -> Sample:
-        return self._read(index, Drawn(rng))
+        return self._read(index, RandomSampler(rng))
 
     def whole(self, index: int) -> Sample:
-        return self._read(index, Everything())
+        return self._read(index, ExhaustiveSampler())
 
     def pictures(self) -> NDArray[np.uint64]:
-        return self.index.pictures
+        return self.index.image_hashes
 
-    def _read(self, index: int, choose: Choice) -> Sample:
+    def _read(self, index: int, sampler: Sampler) -> Sample:
         row = self.index[index]
         try:
             if fault := row.get("fault"):
                 raise SailError(f"{fault}; mend the record")
-            return self.sample(row, choose)
+            return self.sample(row, sampler)
         except SailError as error:
             raise SailError(f"{self.files[0]} {self._name(row, index)}: {error}") from None
         except FAULTS as error:

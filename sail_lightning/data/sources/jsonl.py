@@ -8,7 +8,7 @@ from typing import Any
 
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
 from sail_lightning.registry import register
@@ -34,7 +34,7 @@ class JsonlSource(OwnFormatSource):
                     yield {"line": number, "at": [start, len(line)], "image": _picture(line)}
                 start += len(line)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         start, size = row["at"]
         with self.files[0].open("rb") as file:
             file.seek(start)

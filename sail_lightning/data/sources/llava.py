@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.errors import SailError
 from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
-from sail_lightning.sequence.chat_template import without_picture_mark
+from sail_lightning.sequence.chat_template import without_image_marker
 
 
 @register
@@ -39,7 +39,7 @@ class Llava(IndexedSource):
                 row["image"] = str(self.images / str(record["image"]))
             yield row
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         turns = tuple(Turn(question, answer) for question, answer in conversation(row["conversations"]))
         return Sample(row.get("image"), turns, source=str(self.files[0]), id=row["id"])
 
@@ -59,7 +59,7 @@ def conversation(messages: list[dict[str, str]] | None) -> list[tuple[str, str]]
     for number, message in enumerate(messages or (), 1):
         role, text = message["from"], message["value"]
         if role == "human":
-            asked.append(without_picture_mark(text))
+            asked.append(without_image_marker(text))
             begun = True
         elif role != "gpt":
             raise SailError(f"message {number} is from {role!r}; write human or gpt")

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.images import picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
@@ -89,15 +89,15 @@ class Muse(IndexedSource):
             return None
         return str((train2017 if "train2017" in item["coco_url"] else val2017) / PurePath(item["coco_url"]).name)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         asked, answers, texts = row["questions"], row["answers"], row["text_answers"] or [None] * len(row["questions"])
         if not len(asked) == len(answers) == len(texts):
             raise SailError(f"{len(asked)} questions but {len(answers)} answers and {len(texts)} text answers")
         turns: list[Turn] = []
         masks: list[Segmentation] = []
-        for number in choose.some(range(len(asked)), self.questions):
+        for number in sampler.sample(range(len(asked)), self.questions):
             objects, text = answers[number], texts[number]
-            answer = _told(text, objects) if text else _made_up(objects, choose)
+            answer = _told(text, objects) if text else _made_up(objects, sampler)
             targets = tuple(range(len(masks), len(masks) + len(objects)))
             turns.append(Turn(asked[number].strip() + prompt_templates.MASK_PLEASE, answer, "refer", targets))
             size = (row["height"], row["width"])
@@ -124,14 +124,14 @@ def _told(text: str, objects: Sequence[Row]) -> str:
     return text.replace(SLOT, SEG)
 
 
-def _made_up(objects: Sequence[Row], choose: Choice) -> str:
+def _made_up(objects: Sequence[Row], sampler: Sampler) -> str:
     if not objects:
         raise SailError("a question has neither a text answer nor objects")
     names = []
     for one in objects:
         rephrased = one.get("rephrased_name")
-        names.append(rephrased if rephrased and choose.chance(REPHRASED) else one["category_name"])
-    if choose.chance(0.5):
-        pattern = choose.one(TOGETHER)
+        names.append(rephrased if rephrased and sampler.bernoulli(REPHRASED) else one["category_name"])
+    if sampler.bernoulli(0.5):
+        pattern = sampler.choice(TOGETHER)
         return pattern.format(names=joined([name.lower() for name in names]), masks=joined([SEG] * len(names)))
-    return joined([choose.one(ONE_BY_ONE).format(name) for name in names]) + "."
+    return joined([sampler.choice(ONE_BY_ONE).format(name) for name in names]) + "."

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sail_lightning.data.prompting import ABSENT, Region, denial, described, with_names
-from sail_lightning.data.records import Row, picture_name
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.prompting import NEGATIVE, Region, described, negative_turn, with_names
+from sail_lightning.data.records import Row, image_name
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.llava import conversation
@@ -77,37 +77,37 @@ class Osprey(PromptedSource):
             if many and self.kind != "detail_description":
                 continue
             row = {key: record[key] for key in _KEYS if key in record}
-            row["id"] = f"{picture_name(name)}/{number}"
+            row["id"] = f"{image_name(name)}/{number}"
             if found := next((folder for folder in self.images if name in listed[folder]), None):
                 row["image"] = str(found / name)
             yield row
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         image = self._photo(row)
         size = (int(row["height"]), int(row["width"]))
         masks = [Segmentation((one["segmentation"],), size) for one in row["annotation"]]
         if self.kind != "detail_description":
-            return self._conversation(row, image, masks, choose)
+            return self._conversation(row, image, masks, sampler)
         texts = [_without_regions(text) for text in row["description"]]
         if len(texts) != len(masks):
             raise SailError(f"{len(texts)} descriptions of {len(masks)} regions; give one for each")
         told = [(mask, text) for mask, text in zip(masks, texts, strict=True) if text]
-        return self.prompting.interview(
-            self.prompting.some(told, choose),
-            described(choose),
-            choose,
+        return self.prompting.build_conversation(
+            self.prompting.sample_objects(told, sampler),
+            described(sampler),
+            sampler,
             image=image,
             source=str(self.files[0]),
             id=row["id"],
         )
 
-    def _conversation(self, row: Row, image: str, masks: list[Segmentation], choose: Choice) -> Sample:
-        regions, unused = self.prompting.regions([(mask, "") for mask in masks], choose)
+    def _conversation(self, row: Row, image: str, masks: list[Segmentation], sampler: Sampler) -> Sample:
+        regions, unused = self.prompting.regions([(mask, "") for mask in masks], sampler)
         turns = [self._turn(question, answer, regions) for question, answer in conversation(row["conversations"])]
         meta: dict[str, Any] = {}
-        if absentee := self.prompting.absentee(len(regions), unused, choose):
-            turns.append(denial(described(choose), absentee[1]))
-            meta[ABSENT] = [absentee[1]]
+        if negative := self.prompting.sample_negative_prompt(len(regions), unused, sampler):
+            turns.append(negative_turn(described(sampler), negative[1]))
+            meta[NEGATIVE] = [negative[1]]
         prompts = tuple(region.prompt for region in regions)
         return Sample(image, tuple(turns), prompts=prompts, source=str(self.files[0]), id=row["id"], meta=meta)
 

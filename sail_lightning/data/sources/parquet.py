@@ -8,7 +8,7 @@ from typing import Any
 
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.own_format import OwnFormatSource
 from sail_lightning.errors import SailError
 from sail_lightning.registry import register
@@ -47,7 +47,7 @@ class ParquetSource(OwnFormatSource):
             image = image[0]
         return str(self.root / image) if isinstance(image, str) else None
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         return from_json(row["record"], self.root, str(self.files[0]))
 
     def _name(self, row: Row, index: int) -> str:

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.sam_prompts import rle_size
@@ -83,7 +83,7 @@ class PerBench(IndexedSource):
             for place, one in enumerate(asked if isinstance(asked, list) else [{}]):
                 yield {**(one if isinstance(one, dict) else {}), **row, "id": f"{name}/{number}.{place}"}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         source = str(self.files[0])
         if self.task == "vres":
             turn, prompts, masks = self._referring(row)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION
 from sail_lightning.encoding import prompt_templates
@@ -80,14 +80,14 @@ class Wording:
         if bad := [text for text in self.answers if text.count("[SEG]") != 1]:
             raise SailUsageError(f"an answer needs one [SEG] where the mask goes, which {bad[0]!r} lacks")
 
-    def turns(self, objects: Sequence[Row], choose: Choice) -> tuple[tuple[Turn, ...], list[Row]]:
+    def turns(self, objects: Sequence[Row], sampler: Sampler) -> tuple[tuple[Turn, ...], list[Row]]:
         """A conversation about some objects, each with its `phrases`, and the object of each turn."""
-        chosen = choose.some(objects, self.objects)
+        chosen = sampler.sample(objects, self.objects)
         turns = []
         for place, item in enumerate(chosen):
-            phrase = choose.one(item["phrases"])
-            question = choose.one(self.questions).replace("{}", phrase)
-            turns.append(Turn(question, choose.one(self.answers), "refer", (place,)))
+            phrase = sampler.choice(item["phrases"])
+            question = sampler.choice(self.questions).replace("{}", phrase)
+            turns.append(Turn(question, sampler.choice(self.answers), "refer", (place,)))
         return tuple(turns), chosen
 
 

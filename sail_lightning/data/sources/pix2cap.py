@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.registry import register
@@ -26,10 +26,10 @@ class Pix2CapSegmentation(DescribedSegments):
         super().__init__(**kwargs)
         self.objects = objects
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         turns, masks = [], []
-        for place, segment in enumerate(choose.some(row["segments_info"], self.objects)):
-            question = choose.one(prompt_templates.BY_DESCRIPTION).format(as_description(segment))
-            turns.append(Turn(question, choose.one(prompt_templates.SEGMENT_ANSWERS), "refer", (place,)))
+        for place, segment in enumerate(sampler.sample(row["segments_info"], self.objects)):
+            question = sampler.choice(prompt_templates.BY_DESCRIPTION).format(as_description(segment))
+            turns.append(Turn(question, sampler.choice(prompt_templates.SEGMENT_ANSWERS), "refer", (place,)))
             masks.append(segment_mask(row, segment))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sail_lightning.data.prompting import described
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources.panoptic import DescribedSegments, as_description, segment_mask
 from sail_lightning.data.sources.prompted import PromptedSource
 from sail_lightning.registry import register
@@ -15,9 +15,9 @@ from sail_lightning.sample import Sample
 class Pix2CapPrompts(PromptedSource, DescribedSegments):
     """One to `objects` segments of a photo, each to be described."""
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
-        segments = self.prompting.some(row["segments_info"], choose)
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
+        segments = self.prompting.sample_objects(row["segments_info"], sampler)
         objects = [(segment_mask(row, segment), as_description(segment)) for segment in segments]
-        return self.prompting.interview(
-            objects, described(choose), choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        return self.prompting.build_conversation(
+            objects, described(sampler), sampler, image=row["image"], source=str(self.files[0]), id=row["id"]
         )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource
 from sail_lightning.encoding import prompt_templates
@@ -89,14 +89,14 @@ class ReasonSeg(IndexedSource):
         for stem, path in sorted(stems.items()):
             yield {"id": stem, "image": str(path.with_suffix(".jpg")), "file": str(path.with_suffix(".json"))}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         content = read_item(Path(row["file"]))
         outlines = tuple(_outline(shape) for shape in content["shapes"] if shape["label"] != "flag")
         texts = [text.strip() for text in content["text"]]
         if not all(texts) or not texts:
             raise SailError("the list `text` needs at least one sentence, and none that is empty")
         ask = prompt_templates.REASON_LONG if content["is_sentence"] else prompt_templates.REASON_SHORT
-        used = texts[:1] if self.separate else choose.some(texts, self.sentences)
+        used = texts[:1] if self.separate else sampler.sample(texts, self.sentences)
         turns = tuple(Turn(ask.format(text), ANSWER, "refer", (place,)) for place, text in enumerate(used))
         masks = (DrawnRegions(outlines, row["image"]),) * len(turns)
         some = any(outline.ignored for outline in outlines)

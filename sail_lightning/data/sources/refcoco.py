@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sail_lightning.data import plain_pickle
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path, read_json
 from sail_lightning.encoding import prompt_templates
@@ -74,15 +74,15 @@ class RefCOCO(IndexedSource):
         for photo_id, objects in by_photo.items():
             yield from photo_rows(photos.get(photo_id), photo_id, self.images, list(objects.values()), self.separate)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (row["height"], row["width"])
         turns, masks = [], []
-        for place, item in enumerate(choose.some(row["objects"], self.objects)):
-            phrase = as_phrase(choose.one(item["phrases"]))
+        for place, item in enumerate(sampler.sample(row["objects"], self.objects)):
+            phrase = as_phrase(sampler.choice(item["phrases"]))
             if item["segmentation"] is None:
                 raise SailError(f"the ref of {phrase!r} names annotation {item['ann_id']}, which instances.json lacks")
-            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
-            answer = choose.one(prompt_templates.SEGMENT_ANSWERS)
+            question = BENCHMARK_QUESTION if self.separate else sampler.choice(prompt_templates.SEGMENT)
+            answer = sampler.choice(prompt_templates.SEGMENT_ANSWERS)
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             masks.append(Segmentation((item["segmentation"],), size))
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])

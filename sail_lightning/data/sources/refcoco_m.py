@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.images import picture_of, picture_path
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
@@ -66,11 +66,14 @@ class RefCOCOM(IndexedSource):
             elif spoken := [one for one in objects if one["phrases"]]:
                 yield {**row, "objects": spoken}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         turns, masks = [], []
-        for place, item in enumerate(choose.some(row["objects"], self.objects)):
-            question = BENCHMARK_QUESTION if self.separate else choose.one(prompt_templates.SEGMENT)
-            phrase, answer = as_phrase(choose.one(item["phrases"])), choose.one(prompt_templates.SEGMENT_ANSWERS)
+        for place, item in enumerate(sampler.sample(row["objects"], self.objects)):
+            question = BENCHMARK_QUESTION if self.separate else sampler.choice(prompt_templates.SEGMENT)
+            phrase, answer = (
+                as_phrase(sampler.choice(item["phrases"])),
+                sampler.choice(prompt_templates.SEGMENT_ANSWERS),
+            )
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             height, width = item["mask"]["size"]
             masks.append(Segmentation((item["mask"],), (height, width)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.prompted import PromptedSource
@@ -31,16 +31,16 @@ class RegionCaptions(PromptedSource, RefCOCO):
     def __init__(self, name: Literal["refcoco", "refcoco+", "refcocog"] = "refcocog", **kwargs: Any) -> None:
         super().__init__(name=name, separate=False, **kwargs)
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (int(row["height"]), int(row["width"]))
         objects = []
-        for item in self.prompting.some(row["objects"], choose):
-            phrase = as_phrase(choose.one(item["phrases"]))
+        for item in self.prompting.sample_objects(row["objects"], sampler):
+            phrase = as_phrase(sampler.choice(item["phrases"]))
             if item["segmentation"] is None:
                 raise SailError(f"the ref of {phrase!r} names annotation {item['ann_id']}, which instances.json lacks")
             objects.append((Segmentation((item["segmentation"],), size), phrase))
-        return self.prompting.interview(
-            objects, _short, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        return self.prompting.build_conversation(
+            objects, _short, sampler, image=row["image"], source=str(self.files[0]), id=row["id"]
         )
 
 
@@ -80,7 +80,7 @@ class RegionCaptionBenchmark(IndexedSource):
                 id = f"{row['id']}/{number}" if number else row["id"]
                 yield {**row, "id": id, "caption": caption, "segmentation": region.get("segmentation")}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         if row["segmentation"] is None or row["caption"] is None:
             lacking = "mask" if row["segmentation"] is None else "caption"
             raise SailError(f"no {lacking}; give the picture's annotation one, or remove the picture")

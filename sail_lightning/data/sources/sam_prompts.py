@@ -10,7 +10,7 @@ import numpy as np
 
 from sail_lightning.data.prompting import described
 from sail_lightning.data.records import Row
-from sail_lightning.data.samplers import Choice
+from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import data_path, read_json
 from sail_lightning.data.sources.prompted import PromptedSource
@@ -58,14 +58,14 @@ class SamPrompts(PromptedSource):
             for part, some in enumerate(self._parts(objects, number)):
                 yield {**row, "id": f"{row['id']}.{part}", "object_annotations": some}
 
-    def sample(self, row: Row, choose: Choice) -> Sample:
+    def sample(self, row: Row, sampler: Sampler) -> Sample:
         objects = []
-        for item in choose.some(row["object_annotations"]):
+        for item in sampler.sample(row["object_annotations"]):
             encoded = item["segmentation"]
             objects.append((Segmentation((encoded,), rle_size(encoded)), without_highlight(item["caption"])))
-        turn = described(choose, prompt_templates.DESCRIBE_IN_FULL)
-        return self.prompting.interview(
-            objects, turn, choose, image=row["image"], source=str(self.files[0]), id=row["id"]
+        turn = described(sampler, prompt_templates.DESCRIBE_IN_FULL)
+        return self.prompting.build_conversation(
+            objects, turn, sampler, image=row["image"], source=str(self.files[0]), id=row["id"]
         )
 
     def _parts(self, objects: list[Any], number: int) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sail_lightning.data.jsonl import from_json
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.indexed import data_path
-from sail_lightning.data.webdataset.store import BLOCK, ShardPicture, ShardStore, is_remote, key_of, padded, shard_name
+from sail_lightning.data.webdataset.store import BLOCK, ShardImage, ShardStore, is_remote, key_of, padded, shard_name
 from sail_lightning.data.webdataset.writer import as_bytes
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.registry import register
@@ -50,7 +50,7 @@ class ShardSource(Source):
             raise IndexError(index)
         entry = self.store.index[index]
         shard, start, end, size = (int(entry[name]) for name in ("shard", "start", "end", "json"))
-        place, name = self.store.place(shard_name(shard)), f"{key_of(index)}.json"
+        place, name = self.store.address_of(shard_name(shard)), f"{key_of(index)}.json"
         text = self.store.member(shard, start, start + BLOCK + size, name)
         try:
             record = json.loads(text)
@@ -59,7 +59,7 @@ class ShardSource(Source):
             raise SailError(f"{place} is damaged: {name} is no record; copy it again") from None
         first = start + BLOCK + padded(size)
         images = [
-            ShardPicture(self.store, shard, first, end, str(one), 0 if number else int(entry["picture"]))
+            ShardImage(self.store, shard, first, end, str(one), 0 if number else int(entry["picture"]))
             for number, one in enumerate(names)
             if one is not None
         ]

@@ -1,15 +1,14 @@
-"""Shards as bytes: WebDataset's tar files with an index of offsets beside them, in a folder or at any fsspec address.
+"""WebDataset shards as bytes: tar files with an index of offsets beside them, in a folder or at any fsspec address.
 
-Of the two formats that are in use, WebDataset's was chosen over litdata's. A shard is a plain tar: `tar`, Python and
-every WebDataset reader open it, any store can serve it, and a record in it is a picture file and a JSON file in our own
-schema. What tar files lack, random access, the index gives: 32 bytes per record, mapped into memory. So the order of
-reading, resuming to the sample, and dealing records to ranks and workers are those of local files, and nothing in
-training knows about shards. litdata's chunks are read by litdata alone, through a dataset class that does all this its
-own way.
+A shard is a plain tar file: `tar`, Python and every WebDataset reader open it, and any store can serve it. A record in
+it is an image file and a JSON file in our own format. The index adds random access, which tar files lack: 32 bytes per
+record, mapped into memory. So shuffling, resuming at a sample, and distributing records to ranks and workers work as
+for local files, and nothing in training knows about shards. litdata's chunks were not chosen because only litdata reads
+them, with a data set class that does all of this in its own way.
 
     000000.tar   000000000.json, 000000000.jpg, 000000001.json, ...   one record after another
     000001.tar   ...
-    index.npy    of each record: its shard, where it begins and ends, its picture's name as a number
+    index.npy    of each record: its shard, where it begins and ends, the hash of its image's name
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from sail_lightning.errors import SailError, SailUsageError
 
 INDEX = "index.npy"
 ENTRY = np.dtype([("shard", "<u4"), ("json", "<u4"), ("start", "<u8"), ("end", "<u8"), ("picture", "<u8")])
-"""Of a record: `start` and `end` in the tar `shard`, headers included, bytes of its JSON text, which comes first, and
-`records.picture_hash`."""
+"""Type of an index entry: `start` and `end` of the record in the tar file `shard`, headers included, the number of
+bytes of its JSON text, which comes first, and its `records.image_hash`."""
 BLOCK = tarfile.BLOCKSIZE
 ATTEMPTS = 20
-"""To read a shard that other processes drop from the cache again and again."""
+"""Number of attempts to read a shard that other processes keep removing from the cache."""
 
 
 def shard_name(shard: int) -> str:
-    """The file of a shard."""
+    """The file name of a shard."""
     return f"{shard:06d}.tar"
 
 
 def key_of(record: int) -> str:
-    """What the names of a record's members begin with; it has no dot, as WebDataset wants it."""
+    """The key of a record, with which the names of its members begin; it has no dot, as WebDataset requires."""
     return f"{record:09d}"
 
 
 def padded(size: int) -> int:
-    """Bytes that a member's content takes in a tar."""
+    """Number of bytes that a member's content takes in a tar file."""
     return -(-size // BLOCK) * BLOCK
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is one of fsspec, such as `s3://bucket/folder`, and no path."""
+    """Whether an address is an fsspec address, such as `s3://bucket/folder`, and not a path."""
     return "://" in address
 
 
@@ -63,7 +62,7 @@ def filesystem(address: str, options: dict[str, Any] | None = None) -> tuple[Any
     """The fsspec file system of an address, and the path in it.
 
     Raises:
-        SailUsageError: no such kind of address, or one whose package is not installed.
+        SailUsageError: The protocol of the address is unknown, or its package is not installed.
     """
     import fsspec
 
@@ -75,14 +74,14 @@ def filesystem(address: str, options: dict[str, Any] | None = None) -> tuple[Any
 
 @dataclass(frozen=True)
 class ShardStore:
-    """Reads shards. Those of a remote address are downloaded whole, when first asked for, into a cache on disk.
+    """Reads shards. A shard at a remote address is downloaded to a cache on disk when it is first read.
 
-    All processes of a machine share the cache. What has not been read for longest makes room for what is new.
+    All processes of a machine share the cache. The least recently read shards are removed to make room.
 
     Args:
-        address: a folder, or an fsspec address.
-        cache_size: most bytes that shards of a remote address take on disk.
-        options: of the fsspec file system.
+        address: A folder, or an fsspec address.
+        cache_size: Largest number of bytes on disk for the shards of a remote address.
+        options: Options of the fsspec file system.
     """
 
     address: str
@@ -94,10 +93,10 @@ class ShardStore:
 
     @cached_property
     def index(self) -> NDArray[Any]:
-        """`ENTRY` of each record, mapped.
+        """The `ENTRY` of each record, mapped into memory.
 
         Raises:
-            SailError: it is missing or damaged.
+            SailError: The index is missing or damaged.
         """
         path = self.folder / INDEX
         if is_remote(self.address):
@@ -109,33 +108,37 @@ class ShardStore:
         except FileNotFoundError:
             raise SailError(f"no {path}; shards are written by sail-lightning data convert --shards") from None
         except (ValueError, EOFError) as error:
-            raise SailError(f"{self.place(INDEX)} is damaged ({error}); copy it again") from None
+            raise SailError(f"{self.address_of(INDEX)} is damaged ({error}); copy it again") from None
         if index.dtype != ENTRY or index.ndim != 1:
-            raise SailError(f"{self.place(INDEX)} is no index of shards; write them with sail-lightning data convert")
+            raise SailError(
+                f"{self.address_of(INDEX)} is not an index of shards; write them with sail-lightning data convert"
+            )
         return index
 
-    def place(self, name: str) -> str:
+    def address_of(self, name: str) -> str:
         """The address of a file, for messages."""
         return f"{self.address.rstrip('/')}/{name}" if is_remote(self.address) else str(self.folder / name)
 
     def member(self, shard: int, start: int, end: int, name: str) -> bytes:
-        """The content of a member of a shard, which lies between two offsets.
+        """The content of a member of a shard between two offsets.
 
         Raises:
-            SailError: the shard is missing, truncated or damaged.
+            SailError: The shard is missing, truncated or damaged.
         """
         content = self._read(shard, start, end)
-        place = 0
-        while place < len(content):
+        offset = 0
+        while offset < len(content):
             try:
-                info = tarfile.TarInfo.frombuf(content[place : place + BLOCK], "utf-8", "strict")
+                info = tarfile.TarInfo.frombuf(content[offset : offset + BLOCK], "utf-8", "strict")
             except tarfile.HeaderError:
                 break
-            data = place + BLOCK
+            data = offset + BLOCK
             if info.name == name:
                 return content[data : data + info.size]
-            place = data + padded(info.size)
-        raise SailError(f"{self.place(shard_name(shard))} is damaged: no {name} where the index says; copy it again")
+            offset = data + padded(info.size)
+        raise SailError(
+            f"{self.address_of(shard_name(shard))} is damaged: no {name} where the index says; copy it again"
+        )
 
     def _read(self, shard: int, start: int, end: int) -> bytes:
         path = self.folder / shard_name(shard)
@@ -147,14 +150,16 @@ class ShardStore:
                     file.seek(start)
                     content = file.read(end - start)
                 break
-            except FileNotFoundError:  # of a remote one: dropped by another process
+            except FileNotFoundError:  # a remote shard: removed by another process
                 if not is_remote(self.address):
                     raise SailError(f"no shard {path}; copy it again") from None
         else:
-            raise SailError(f"{self.place(path.name)} is dropped from the cache before it is read; raise cache_size")
+            raise SailError(
+                f"{self.address_of(path.name)} is removed from the cache before it is read; raise cache_size"
+            )
         if len(content) < end - start:
             raise SailError(
-                f"{self.place(path.name)} is truncated: it has {start + len(content)} bytes, and a record that ends "
+                f"{self.address_of(path.name)} is truncated: it has {start + len(content)} bytes, and a record ends "
                 f"at {end}; copy it again"
             )
         return content
@@ -163,11 +168,11 @@ class ShardStore:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the files lie on disk; for a remote address a folder of this version of the set."""
+        """The folder of the files; for a remote address a cache folder for this version of the data set."""
         if not is_remote(self.address):
             return Path(self.address)
         files, root = self._remote
-        with self._told(INDEX):
+        with self._named_errors(INDEX):
             version = files.ukey(f"{root}/{INDEX}")
         key = hashlib.sha256(f"{self.address.rstrip('/')} {version}".encode()).hexdigest()[:16]
         folder = cache_root().parent / "shards" / f"{root.rpartition('/')[2]}-{key}"
@@ -180,14 +185,14 @@ class ShardStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process downloads and makes room at a time."""
+        """A lock under which one process at a time downloads and makes room."""
         from filelock import FileLock
 
         with FileLock(self.folder / ".lock"):
             yield
 
     def _keep(self, path: Path) -> None:
-        """Sees that a shard is in the cache, and marks it as just read."""
+        """Makes sure that a shard is in the cache, and marks it as just read."""
         try:
             os.utime(path)
             return
@@ -198,24 +203,26 @@ class ShardStore:
                 self._download(path.name)
 
     def _download(self, name: str) -> None:
-        """Fetches a file, whole or not at all. The lock is held."""
+        """Downloads a file completely or not at all; the caller holds the lock."""
         files, root = self._remote
-        for left in self.folder.glob("*.part"):  # by a process that was stopped
+        for left in self.folder.glob("*.part"):  # from a process that was stopped
             left.unlink()
         part = self.folder / f"{name}.part"
-        with self._told(name):
+        with self._named_errors(name):
             size = files.info(f"{root}/{name}").get("size")  # some servers do not say
             if name != INDEX:
                 self._make_room(size or 0, name)
             files.get_file(f"{root}/{name}", str(part))
         if size is not None and (got := part.stat().st_size) != size:
             part.unlink()
-            raise SailError(f"{self.place(name)} came with {got} of its {size} bytes; try again")
+            raise SailError(f"{self.address_of(name)} came with {got} of its {size} bytes; try again")
         part.replace(self.folder / name)  # on Windows, `rename` refuses a name that is taken
 
     def _make_room(self, size: int, name: str) -> None:
         if size > self.cache_size:
-            raise SailError(f"{self.place(name)} has {size} bytes, more than cache_size {self.cache_size}; raise it")
+            raise SailError(
+                f"{self.address_of(name)} has {size} bytes, more than cache_size {self.cache_size}; raise it"
+            )
         kept = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
         used = sum(path.stat().st_size for path in kept)
         for path in kept:
@@ -225,31 +232,31 @@ class ShardStore:
             path.unlink()
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """What goes wrong on the way is a fault of this file."""
+    def _named_errors(self, name: str) -> Iterator[None]:
+        """Turns errors of the file system into a SailError that names the file."""
         try:
             yield
         except FileNotFoundError:
             hint = "shards are written by sail-lightning data convert --shards" if name == INDEX else "copy it again"
-            raise SailError(f"no {self.place(name)}; {hint}") from None
+            raise SailError(f"no {self.address_of(name)}; {hint}") from None
         except OSError as error:
-            raise SailError(f"{self.place(name)} cannot be read ({error}); try again") from None
+            raise SailError(f"{self.address_of(name)} cannot be read ({error}); try again") from None
 
 
 @dataclass(frozen=True)
-class ShardPicture:
-    """A picture in a shard, read when it is called for. `picture` is the hash of the name that its file once had."""
+class ShardImage:
+    """An image in a shard, read on demand. `key` is the `records.image_hash` of its original file."""
 
     store: ShardStore
     shard: int
     start: int
     end: int
     name: str
-    picture: int = 0
+    key: int = 0
 
     def __call__(self) -> bytes:
-        """The content of a JPEG or PNG file. Raises as `ShardStore.member`."""
+        """The content of a JPEG or PNG file. Raises the same errors as `ShardStore.member`."""
         return self.store.member(self.shard, self.start, self.end, self.name)
 
     def __str__(self) -> str:
-        return f"{self.store.place(shard_name(self.shard))}/{self.name}"
+        return f"{self.store.address_of(shard_name(self.shard))}/{self.name}"

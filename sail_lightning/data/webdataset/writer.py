@@ -1,4 +1,4 @@
-"""Writes samples as shards (`shard_store` describes them), whole or not at all."""
+"""Writes samples as shards (their format is described in `store`), completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sail_lightning.data.jsonl import as_line, pictures_of, to_json
-from sail_lightning.data.records import picture_hash
+from sail_lightning.data.jsonl import as_line, to_json
+from sail_lightning.data.records import image_hash
 from sail_lightning.data.webdataset.store import (
     BLOCK,
     ENTRY,
     INDEX,
-    ShardPicture,
+    ShardImage,
     filesystem,
     is_remote,
     key_of,
@@ -33,15 +33,15 @@ from sail_lightning.image.preprocessing import load_image
 from sail_lightning.sample import ImageRef, Sample
 
 KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
-"""Formats of pictures that are stored as they are, and their endings."""
+"""Formats of image files that are stored unchanged, and their endings."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def as_bytes(size: str) -> int:
-    """A number of bytes from `512MB`, `2 GB` or `1000`.
+    """The number of bytes of a size such as `512MB`, `2 GB` or `1000`.
 
     Raises:
-        SailUsageError: another form.
+        SailUsageError: The text has another form.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", size, re.IGNORECASE)
     if not match or not (number := int(float(match[1]) * UNITS[match[2].upper()])):
@@ -49,11 +49,11 @@ def as_bytes(size: str) -> int:
     return number
 
 
-def picture_file(image: ImageRef) -> tuple[str, bytes]:
-    """A picture as an ending and the content of a file: a JPEG or PNG as it is, anything else as a PNG of its pixels.
+def image_file(image: ImageRef) -> tuple[str, bytes]:
+    """The ending and content of an image file: a JPEG or PNG unchanged, anything else as a PNG of its pixels.
 
     Raises:
-        SailError: as `load_image`.
+        SailError: As `load_image` raises it.
     """
     content = image() if callable(image) else image
     if not isinstance(content, np.ndarray):
@@ -62,7 +62,7 @@ def picture_file(image: ImageRef) -> tuple[str, bytes]:
             with Image.open(BytesIO(content)) as opened:
                 if (ending := KEPT.get(opened.format or "")) is not None:
                     return ending, content
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # `load_image` tells of it
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # `load_image` reports it
             pass
     file = BytesIO()
     Image.fromarray(load_image(image)).save(file, "PNG")
@@ -70,14 +70,14 @@ def picture_file(image: ImageRef) -> tuple[str, bytes]:
 
 
 class ShardWriter:
-    """A context in which samples are added; shards are there when it is left without an exception.
+    """A context manager that writes the samples added to it; the shards exist once it is left without an exception.
 
     Args:
-        address: a folder that does not exist yet, or an fsspec address without an index.
-        shard_size: most bytes of a shard; one record that is larger is a shard of its own.
+        address: A folder that does not exist or is empty, or an fsspec address without an index.
+        shard_size: Largest number of bytes of a shard; a larger record makes a shard of its own.
 
     Raises:
-        SailUsageError: there is something at the address.
+        SailUsageError: There is something at the address.
     """
 
     def __init__(self, address: str, shard_size: int = 512_000_000) -> None:
@@ -110,7 +110,7 @@ class ShardWriter:
                 done = True
         finally:
             if self._tar is not None:
-                with suppress(OSError):  # what has no room is not kept anyway
+                with suppress(OSError):  # such as a full disk: the draft is removed anyway
                     self._tar.close()
             if not done and self._files is not None:
                 for name in self._names:
@@ -122,11 +122,11 @@ class ShardWriter:
         """Writes a sample, decoding its masks.
 
         Raises:
-            SailError: as `to_json` and `picture_file`.
+            SailError: As `to_json` and `image_file` raise it.
         """
         key = key_of(len(self.entries))
-        files = [picture_file(image) for image in pictures_of(sample)]
-        names = [f"{key}{f'.{place}' if place else ''}{ending}" for place, (ending, _) in enumerate(files)]
+        files = [image_file(image) for image in sample.images]
+        names = [f"{key}{f'.{index}' if index else ''}{ending}" for index, (ending, _) in enumerate(files)]
         text = as_line(to_json(sample, names))
         members = [(f"{key}.json", text), *((name, content) for name, (_, content) in zip(names, files, strict=True))]
         size = sum(BLOCK + padded(len(content)) for _, content in members)
@@ -138,13 +138,13 @@ class ShardWriter:
             info.size = len(content)
             self._tar.addfile(info, BytesIO(content))
         start, self._offset = self._offset, self._offset + size
-        picture = _hash(next(iter(pictures_of(sample)), None))
-        self.entries.append((len(self._names), len(text), start, self._offset, picture))
+        image_key = _key(next(iter(sample.images), None))
+        self.entries.append((len(self._names), len(text), start, self._offset, image_key))
 
     def _next_shard(self) -> None:
         self._close_shard()
         name = shard_name(len(self._names))
-        # The older of tar's formats: no header is ever longer than one block.
+        # In tar's older format no header is longer than one block.
         self._tar = tarfile.open(self._draft / name, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed later
         self._offset = 0
 
@@ -155,7 +155,7 @@ class ShardWriter:
             self._store(shard_name(len(self._names)))
 
     def _store(self, name: str) -> None:
-        """A file of the draft is complete."""
+        """Stores a complete file of the draft at the address."""
         self._names.append(name)
         if self._files is not None:
             try:
@@ -169,19 +169,19 @@ class ShardWriter:
         self._close_shard()
         np.save(self._draft / INDEX, np.array(self.entries, ENTRY))
         if self._files is not None:
-            self._store(INDEX)  # last: without it there is no set
+            self._store(INDEX)  # last: without it there is no data set
             return
         self._draft.chmod(0o755)  # temporary folders are private
         self._draft.rename(self._folder)
 
 
 def _tar_size(content: int) -> int:
-    """Bytes of a tar file with so many bytes of members: two empty blocks end it, and it is filled up."""
+    """Size of a tar file with `content` bytes of members, two empty blocks at the end, and padding."""
     return -(-(content + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def _hash(image: ImageRef | None) -> int:
-    """What names the picture, as `Source.pictures` says it."""
-    if isinstance(image, ShardPicture):
-        return image.picture
-    return picture_hash(image) if isinstance(image, str | Path) else 0
+def _key(image: ImageRef | None) -> int:
+    """The number that identifies an image: `records.image_hash`, as in `Source.image_keys`; 0 if it has no file."""
+    if isinstance(image, ShardImage):
+        return image.key
+    return image_hash(image) if isinstance(image, str | Path) else 0
