@@ -1,4 +1,4 @@
-"""The cases of `sail-lightning bench`: what is run, in our form and the baseline's, and how far results differ."""
+"""The cases of `sail-lightning bench`: each runs in our form and in the baseline's, and compares the results."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ OURS, BASELINE = "ours", "official style"
 
 @dataclass(frozen=True)
 class Case:
-    """Two runs of the same work; `difference` runs both and gives the largest relative difference of what they give."""
+    """Two runs of the same work; `difference` returns the largest relative difference of their results."""
 
     variants: Mapping[str, Callable[[], Any]]
     difference: Callable[[], float]
     tokens: int
-    """Tokens of work, padding not counted; for generation, new ones."""
+    """Number of tokens without padding; for generation, of new tokens."""
 
 
-def training_step(settings: Settings, pictures: tuple[Size, ...], stride: int = 2) -> Case:
+def training_step(settings: Settings, images: tuple[Size, ...], stride: int = 2) -> Case:
     """Forward and backward pass of the whole model with language, mask and dice losses; no optimiser."""
     model = _model(settings, stride)
-    samples = _samples(settings, model, pictures)
+    samples = _samples(settings, model, images)
     batch = pack(samples).to(settings.device)
     mask_loss, language_loss = MaskLoss(), LanguageLoss()
 
@@ -64,10 +64,10 @@ def training_step(settings: Settings, pictures: tuple[Size, ...], stride: int = 
     return Case(variants, lambda: _difference(variants), workloads.tokens_of(samples))
 
 
-def attention(settings: Settings, pictures: tuple[Size, ...]) -> Case:
+def attention(settings: Settings, images: tuple[Size, ...]) -> Case:
     """Forward and backward pass of one attention layer: the plan's spans, or a dense mask over padded samples."""
     model = _model(settings, 4)
-    samples = _samples(settings, model, pictures)
+    samples = _samples(settings, model, images)
     batch = pack(samples).to(settings.device)
     sizes, device = settings.sizes, torch.device(settings.device)
     lengths = [len(item) for item in samples]
@@ -99,10 +99,10 @@ def attention(settings: Settings, pictures: tuple[Size, ...]) -> Case:
     return Case(variants, lambda: _difference(variants), sum(lengths))
 
 
-def language_loss(settings: Settings, pictures: tuple[Size, ...]) -> Case:
+def language_loss(settings: Settings, images: tuple[Size, ...]) -> Case:
     """Language head and cross-entropy, forward and backward: supervised rows, or all of them."""
     model = _model(settings, 4)
-    samples = _samples(settings, model, pictures)
+    samples = _samples(settings, model, images)
     batch = pack(samples).to(settings.device)
     hidden = torch.randn(len(batch), model.dims.hidden_size, device=settings.device, dtype=settings.type)
     weight = model.backbone.get_parameter("lm_head.weight")
@@ -124,10 +124,10 @@ def language_loss(settings: Settings, pictures: tuple[Size, ...]) -> Case:
     return Case(variants, lambda: _difference(variants), workloads.tokens_of(samples))
 
 
-def mask_head(settings: Settings, pictures: tuple[Size, ...], stride: int = 2) -> Case:
+def mask_head(settings: Settings, images: tuple[Size, ...], stride: int = 2) -> Case:
     """Upsampler, projections and mask logits, forward and backward."""
     model = _model(settings, stride)
-    samples = _samples(settings, model, pictures)
+    samples = _samples(settings, model, images)
     batch = pack(samples).to(settings.device)
     hidden = torch.randn(len(batch), model.dims.hidden_size, device=settings.device, dtype=settings.type)
     parameters = [*model.upsampler.parameters(), *model.mask_head.parameters()]
@@ -153,11 +153,11 @@ def mask_head(settings: Settings, pictures: tuple[Size, ...], stride: int = 2) -
     return Case(variants, lambda: _difference(variants), workloads.tokens_of(samples))
 
 
-def prefill(settings: Settings, pictures: tuple[Size, ...]) -> Case:
-    """Reads one question on each picture: one packed pass, or picture and question of each, one after another."""
+def prefill(settings: Settings, images: tuple[Size, ...]) -> Case:
+    """Reads one question on each image: one packed pass, or image and question of each, one after another."""
     model = _model(settings, 4).eval()
     samples = [
-        item for size in pictures for item in workloads.questions(model, size, 1, vocabulary=settings.sizes.vocabulary)
+        item for size in images for item in workloads.questions(model, size, 1, vocabulary=settings.sizes.vocabulary)
     ]
     batch = pack(samples).to(settings.device)
     ends = torch.tensor([len(item) for item in samples]).cumsum(0) - 1
@@ -174,12 +174,12 @@ def prefill(settings: Settings, pictures: tuple[Size, ...]) -> Case:
     return Case(variants, lambda: _difference(variants), workloads.tokens_of(samples))
 
 
-def answers(settings: Settings, pictures: tuple[Size, ...], count: int, stride: int = 2) -> Case:
-    """Greedy answers of a fixed length with one mask each: `count` questions on each picture."""
+def answers(settings: Settings, images: tuple[Size, ...], count: int, stride: int = 2) -> Case:
+    """Greedy answers of a fixed length with one mask each: `count` questions on each image."""
     model = _model(settings, stride).eval()
     samples = [
         item
-        for size in pictures
+        for size in images
         for item in workloads.questions(model, size, count, vocabulary=settings.sizes.vocabulary)
     ]
     tokens: Any = VOCABULARY
@@ -190,14 +190,14 @@ def answers(settings: Settings, pictures: tuple[Size, ...], count: int, stride: 
     def theirs() -> list[tuple[list[int], Tensor, np.ndarray]]:
         made = official_style.generate(model, samples, settings.new_tokens)
         return [
-            (ids, logits, official_style.at_picture_size(logits, item))
+            (ids, logits, official_style.at_image_size(logits, item))
             for (ids, logits), item in zip(made, samples, strict=True)
         ]
 
     def difference() -> float:
-        """Of mask logits, relative to how much they vary; 1 where any id or more than a hundredth of a mask differs.
+        """Returns the relative difference of mask logits; 1 where any id or more than a hundredth of a mask differs.
 
-        A model with random weights masks nearly all of every picture, so the masks alone say little.
+        A model with random weights masks nearly all of every image, so comparing masks alone is no test.
         """
         with _mask_logits(model) as found:
             own = ours()
@@ -219,13 +219,13 @@ def answers(settings: Settings, pictures: tuple[Size, ...], count: int, stride: 
 
 @contextmanager
 def _mask_logits(model: SailModel) -> Iterator[list[Tensor]]:
-    """Mask logits (1, h, w) of each answer with one mask that `generate` makes within, pictures in order."""
+    """Mask logits (1, h, w) of each answer with one mask that `generate` makes within, images in order."""
     found: list[Tensor] = []
     read = model.read_masks
 
     def recorded(*arguments: Any) -> dict[int, Tensor]:
         logits = read(*arguments)
-        found.extend(mask for picture in sorted(logits) for mask in logits[picture].split(1))
+        found.extend(mask for image in sorted(logits) for mask in logits[image].split(1))
         return logits
 
     model.read_masks = recorded  # type: ignore[method-assign, assignment]
@@ -237,25 +237,25 @@ def _mask_logits(model: SailModel) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A case by name: what it is, and how it is made."""
+    """A case in the list: its title, and the function that makes it."""
 
     title: str
     make: Callable[[Settings], Case]
 
 
 CASES: dict[str, Entry] = {
-    "step-single": Entry("training step, one picture", lambda s: training_step(s, s.single)),
-    "step-batch": Entry("training step, pictures of mixed sizes", lambda s: training_step(s, s.mixed)),
-    "step-single-stride4": Entry("the same, one picture, stride 4", lambda s: training_step(s, s.single, 4)),
+    "step-single": Entry("training step, one image", lambda s: training_step(s, s.single)),
+    "step-batch": Entry("training step, images of mixed sizes", lambda s: training_step(s, s.mixed)),
+    "step-single-stride4": Entry("the same, one image, stride 4", lambda s: training_step(s, s.single, 4)),
     "step-batch-stride4": Entry("the same, mixed sizes, stride 4", lambda s: training_step(s, s.mixed, 4)),
-    "attention-single": Entry("attention of one layer, one picture", lambda s: attention(s, s.single)),
+    "attention-single": Entry("attention of one layer, one image", lambda s: attention(s, s.single)),
     "attention-batch": Entry("attention of one layer, mixed sizes", lambda s: attention(s, s.mixed)),
     "loss": Entry("language head and loss, mixed sizes", lambda s: language_loss(s, s.mixed)),
-    "mask-head-single": Entry("mask head, one picture", lambda s: mask_head(s, s.single)),
+    "mask-head-single": Entry("mask head, one image", lambda s: mask_head(s, s.single)),
     "mask-head-batch": Entry("mask head, mixed sizes", lambda s: mask_head(s, s.mixed)),
-    "prefill": Entry("reading pictures and questions, mixed sizes", lambda s: prefill(s, s.mixed)),
-    "answer": Entry("one question, one picture", lambda s: answers(s, s.single, 1)),
-    "questions": Entry("several questions, one picture", lambda s: answers(s, s.single, s.questions)),
+    "prefill": Entry("reading images and questions, mixed sizes", lambda s: prefill(s, s.mixed)),
+    "answer": Entry("one question, one image", lambda s: answers(s, s.single, 1)),
+    "questions": Entry("several questions, one image", lambda s: answers(s, s.single, s.questions)),
 }
 
 
@@ -263,8 +263,8 @@ def _model(settings: Settings, stride: int) -> SailModel:
     return workloads.build_model(settings, stride)
 
 
-def _samples(settings: Settings, model: SailModel, pictures: tuple[Size, ...]) -> list[EncodedSample]:
-    return [workloads.sample(model, size, settings.words, settings.sizes.vocabulary) for size in pictures]
+def _samples(settings: Settings, model: SailModel, images: tuple[Size, ...]) -> list[EncodedSample]:
+    return [workloads.sample(model, size, settings.words, settings.sizes.vocabulary) for size in images]
 
 
 def _difference(variants: Mapping[str, Callable[[], dict[str, Tensor]]]) -> float:

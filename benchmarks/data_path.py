@@ -1,7 +1,7 @@
-"""How many samples a second one worker makes of JPEG files, and where its time goes.
+"""Measures how many samples one worker reads from JPEG files per second, and where its time goes.
 
 A sample is a photograph of 640 x 480 pixels (JPEG, quality 90) with three questions and three masks, two as COCO
-run-length codes and one as a polygon; its patches are 16 x 16 pixels. The pictures are the packaged photographs, cut
+run-length codes and one as a polygon; its patches are 16 x 16 pixels. The images are the packaged photographs, cut
 and flipped, written to a folder that is removed again. Words go through the packaged word-level tokenizer: that of a
 real decoder takes somewhat longer. What is left out is the way of a batch from the worker to the training process.
 """
@@ -35,7 +35,7 @@ WIDTH, HEIGHT = 640, 480
 PATCH = 16
 TOKEN_BUDGET = 16384
 RESIZED = 512
-"""Longest side of the pictures that are resized; 640 x 480 pixels fit the grid as they are."""
+"""Longest side of the images that are resized; 640 x 480 pixels fit the grid as they are."""
 TURNS = (
     Turn("please segment the large red circle.", "it is [SEG].", "refer", (0,)),
     Turn("where is the small blue square to the left of the circle?", "it is [SEG].", "refer", (1,)),
@@ -50,8 +50,8 @@ def measure(repetitions: int) -> dict[str, float]:
         repetitions: how often each stage and the whole are measured; the medians are returned.
 
     Returns:
-        `samples_per_s`: of one worker, from files to packed batches, pictures as large as they are.
-        `samples_per_s_resized`: the same with pictures resized to a longest side of 512 pixels.
+        `samples_per_s`: rate of one worker, from files to packed batches, with images at their own size.
+        `samples_per_s_resized`: the same with images resized to a longest side of 512 pixels.
         `decode_jpeg_s`, `resize_s` (to 512), `patchify_s`, `tokenise_s` (and lay out), `masks_s`, `pack_s`: seconds for
         each sample by stage, at full size but for the resizing.
     """
@@ -59,13 +59,13 @@ def measure(repetitions: int) -> dict[str, float]:
         source = Photographs(Path(folder))
         encoder = Encoder(SailTokenizer(), PATCH)
         samples = [source[index] for index in range(len(source.files))]
-        pictures = [load_image(path) for path in source.files]
-        grid = patchify(pictures[0], PATCH)[1]
+        images = [load_image(path) for path in source.files]
+        grid = patchify(images[0], PATCH)[1]
         encoded = [encoder.encode(sample) for sample in samples]
         stages: dict[str, Callable[[], Any]] = {
             "decode_jpeg_s": lambda: [load_image(path) for path in source.files],
-            "resize_s": lambda: [resize_image(picture, PATCH, RESIZED) for picture in pictures],
-            "patchify_s": lambda: [patchify(picture, PATCH) for picture in pictures],
+            "resize_s": lambda: [resize_image(image, PATCH, RESIZED) for image in images],
+            "patchify_s": lambda: [patchify(image, PATCH) for image in images],
             "tokenise_s": lambda: [encoder.lay_out(sample.turns, (grid,)) for sample in samples],
             "masks_s": lambda: [load_mask(mask) for sample in samples for mask in sample.masks],
             "pack_s": lambda: pack(encoded),
@@ -89,7 +89,7 @@ def _seconds(stage: Callable[[], Any], repetitions: int) -> float:
 
 
 def _rate(source: Source, encoder: Encoder, batches: int = 3) -> float:
-    """Samples a second of a stream that has begun."""
+    """Returns the samples per second of a stream that has begun."""
     stream = iter(PackedStream(source, encoder, TOKEN_BUDGET, packing_buffer_size=8))
     next(stream)
     start = time.perf_counter()
@@ -106,9 +106,9 @@ class Photographs(Source):
             for path in sorted(photos.glob("*.jpg")):
                 with Image.open(path) as opened:
                     plain = ImageOps.fit(opened.convert("RGB"), (WIDTH, HEIGHT))
-                for kind, picture in (("plain", plain), ("flipped", ImageOps.mirror(plain))):
+                for kind, image in (("plain", plain), ("flipped", ImageOps.mirror(plain))):
                     self.files.append(folder / f"{path.stem}_{kind}.jpg")
-                    picture.save(self.files[-1], quality=90)
+                    image.save(self.files[-1], quality=90)
         self.masks = (_code(_ring(200, 180, 90)), _code(_ring(430, 300, 140)), partial(_drawn, _ring(330, 220, 60)))
 
     @property
@@ -120,7 +120,7 @@ class Photographs(Source):
 
 
 def _ring(x: float, y: float, radius: float) -> list[float]:
-    """A polygon of 40 corners that go in and out, as x0, y0, x1, y1, ..."""
+    """Returns a star-shaped polygon of 40 corners as x0, y0, x1, y1, ..."""
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     reach = radius * (1 + 0.2 * np.sin(5 * angles))
     return np.stack([x + reach * np.cos(angles), y + reach * np.sin(angles)], axis=1).ravel().tolist()

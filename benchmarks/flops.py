@@ -1,4 +1,4 @@
-"""Floating-point operations of the single transformer, counted as they must be done: exact mask, supervised logits.
+"""Counts the floating-point operations that the single transformer needs: exact mask, supervised logits.
 
 A multiply-add counts two. Norms, activations, rotary positions and the softmax are left out, as usual. A training step
 is three forward passes (recomputation is not counted); attention scores likewise.
@@ -17,7 +17,7 @@ from sail_lightning.sequence.attention_plan import AttentionPlan
 
 
 def seen_keys(plan: AttentionPlan) -> int:
-    """Pairs of a query and a key that it may see, over the whole batch: the entries of the dense mask."""
+    """Returns the number of visible query-key pairs of a batch: the true entries of the dense mask."""
     total = 0
     for spans in plan.samples:
         end = 0
@@ -28,7 +28,7 @@ def seen_keys(plan: AttentionPlan) -> int:
 
 
 def transformer_forward(model: SailModel, plan: AttentionPlan, patches: int, supervised: int) -> int:
-    """One forward pass of the decoder, the patch embedding and the language head."""
+    """Returns the FLOPs of a forward pass of the decoder, the patch embedding and the language head."""
     tokens = sum(plan.lengths)
     weights = sum(linear.weight.numel() for linear in decoder_linears(model))
     ends = patches * model.backbone.get_parameter("vis_embed.weight").numel()
@@ -37,19 +37,19 @@ def transformer_forward(model: SailModel, plan: AttentionPlan, patches: int, sup
 
 
 def attention_forward(model: SailModel, plan: AttentionPlan) -> int:
-    """Scores and weighted sums of all layers."""
+    """Returns the FLOPs of attention scores and weighted sums of all layers."""
     config: Any = model.backbone.get_submodule("model").config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(4 * seen_keys(plan) * width * config.num_attention_heads * config.num_hidden_layers)
 
 
 def decoder_linears(model: SailModel) -> list[nn.Linear]:
-    """The matrices that every token is multiplied with."""
+    """Returns the FLOPs of the matrices that every token is multiplied with."""
     return [part for part in model.backbone.get_submodule("model").modules() if isinstance(part, nn.Linear)]
 
 
 def mask_head_forward(model: SailModel, grids: Sequence[tuple[int, int]], masks: int) -> int:
-    """One forward pass of the paper's upsampler and of the projections, the last layer of the keys folded."""
+    """Returns the FLOPs of a forward pass of the upsampler and the projections, with folded key layer."""
     upsampler = model.upsampler
     if not isinstance(upsampler, DeconvUpsampler):
         raise TypeError("only the paper's upsampler is counted")
@@ -65,5 +65,5 @@ def mask_head_forward(model: SailModel, grids: Sequence[tuple[int, int]], masks:
 
 
 def training_step(forward: int) -> int:
-    """Forward and backward pass."""
+    """Returns the FLOPs of a forward and backward pass."""
     return 3 * forward

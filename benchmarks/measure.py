@@ -1,4 +1,4 @@
-"""Honest timing: variants alternated in one process, medians; memory of each in a fresh process."""
+"""Timing: variants alternate in one process, medians are reported; memory is measured in a fresh process each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "xformers", "lightning", "numpy")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repetition."""
+    """The duration of each repetition in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -34,14 +34,14 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Fastest and slowest."""
+        """The fastest and the slowest repetition in seconds."""
         return min(self.seconds), max(self.seconds)
 
 
 def alternate(
     variants: Mapping[str, Callable[[], Any]], repetitions: int, device: torch.device, warmup: int = 1
 ) -> dict[str, Timing]:
-    """Runs the variants in turn, so that whatever else the machine does falls on all of them alike."""
+    """Runs the variants in turn, so that other load of the machine affects all of them equally."""
     for run in variants.values():
         for _ in range(warmup):
             run()
@@ -58,7 +58,7 @@ def alternate(
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
-    """MiB that one run needs at its peak beyond what lay there before it; None where the system does not tell.
+    """MiB that one run needs at its peak beyond what lay there before it; None where the system has no such value.
 
     On the CPU only the first run of a process says the truth: afterwards the allocator keeps what it has.
     """
@@ -100,7 +100,7 @@ def peak_in_a_fresh_process(arguments: Sequence[str]) -> float | None:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Machine and versions."""
+    """Returns the machine and the versions of libraries."""
     found = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": str(torch.get_num_threads()),
@@ -120,7 +120,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _status(field: str) -> int:
-    """Bytes, of a line of /proc/self/status."""
+    """Reads a line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

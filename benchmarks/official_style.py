@@ -2,8 +2,8 @@
 
 Written from the published facts about that code, not copied from it: samples padded to the longest, one dense additive
 mask (B, 1, L, L) and keys and values repeated for all heads; logits of every token over the whole vocabulary; hidden
-states of every layer kept; each picture upsampled alone at full width, with channels first, whether or not anything is
-masked in it; questions answered one at a time, each reading its picture anew. What the official code does on top and
+states of every layer kept; each image upsampled alone at full width, with channels first, whether or not anything is
+masked in it; questions answered one at a time, each reading its image anew. What the official code does on top and
 what says nothing about the design is left out, in the baseline's favour: its re-tokenising of placeholder strings, and
 stop words decoded at every step.
 """
@@ -77,7 +77,7 @@ def run_decoder(model: SailModel, embeddings: Tensor, positions: Tensor, mask: T
 
 
 def mask_keys(model: SailModel, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """One picture's vision tokens (rows*columns, D) to mask keys (channels, h, w), with channels first."""
+    """One image's vision tokens (rows*columns, D) to mask keys (channels, h, w), with channels first."""
     upsampler = model.upsampler
     assert isinstance(upsampler, DeconvUpsampler), "the official code has one upsampler"
     features = upsampler.pre_projector(tokens).unflatten(0, grid).permute(2, 0, 1)[None].contiguous()
@@ -124,7 +124,7 @@ def all_logits_loss(model: SailModel, hidden: Tensor, batch: PackedBatch) -> Ten
 
 @torch.inference_mode()
 def prefill(model: SailModel, item: EncodedSample) -> tuple[Any, Tensor]:
-    """Reads the picture, copies the cache as the official code does, and reads the question: cache, hidden states."""
+    """Reads the image, copies the cache as the official code does, and reads the question: cache, hidden states."""
     device = next(model.parameters()).device
     embeddings, positions = embed(model, [item], device)
     mask = dense_mask([item], len(item), device)
@@ -163,7 +163,7 @@ def generate(model: SailModel, samples: Sequence[EncodedSample], new_tokens: int
     return answers
 
 
-def at_picture_size(logits: Tensor, item: EncodedSample) -> np.ndarray:
+def at_image_size(logits: Tensor, item: EncodedSample) -> np.ndarray:
     """Mask logits (n, h, w) to masks (n, H, W) bool."""
     assert item.image_size is not None
     return (resize(logits.float(), item.image_size) > 0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Why a training step takes what it takes: its operations by part, the speed of its matrix products, what it keeps."""
+"""Profiles a training step: its operations by part, the speed of its matrix products, the memory that it keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sail_lightning.encoding.collate import pack
 from sail_lightning.model.model import SailModel
 
 STRIDE = 2
-"""Of the mask features: that of the official weights."""
+"""Stride of the mask features in pixels, as in the official weights."""
 
 
 def measure(settings: Settings, repetitions: int) -> dict[str, float]:
@@ -37,16 +37,16 @@ def measure(settings: Settings, repetitions: int) -> dict[str, float]:
         kept for the backward pass; `decoder_mib`: what the decoder keeps.
     """
     found: dict[str, float] = {}
-    for name, pictures in (("single", settings.single), ("mixed", settings.mixed)):
-        found |= {f"{name}_{key}": value for key, value in _step(settings, pictures, repetitions).items()}
+    for name, images in (("single", settings.single), ("mixed", settings.mixed)):
+        found |= {f"{name}_{key}": value for key, value in _step(settings, images, repetitions).items()}
     return found
 
 
-def _step(settings: Settings, pictures: tuple[Size, ...], repetitions: int) -> dict[str, float]:
+def _step(settings: Settings, images: tuple[Size, ...], repetitions: int) -> dict[str, float]:
     device = torch.device(settings.device)
     model = workloads.build_model(settings, STRIDE)
     words, vocabulary = settings.words, settings.sizes.vocabulary
-    batch = pack([workloads.sample(model, size, words, vocabulary) for size in pictures]).to(device)
+    batch = pack([workloads.sample(model, size, words, vocabulary) for size in images]).to(device)
     attention = flops.attention_forward(model, batch.plan)
     transformer = flops.transformer_forward(model, batch.plan, len(batch.patches), len(batch.target_ids))
     head = flops.mask_head_forward(model, batch.grids, len(batch.seg_rows))
@@ -65,21 +65,21 @@ def _step(settings: Settings, pictures: tuple[Size, ...], repetitions: int) -> d
     rates = {"products_gflop_per_s": rate}
     if device.type == "cpu":
         rates["products_gflop_per_s_thread"] = rate / settings.threads
-    attention_s = settings.sizes.layers * timed(cases.attention(settings, pictures).variants[cases.OURS])
+    attention_s = settings.sizes.layers * timed(cases.attention(settings, images).variants[cases.OURS])
     pixels = sum(rows * columns for rows, columns in batch.grids) * (model.dims.patch_size // STRIDE) ** 2
     return {
         **gflop,
         **rates,
         "attention_s": attention_s,
         "floor_s": (gflop["mask_head_gflop"] + gflop["decoder_gflop"]) / rate + attention_s,
-        "step_s": timed(cases.training_step(settings, pictures, STRIDE).variants[cases.OURS]),
+        "step_s": timed(cases.training_step(settings, images, STRIDE).variants[cases.OURS]),
         "last_block_mib": 3 * pixels * model.dims.feature_channels * settings.type.itemsize / MIB,
         "decoder_mib": _kept(model, batch) / MIB,
     }
 
 
 def products(model: SailModel, batch: PackedBatch) -> Counter[tuple[int, int, int]]:
-    """The matrix products of a forward pass that are worth counting, (rows, inner, outer), and how often each is."""
+    """Returns the large matrix products of a forward pass, (rows, inner, outer), and the number of each."""
     backbone: Any = model.backbone
     upsampler: Any = model.upsampler
     cells = len(batch.patches)
@@ -99,17 +99,17 @@ def products(model: SailModel, batch: PackedBatch) -> Counter[tuple[int, int, in
 
 
 def _product(rows: int, inner: int, outer: int, settings: Settings) -> Callable[[], object]:
-    """A product of a layer: forward, and the two of its backward pass."""
+    """Runs a matrix product of a layer: forward, and the two products of its backward pass."""
     make = partial(torch.ones, device=settings.device, dtype=settings.type)
     left, weight, gradient = make(rows, inner), make(outer, inner), make(rows, outer)
     return lambda: (torch.mm(left, weight.T), torch.mm(gradient, weight), torch.mm(gradient.T, left))
 
 
 def _kept(model: SailModel, batch: PackedBatch) -> int:
-    """Bytes that the decoder keeps for the backward pass, weights not counted."""
+    """Returns the bytes that the decoder keeps for the backward pass, without weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no place in memory is counted for two
+    alive: list[Tensor] = []  # so that no memory address is reused and counted once only
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""How long an index of records takes to make and to open, and how much memory a reader of it needs.
+"""Measures the time to make and open an index of records, and the memory that a reader of it needs.
 
 A record is a photo with two objects, each an outline of ten corners and three phrases: about 600 bytes. The baseline is
 the official style: the annotation file parsed by each process that reads it, and its records kept as dictionaries.
@@ -19,9 +19,9 @@ import numpy as np
 from sail_lightning.data import records
 
 READ = 20_000
-"""Records that a reader reads, in random order."""
+"""Number of records that a reader reads, in random order."""
 Opener = Callable[[Path], Callable[[int], Any]]
-"""Opens what lies at a path; returns what reads a record by number."""
+"""Opens the index at a path; returns a function that reads a record by index."""
 
 
 def measure(count: int = 1_000_000) -> dict[str, float]:
@@ -51,17 +51,17 @@ def measure(count: int = 1_000_000) -> dict[str, float]:
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Records that differ."""
+    """Yields records that differ from each other."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 640, (64, 20)).tolist()
     for number in range(count):
         objects = [
             {
-                "ann_id": 2 * number + place,
-                "segmentation": [corners[(number + place) % 64]],
+                "ann_id": 2 * number + index,
+                "segmentation": [corners[(number + index) % 64]],
                 "phrases": [f"the {kind} thing number {number}" for kind in ("left", "largest", "red and round")],
             }
-            for place in range(2)
+            for index in range(2)
         ]
         yield {"id": str(number), "image": f"{number:012d}.jpg", "height": 480, "width": 640, "objects": objects}
 
@@ -100,6 +100,6 @@ def _reader(opener: Opener, path: Path, count: int, sender: Any) -> None:
 
 
 def _private_mib() -> float:
-    """Memory that this process shares with no other, in MiB (Linux)."""
+    """Returns the memory of this process alone, in MiB (Linux)."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024

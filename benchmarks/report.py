@@ -1,4 +1,4 @@
-"""Results of the bench as JSON, Markdown and a picture."""
+"""Results of the bench as JSON, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sail_lightning.benchmarks.throughput import Throughput
 
 @dataclass(frozen=True)
 class Result:
-    """Of one case: seconds and peak MiB by variant, and the largest relative difference of what they gave."""
+    """Result of one case: seconds and peak MiB by variant, and the largest relative difference of the results."""
 
     case: str
     timings: dict[str, Timing]
@@ -29,12 +29,12 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """The baseline's median seconds over ours."""
+        """The ratio of the baseline's median time to ours."""
         return self.timings[BASELINE].median / self.timings[OURS].median
 
     @property
     def memory_ratio(self) -> float | None:
-        """Our peak memory over the baseline's."""
+        """The ratio of our peak memory to the baseline's."""
         ours, baseline = self.memory.get(OURS), self.memory.get(BASELINE)
         return ours / baseline if ours is not None and baseline else None
 
@@ -53,7 +53,7 @@ class Report:
     record_index: dict[str, float] | None = None
 
     def write(self, folder: Path) -> list[Path]:
-        """bench.json, bench.md and, where something was compared, bench.png; returns what was written."""
+        """Writes bench.json, bench.md and, where variants were compared, bench.png; returns the paths."""
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / "bench.json", folder / "bench.md"]
         written[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ class Report:
         return written
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, every repetition."""
+        """Returns all values, with every repetition, as JSON."""
         return {
             "command": self.command,
             "date": date.today().isoformat(),
@@ -90,7 +90,7 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Tables for people."""
+        """Returns the tables as Markdown."""
         lines = ["# Bench", "", f"`{self.command}`, {date.today().isoformat()}", ""]
         lines += ["; ".join(f"{key} {value}" for key, value in self.environment.items()), ""]
         if self.results:
@@ -116,14 +116,14 @@ class Report:
         return "\n".join(lines)
 
     def draw(self, path: Path) -> None:
-        """Speed-up and memory ratio of each case as bars."""
+        """Draws speed-up and memory ratio of each case as bars."""
         titles = [CASES[result.case].title for result in self.results]
         figure = Figure(figsize=(10, 0.5 * len(titles) + 1.6), layout="constrained")
         speed, memory = figure.subplots(1, 2, sharey=True)
-        places = range(len(titles))
-        speed.barh(places, [result.speedup for result in self.results], color="#4878a8")
-        speed.set(xlabel="times faster than the baseline", yticks=places, yticklabels=titles)
-        memory.barh(places, [result.memory_ratio or 0 for result in self.results], color="#a86848")
+        rows = range(len(titles))
+        speed.barh(rows, [result.speedup for result in self.results], color="#4878a8")
+        speed.set(xlabel="times faster than the baseline", yticks=rows, yticklabels=titles)
+        memory.barh(rows, [result.memory_ratio or 0 for result in self.results], color="#a86848")
         memory.set(xlabel="peak memory, as a share of the baseline's")
         for axes, values in (
             (speed, [f"{result.speedup:.1f}" for result in self.results]),
@@ -161,14 +161,14 @@ def _throughput_table(items: Sequence[Throughput]) -> list[str]:
         cells = [item.name, str(item.tokens), f"{item.seconds:.4g}", f"{item.tokens_per_second:,.0f}"]
         cells += [f"{item.teraflops:.4g}", *(f"{share:.1%}" for share in item.shares.values())]
         lines.append(f"| {' | '.join(cells + [_mib(item.peak_mib)] * with_memory)} |")
-    told = "FLOPs are those of the exact mask and of supervised logits, recomputation not counted"
+    note = "FLOPs are those of the exact mask and of supervised logits, recomputation not counted"
     if peaks:
-        told += "; shares are of {:g} (a measured matrix product) and {:g} TFLOP/s (the data sheet)".format(
+        note += "; shares are of {:g} (a measured matrix product) and {:g} TFLOP/s (the data sheet)".format(
             *peaks.values()
         )
     if with_memory:
-        told += "; the peak is that of all tensors, weights and gradients included"
-    return [*lines, "", f"{told}."]
+        note += "; the peak is that of all tensors, weights and gradients included"
+    return [*lines, "", f"{note}."]
 
 
 def _mib(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What one run of the bench is told: where it runs, the sizes of its model, and how much work there is."""
+"""Settings of a run of the bench: its device, the sizes of its model, and the amount of work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelSizes:
     preset: str | None = None
 
     def backbone_args(self) -> dict[str, Any]:
-        """Arguments of `SailQwen`."""
+        """Returns the arguments of `SailQwen`."""
         if self.preset:
             return {"size": self.preset}
         return {
@@ -39,7 +39,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one run.
+    """Settings of one run.
 
     Args:
         device: `cpu` or `cuda`.
@@ -47,10 +47,10 @@ class Settings:
             computed in float32 either way.
         threads: of the CPU.
         sizes: of the model.
-        single: picture (height, width) of the cases with one picture, in pixels.
-        mixed: pictures of the cases with several.
+        single: image (height, width) of the cases with one image, in pixels.
+        mixed: images of the cases with several.
         words: supervised tokens of each training sample.
-        questions: on each picture, where several are asked.
+        questions: on each image, where several are asked.
         new_tokens: of each answer.
         budget: tokens of a packed batch of the throughput cases.
         compile: whether the throughput cases compile the layers.
@@ -72,15 +72,15 @@ class Settings:
 
     @property
     def type(self) -> torch.dtype:
-        """`dtype`, as torch knows it."""
+        """The dtype as torch's."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the settings for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        """Of `to_dict`, through JSON or not."""
-        pictures = {name: tuple((h, w) for h, w in values[name]) for name in ("single", "mixed")}
-        return cls(**values | pictures | {"sizes": ModelSizes(**values["sizes"])})
+        """Makes settings from the result of `to_dict`, through JSON or not."""
+        images = {name: tuple((h, w) for h, w in values[name]) for name in ("single", "mixed")}
+        return cls(**values | images | {"sizes": ModelSizes(**values["sizes"])})

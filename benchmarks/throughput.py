@@ -22,7 +22,7 @@ PEAKS = {"of_measured_product": 790.0, "of_data_sheet": 989.0}
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of one form of the training step (forward and backward pass, no optimiser).
+    """Throughput of one form of the training step (forward and backward pass, no optimiser).
 
     `peak_mib` is all that CUDA tensors take at the peak, weights and gradients included; None on the CPU. `peaks` are
     the TFLOP/s that it could do, by name; empty where they are not known.
@@ -41,7 +41,7 @@ class Throughput:
 
     @property
     def teraflops(self) -> float:
-        """Per second; of the exact mask and of supervised logits."""
+        """TFLOP/s for the exact mask and supervised logits."""
         return self.flops / self.seconds / 1e12
 
     @property
@@ -50,19 +50,19 @@ class Throughput:
         return {name: self.teraflops / peak for name, peak in self.peaks.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with all that is derived."""
+        """Returns the values for JSON, with the derived ones."""
         derived = {"tokens_per_second": self.tokens_per_second, "teraflops": self.teraflops, "shares": self.shares}
         return asdict(self) | derived
 
 
 def peaks_of(machine: str, dtype: str) -> dict[str, float]:
-    """`PEAKS` where they are this machine's, by its CUDA name; else nothing."""
+    """Returns `PEAKS` if they apply to this machine, by its CUDA name; else nothing."""
     known = dtype == "bfloat16" and ("H100 80GB HBM3" in machine or ("H200" in machine and "NVL" not in machine))
     return PEAKS if known else {}
 
 
 def measure(settings: Settings, repetitions: int) -> list[Throughput]:
-    """The model of the settings on one packed batch of `budget` tokens.
+    """Measures the model of the settings on one packed batch of `budget` tokens.
 
     Raises:
         SailError: the device's memory is too small.
@@ -82,10 +82,10 @@ def _measure(name: str, settings: Settings, repetitions: int) -> list[Throughput
     device = torch.device(settings.device)
     options = {"activation_checkpointing": settings.checkpointing, "compile_layers": settings.compile}
     model = workloads.build_model(settings, 4, **options)
-    pictures = [settings.mixed[-1]]
-    one = len(workloads.sample(model, pictures[0], settings.words, settings.sizes.vocabulary))
+    images = [settings.mixed[-1]]
+    one = len(workloads.sample(model, images[0], settings.words, settings.sizes.vocabulary))
     samples = [
-        workloads.sample(model, pictures[0], settings.words, settings.sizes.vocabulary, seed)
+        workloads.sample(model, images[0], settings.words, settings.sizes.vocabulary, seed)
         for seed in range(max(1, settings.budget // one))
     ]
     batch = pack(samples).to(device)

@@ -1,4 +1,4 @@
-"""What is measured: a model of stated sizes with random weights, and batches of stated lengths."""
+"""The measured work: a model of stated sizes with random weights, and batches of stated lengths."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sail_lightning.sample import Sample, Turn
 from sail_lightning.sequence.layout import SequenceBuilder
 
 WORDS = 100
-"""Ids below this one are special; words are drawn above it."""
+"""Ids below this one are special; tokens are drawn above it."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What generation asks of `Tokens`: nothing ends an answer, so that all answers have the length asked for."""
+    """Stands in for `Tokens` in generation: nothing ends an answer, so all answers have the requested length."""
 
     seg: int = 10
     stops: frozenset[int] = field(default_factory=frozenset)
 
 
 VOCABULARY = Vocabulary()
-PICTURE_TOKENS = {"<vision>": 1, "<vpatch>": 2, "</vision>": 3}
+IMAGE_TOKENS = {"<vision>": 1, "<vpatch>": 2, "</vision>": 3}
 
 
 def build_model(settings: Settings, stride: int, **backbone: Any) -> SailModel:
-    """The model with random weights, the same ones each time, and mask features of `stride` pixels.
+    """Makes the model with the same random weights each time and mask features of `stride` pixels.
 
     `backbone`: further arguments of `SailQwen`.
     """
@@ -50,11 +50,11 @@ def build_model(settings: Settings, stride: int, **backbone: Any) -> SailModel:
 def sample(
     model: SailModel, size: tuple[int, int], words: int = 64, vocabulary: int = 32_000, seed: int = 0
 ) -> EncodedSample:
-    """A picture of noise, (height, width) pixels, then `words` supervised words, the last one a [SEG] with a mask."""
+    """An image of noise, (height, width) pixels, then `words` supervised words, the last one a [SEG] with a mask."""
     rng = np.random.default_rng([seed, *size])
     patch = model.dims.patch_size
     grid = (size[0] // patch, size[1] // patch)
-    builder = SequenceBuilder(model.backbone.picture.resolve(PICTURE_TOKENS)).image(grid)
+    builder = SequenceBuilder(model.backbone.image_layout.resolve(IMAGE_TOKENS)).image(grid)
     ids = [*rng.integers(WORDS, vocabulary, words - 1).tolist(), VOCABULARY.seg]
     sequence = builder.text(ids, supervised=True).build()
     mask = np.zeros(size, bool)
@@ -74,14 +74,14 @@ def sample(
 def questions(
     model: SailModel, size: tuple[int, int], count: int, words: int = 20, vocabulary: int = 32_000
 ) -> list[EncodedSample]:
-    """Questions of `words` words each on one picture; each answer is begun with a [SEG], so each has a mask."""
+    """Questions of `words` words each on one image; each answer is begun with a [SEG], so each has a mask."""
     patch = model.dims.patch_size
     grid = (size[0] // patch, size[1] // patch)
     pixels = np.random.default_rng(0).integers(0, 256, (grid[0] * grid[1], 3 * patch * patch), np.uint8)
     made = []
     for index in range(count):
         ids = np.random.default_rng([1, index]).integers(WORDS, vocabulary, words - 1).tolist()
-        builder = SequenceBuilder(model.backbone.picture.resolve(PICTURE_TOKENS)).image(grid)
+        builder = SequenceBuilder(model.backbone.image_layout.resolve(IMAGE_TOKENS)).image(grid)
         sequence = builder.text([*ids, VOCABULARY.seg]).build()
         made.append(
             EncodedSample(
@@ -100,5 +100,5 @@ def questions(
 
 
 def tokens_of(samples: Sequence[EncodedSample]) -> int:
-    """Tokens, padding not counted."""
+    """Returns the number of tokens without padding."""
     return sum(len(item) for item in samples)

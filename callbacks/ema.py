@@ -1,4 +1,4 @@
-"""`EMA`: an average of the weights, which validates and is saved in their place."""
+"""`EMA`: a moving average of the weights, which is validated and saved in their place."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sail_lightning.settings.ranges import BelowOne, Checked, NonNegativeInt
 class EMA(Checked, Averaging):
     """Keeps an exponential moving average of the weights: average = decay * average + (1 - decay) * weights.
 
-    Validation runs on the average; a checkpoint's `state_dict` is the average, so that `load_from_checkpoint` gives
-    it, and the weights in training lie beside it (`current_model_state`) for resume. After training the model holds
-    the average. Buffers are copied. Teachers are not averaged, nor copied. Sharded models (FSDP) are not supported, and
-    weights in half precision (`bf16-true`) are refused: what one step adds to an average is less than they can hold.
-    So are checkpoints of weights only, which callbacks have no part in.
+    Validation runs on the average. A checkpoint's `state_dict` is the average, so that `load_from_checkpoint` returns
+    it; the weights in training are stored as `current_model_state` for resume. After training the model holds the
+    average. Buffers are copied; teachers are neither averaged nor copied. Sharded models (FSDP) are not supported.
+    Weights in half precision (`bf16-true`) are refused, because one step's contribution to the average is below their
+    precision, and so are checkpoints of weights only, to which callbacks cannot add.
 
     Args:
-        decay: of the average, 0 to 1; about 1 / (1 - decay) steps are averaged.
-        start_step: until then the average is the weights themselves.
+        decay: decay of the average, 0 to 1; about 1 / (1 - decay) steps are averaged.
+        start_step: optimiser step until which the average equals the weights.
     """
 
     def __init__(self, decay: BelowOne = 0.999, start_step: NonNegativeInt = 0) -> None:
@@ -55,7 +55,7 @@ class EMA(Checked, Averaging):
             )
         pl_module.configure_model()
         self.place(trainer.strategy.root_device)  # the model itself is moved there later
-        # The averaged copy is a copy of the whole module, and teachers may be large: they stay out of it.
+        # The average is a copy of the whole module, and teachers may be large: they are left out of it.
         distill = getattr(pl_module, "distill", None)
         teachers = getattr(distill, "teachers", None)
         if teachers is not None:
@@ -69,7 +69,7 @@ class EMA(Checked, Averaging):
                 distill.teachers = teachers
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing yet: checkpoints are saved after this, and hold the weights in training too."""
+        """Does nothing yet: checkpoints are saved later, and hold the weights in training too."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.settle(pl_module)

@@ -1,4 +1,4 @@
-"""`GradNorm`: the length of the gradient."""
+"""`GradNorm`: logs the norm of the gradient."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class GradNorm(L.Callback):
             return
         grads = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        if hasattr(norm, "full_tensor"):  # sharded (FSDP2): the shards' norms are put together here
+        if hasattr(norm, "full_tensor"):  # sharded (FSDP2): this combines the norms of the shards
             norm = norm.full_tensor()
         pl_module.log("train/grad_norm", norm)

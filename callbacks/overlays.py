@@ -1,4 +1,4 @@
-"""`OverlayLogger`: what the model answers during validation and test, as one picture in the logger."""
+"""`OverlayLogger`: logs the model's answers in validation and test as one image."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, NonNegativeInt
 
 WIDTH = 256
+"""Largest width of a drawn answer in pixels."""
 
 
 @register
 class OverlayLogger(Checked, L.Callback):
-    """Draws the first answers of each validation and test run as one grid and hands it to every logger.
+    """Draws the first answers of each validation and test run as one grid and logs it with every logger.
 
-    The picture goes through the logger's own image call: TensorBoard (`add_image`), Weights & Biases (`log_image`),
-    MLflow (`log_image` of its client). For a logger without one, as CSV, and without any logger, it is written to
-    `overlays/<stage>-step<k>.png` in the run's folder. The check before training (`sanity_checking`) draws nothing.
+    The image is logged by the logger's own method: TensorBoard (`add_image`), Weights & Biases (`log_image`), MLflow
+    (`log_image` of its client). With a logger that has none, such as CSV, and without any logger, it is written to
+    `overlays/<stage>-step<k>.png` in the run's folder. Nothing is drawn in the sanity check before training.
 
     Args:
-        count: how many answers are drawn.
+        count: number of answers that are drawn.
     """
 
     def __init__(self, count: NonNegativeInt = 8) -> None:
@@ -59,42 +60,42 @@ class OverlayLogger(Checked, L.Callback):
 
     def _collect(self, trainer: L.Trainer, predictions: Sequence[Prediction]) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            # Drawn at once: a thumbnail is small, a prediction keeps its picture and masks at full size.
+            # Drawn at once: a thumbnail is small, a prediction holds its image and masks at full size.
             self._drawn += [thumbnail(item.overlay()) for item in predictions[: self.count - len(self._drawn)]]
 
     def _send(self, trainer: L.Trainer, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked on all ranks: Lightning broadcasts it
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # read on all ranks: Lightning broadcasts it
         if not self._drawn:
             return
-        picture = grid(self._drawn)
+        image = grid(self._drawn)
         self._drawn = []
         step = trainer.global_step
-        taken = [log_picture(logger, f"{stage}/overlays", picture, step) for logger in trainer.loggers]
-        if not all(taken) or not taken:
+        logged = [log_image(logger, f"{stage}/overlays", image, step) for logger in trainer.loggers]
+        if not all(logged) or not logged:
             path = folder / "overlays" / f"{stage}-step{step}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            image.save(path)
 
 
-def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> bool:
-    """Hands a picture to a logger by the image call that it has; whether it had one.
+def log_image(logger: Logger, name: str, image: Image.Image, step: int) -> bool:
+    """Logs an image with the method that a logger has for it; returns whether it has one.
 
-    Told apart by their methods, so that no logging package has to be installed.
+    Loggers are recognised by their methods, so that no logging package has to be installed.
     """
     experiment: Any = getattr(logger, "experiment", None)
     if hasattr(experiment, "add_image"):  # TensorBoardLogger
-        experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
     elif hasattr(logger, "log_image"):  # WandbLogger
-        logger.log_image(key=name, images=[picture], step=step)
+        logger.log_image(key=name, images=[image], step=step)
     elif hasattr(logger, "run_id") and hasattr(experiment, "log_image"):  # MLFlowLogger
-        experiment.log_image(logger.run_id, picture, key=name, step=step)
+        experiment.log_image(logger.run_id, image, key=name, step=step)
     else:
         return False
     return True
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """A picture at most `WIDTH` wide; smaller ones are left alone."""
-    if picture.width <= WIDTH:
-        return picture
-    return picture.resize((WIDTH, max(1, round(picture.height * WIDTH / picture.width))))
+def thumbnail(image: Image.Image) -> Image.Image:
+    """Returns an image of at most `WIDTH` pixels width; smaller ones are unchanged."""
+    if image.width <= WIDTH:
+        return image
+    return image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))))

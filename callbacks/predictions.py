@@ -1,4 +1,4 @@
-"""`PredictionWriter`: answers go to disk as they come, as JSON lines and pictures."""
+"""`PredictionWriter`: writes answers to disk as they are generated, as JSON lines and images."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ FILE, OVERLAYS = "predictions.jsonl", "overlays"
 
 @register
 class PredictionWriter(L.Callback):
-    """Writes what `predict` answers: `predictions.jsonl` and, if asked, `overlays/<name>.png`.
+    """Writes the answers of `predict`: `predictions.jsonl` and, if enabled, `overlays/<name>.png`.
 
-    Each line is written and flushed as soon as its batch is answered: a crash loses nothing that was answered before.
-    A new run starts the file anew. With several ranks, each writes its own file, and rank 0 joins them at the end.
+    Each line is written and flushed as soon as its batch is answered, so a crash loses no answer that came before. A
+    new run overwrites the file. With several ranks, each writes its own file, and rank 0 joins them at the end.
 
     One line is one JSON object:
 
-    - `source`: the picture's file, or the record's name;  `id`: the record's id, "" if it has none;
-    - `question`, `text`: what was asked, and the answer as generated, `[SEG]` and phrase tags included;
+    - `source`: the image's file, or the record's name;  `id`: the record's id, "" if it has none;
+    - `question`, `text`: the question, and the answer as generated, `[SEG]` and phrase tags included;
     - `finish`: why the answer ended: `end`, `length` or `loop`;
-    - `size`: [height, width] of the picture in pixels, null without a picture;
-    - `masks`: one object per `[SEG]`, in order, at the picture's own size: `segmentation` (COCO compressed RLE),
+    - `size`: [height, width] of the image in pixels, null without an image;
+    - `masks`: one object per `[SEG]`, in order, at the image's own size: `segmentation` (COCO compressed RLE),
       `area` (pixels), `bbox` [x, y, width, height], `phrase` ("" if the answer gives none);
     - `prompts`: one object per visual prompt: `id` (K of `<PromptK>`), and `box` [x0, y0, x1, y1], `point` [x, y],
-      `scribble` [[x, y], ...] or `mask` (a file, or COCO compressed RLE), in pixels of the picture;
+      `scribble` [[x, y], ...] or `mask` (a file, or COCO compressed RLE), in pixels of the image;
     - `seconds`: this answer's share of the time that its batch took;
-    - `overlay`: the picture with the answer drawn on it, relative to the file; null if none was drawn.
+    - `overlay`: path of the image with the answer drawn on it, relative to the file; null if none was drawn.
 
     Args:
-        out: folder to write to; the run's folder if null.
-        overlays: whether pictures are drawn.
+        out: folder to write to; null is the run's folder.
+        overlays: whether answers are drawn.
     """
 
     def __init__(self, out: str | None = None, overlays: bool = True) -> None:
         self.out, self.overlays = out, overlays
         self.path: Path | None = None
-        """Of `predictions.jsonl`, from the start of `predict` on."""
+        """The path of `predictions.jsonl`, set when `predict` starts."""
         self._file: TextIO | None = None
         self._names: set[str] = set()
         self._suffix = ""
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        run = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
+        run = trainer.log_dir  # read on all ranks: Lightning broadcasts it
         folder = Path(self.out or run or trainer.default_root_dir)
         self.path = folder / FILE
         self._names = set()
@@ -64,13 +64,13 @@ class PredictionWriter(L.Callback):
         if self.overlays:
             (folder / OVERLAYS).mkdir(exist_ok=True)
         if trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)  # else a crash would leave an earlier run's file in this run's place
+            self.path.unlink(missing_ok=True)  # or a crash would leave the file of an earlier run
             for stale in folder.glob("predictions-rank*.jsonl"):
                 stale.unlink()
         trainer.strategy.barrier("predictions: clean folder")
         self._file = self._own(self._suffix).open("w", encoding="utf-8")
 
-    # Not Lightning's BasePredictionWriter: that one warns that it cannot tell the indices of a streamed batch.
+    # Not Lightning's BasePredictionWriter, which warns that it does not know the indices of a streamed batch.
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
@@ -109,7 +109,7 @@ class PredictionWriter(L.Callback):
             self._file = None
 
     def _join(self, ranks: int) -> None:
-        """Joins the ranks' files, taking turns, as the pictures were dealt out."""
+        """Joins the files of the ranks, one line of each in turn, in the order in which images were distributed."""
         assert self.path is not None
         parts = [self._own(f"-rank{rank}") for rank in range(ranks)]
         lines = [part.read_text(encoding="utf-8").split("\n")[:-1] for part in parts]  # `splitlines` cuts at U+2028 too
@@ -121,7 +121,7 @@ class PredictionWriter(L.Callback):
             part.unlink()
 
     def _name(self, source: str) -> str:
-        """A file name from a source's, not used before in this run, also where upper and lower case are one."""
+        """Returns a file name for a source that is new in this run, also on file systems that ignore case."""
         path = Path(source)
         plain = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
         plain = re.sub(r"[^\w.-]+", "_", plain).strip("._")[:80] or "prediction"
@@ -134,7 +134,7 @@ class PredictionWriter(L.Callback):
 
 
 def to_record(prediction: Prediction, id: str = "", overlay: str | None = None) -> dict[str, Any]:
-    """One line of `predictions.jsonl`, as `PredictionWriter` describes it."""
+    """Returns one line of `predictions.jsonl`, as `PredictionWriter` describes it."""
     return {
         "source": prediction.source,
         "id": id,
@@ -143,14 +143,14 @@ def to_record(prediction: Prediction, id: str = "", overlay: str | None = None) 
         "finish": prediction.finish,
         "size": None if prediction.image is None else list(prediction.image.shape[:2]),
         "masks": prediction.to_coco(),
-        "prompts": [_prompt(prompt, place) for place, prompt in enumerate(prediction.prompts)],
+        "prompts": [_prompt(prompt, index) for index, prompt in enumerate(prediction.prompts)],
         "seconds": round(prediction.seconds, 6),
         "overlay": overlay,
     }
 
 
-def _prompt(prompt: Prompt, place: int) -> dict[str, Any]:
-    record: dict[str, Any] = {"id": place if prompt.id is None else prompt.id}
+def _prompt(prompt: Prompt, index: int) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": index if prompt.id is None else prompt.id}
     if isinstance(prompt, Box):
         record["box"] = [prompt.x0, prompt.y0, prompt.x1, prompt.y1]
     elif isinstance(prompt, Point):

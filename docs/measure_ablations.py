@@ -45,7 +45,7 @@ def variance(folder: str) -> None:
     for teacher in (Mask2FormerTeacher(folder), StudentTeacher("sail-tiny", "vision"), StudentTeacher("sail-tiny")):
         teacher.build(Dims(patch_size=8))
         found = teacher(images).transpose(0, 1).flatten(1).var(1).mean()
-        print(f"variance of {type(teacher).__name__}'s {teacher.tap} features: {found:.3f}")
+        print(f"variance of {type(teacher).__name__}'s {teacher.student_features} features: {found:.3f}")
 
 
 @torch.no_grad()

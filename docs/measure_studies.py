@@ -31,9 +31,12 @@ def main(folder: Path, column: str = "val/ciou") -> None:
             budget = yaml.safe_load((run / "config.yaml").read_text())["data"]["token_budget"]
             curves.append({int(row["step"]) + 1: float(row[column]) for row in rows if row.get(column)})
             records += [
-                budget * float(row["train/fill"]) * float(row["train/samples_per_s"]) / float(row["train/tokens_per_s"])
+                budget
+                * float(row["train/packing_efficiency"])
+                * float(row["train/samples_per_s"])
+                / float(row["train/tokens_per_s"])
                 for row in rows
-                if row.get("train/fill")
+                if row.get("train/packing_efficiency")
             ]
         print(f"{variant.name}: {fmean(records):.1f} records a step")
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -1,4 +1,4 @@
-"""What is swapped: the plugins of the five sockets. Importing this package registers them all."""
+"""The plugins of the five sockets. Importing this package registers them all."""
 
 if __name__ != "sail_lightning.plugins":
     raise ImportError("import sail_lightning.plugins, not plugins")

@@ -1,4 +1,4 @@
-"""timm's image models in plugins: found by name, filled from a local file, and checked. Nothing is downloaded."""
+"""Makes timm's image models for plugins: by name, with checked weights of a local file. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def create(
     input_size: int | None = None,
     any_size: bool = False,
 ) -> nn.Module:
-    """A model that gives one of its feature maps, see `feature_map`; what that does not need is cut off by timm.
+    """Makes a model that computes one of its feature maps, see `feature_map`; timm leaves out what that does not need.
 
     Args:
-        who: asks, for messages.
-        name: timm's; a tag (`name.tag`) chooses among normalisations and input sizes.
-        layer: which of the feature maps; -1 is the last, deepest one.
-        weights: a local `.safetensors`, `.pth` or `.npz` file; None is random. Not read on the meta device.
-        seed: of the random weights, without a trace in the run's own random numbers; None takes those.
+        who: name of the plugin, for messages.
+        name: timm's name of the model; a tag (`name.tag`) chooses among normalisations and input sizes.
+        layer: index of the feature map; -1 is the last, deepest one.
+        weights: a local `.safetensors`, `.pth` or `.npz` file; None is random. It is not read on the meta device.
+        seed: seed of the random weights, independent of the run's random numbers; None uses the run's.
         input_size: side in pixels, for models that are made for one size.
-        any_size: make a model for pictures of any size, where timm has it (`dynamic_img_size`).
+        any_size: make a model for images of any size, where timm supports it (`dynamic_img_size`).
 
     Raises:
         SailUsageError: timm has no such model, or it has no such layer or size.
@@ -46,10 +46,12 @@ def create(
     arguments |= _size_options(name, input_size, any_size)
     with _made_on_cpu(seed):
         try:
-            network = _create(name, arguments)  # what cannot be made at all is not blamed on the file
+            network = _create(
+                name, arguments
+            )  # first without the file: a model that cannot be made is no fault of the file
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
             if isinstance(error, TypeError) and "img_size" in arguments:
-                raise SailUsageError(f"{who}: {name} takes no other size than its own; leave out the size") from error
+                raise SailUsageError(f"{who}: {name} accepts its own size only; leave out the size") from error
             raise SailUsageError(f"{who}: {name} gives no features of layer {layer} ({_reason(error)})") from error
     if path is None or next(network.parameters()).is_meta:
         return network
@@ -57,7 +59,7 @@ def create(
         try:
             network = _create(name, arguments, _source(path))
             # timm skips tensors that are missing or foreign, so that a file of another model would leave random weights
-            # behind. Numbers that are still there when all those of the file are NaN were not in the file.
+            # behind. Weights that are not NaN after a load of the file with NaN values were not in the file.
             with tempfile.TemporaryDirectory() as folder:
                 blank = _create(name, arguments, _source(path, Path(folder)))
         except Exception as error:
@@ -73,7 +75,7 @@ def create(
 
 
 def feature_map(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Normalised pixels (B, 3, height, width), in any floating type, to features (B, channels, h, w)."""
+    """Maps normalised pixels (B, 3, height, width), in any floating dtype, to features (B, channels, h, w)."""
     features: Tensor = network(pixels.to(next(network.parameters()).dtype))[-1]
     if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
         features = features.permute(0, 3, 1, 2)
@@ -81,28 +83,28 @@ def feature_map(network: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def channels(network: nn.Module) -> int:
-    """Of its feature map."""
+    """Returns the number of channels of the feature map."""
     return int(network.feature_info.channels()[-1])  # type: ignore[operator, union-attr]
 
 
 def reduction(network: nn.Module) -> int:
-    """Pixels per feature, along one side."""
+    """Returns the number of pixels per feature along one side."""
     return int(network.feature_info.reduction()[-1])  # type: ignore[operator, union-attr]
 
 
 def own_size(network: nn.Module) -> tuple[int, int]:
-    """Height and width of the pictures it was trained with."""
+    """Returns the height and width of the images that the model was trained with."""
     return tuple(_data_config(network)["input_size"][1:])
 
 
 def statistics(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, by channel, of the pixels in [0, 1] it was trained with."""
+    """Returns mean and standard deviation, by channel, of the pixels in [0, 1] that the model was trained with."""
     config = _data_config(network)
     return tuple(config["mean"]), tuple(config["std"])
 
 
 def is_fixed(network: nn.Module) -> bool:
-    """Whether it takes pictures of one size only."""
+    """Returns whether the model accepts images of one size only."""
     inner = getattr(network, "model", network)
     dynamic = bool(getattr(inner, "dynamic_img_size", False))
     return bool(network.pretrained_cfg.get("fixed_input_size")) and not dynamic  # type: ignore[operator, union-attr]
@@ -133,11 +135,11 @@ def _local_file(who: str, name: str, weights: str) -> Path:
 
 
 def _size_options(name: str, input_size: int | None, any_size: bool) -> dict[str, Any]:
-    """How this model is told which pictures it will see."""
+    """Returns the arguments that set the image size of this model."""
     import timm
 
     if any_size:
-        # Some models do not know the word, others ignore it.
+        # Some models do not have the argument, others ignore it.
         with torch.random.fork_rng(devices=[]), torch.device("meta"), contextlib.suppress(TypeError, RuntimeError):
             if not is_fixed(timm.create_model(name, features_only=True, out_indices=(-1,), dynamic_img_size=True)):
                 return {"dynamic_img_size": True}
@@ -147,7 +149,7 @@ def _size_options(name: str, input_size: int | None, any_size: bool) -> dict[str
 
 @contextlib.contextmanager
 def _made_on_cpu(seed: int | None) -> Iterator[None]:
-    """Real weights, whatever device is current, unless it is meta; random ones by `seed`."""
+    """Makes weights on the CPU, whatever device is current, unless it is meta; random weights use `seed`."""
     device = "meta" if torch.get_default_device().type == "meta" else "cpu"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.device(device))
@@ -170,7 +172,7 @@ def _create(name: str, arguments: dict[str, Any], source: dict[str, Any] | None 
 
 
 def _source(path: Path, blank: Path | None = None) -> dict[str, Any]:
-    """What tells timm to load a file; with `blank`, a folder for scratch, all its numbers are replaced by NaN.
+    """Returns the settings that make timm load a file; with `blank`, a scratch folder, all its values are NaN.
 
     Raises:
         ValueError: the file holds no tensors.
@@ -185,7 +187,7 @@ def _source(path: Path, blank: Path | None = None) -> dict[str, Any]:
             np.savez(path, **nans)  # type: ignore[arg-type]
         return {"file": str(path), "custom_load": True}
     state = timm.models.load_state_dict(str(path), weights_only=True)
-    if not any(isinstance(value, Tensor) for value in state.values()):  # timm would turn to its hub
+    if not any(isinstance(value, Tensor) for value in state.values()):  # timm would download weights from its hub
         raise ValueError("it holds no tensors")
     if blank is not None:
         state = {key: _nan(value) for key, value in state.items()}

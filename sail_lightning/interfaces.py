@@ -25,6 +25,7 @@ from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.chat_template import SOLO_CHAT, ChatTemplate
 from sail_lightning.sequence.layout import ImageLayout
 from sail_lightning.settings.ranges import before_init, check_arguments
+from sail_lightning.settings.renames import RASTERIZATIONS, RenamedAttribute, adopt_old_names
 from sail_lightning.settings.signatures import arguments_of
 
 
@@ -32,13 +33,15 @@ from sail_lightning.settings.signatures import arguments_of
 class Dims:
     """Sizes that plugins agree on. Zero means: not published yet.
 
-    `vocab_size` comes from the tokenizer, and how many of its last words are `new_words`, which no pretrained decoder
-    knows; `hidden_size` and `patch_size` (pixels per vision token) from the backbone;
-    `feature_channels` and `feature_stride` (pixels per mask feature) from the upsampler.
+    `vocab_size` comes from the tokenizer; its last `num_added_tokens` tokens are ours, and no pretrained decoder knows
+    them. `hidden_size` and `patch_size` (pixels per vision token) come from the backbone, `feature_channels` and
+    `feature_stride` (pixels per mask feature) from the upsampler.
     """
 
+    new_words = RenamedAttribute("num_added_tokens")
+
     vocab_size: int = 0
-    new_words: int = 0
+    num_added_tokens: int = 0
     hidden_size: int = 0
     patch_size: int = 0
     feature_channels: int = 0
@@ -46,17 +49,19 @@ class Dims:
 
 
 class Plugin(nn.Module, ABC):
-    """What all plugins share: two phases, and the memory of how they were configured (`init_args`).
+    """The base of all plugins: it has two phases, and remembers the arguments it was made with (`init_args`).
 
     Arguments are held to the ranges and choices in their types (`settings.ranges`), from Python and from YAML alike.
-    One that stands for a plugin may be given as an mmengine config, `dict(type="SDPAAttention")`: so plugins inside
-    plugins are also made by an mmengine registry of another scope, which makes the outermost one only.
+    An argument that stands for a plugin may be given as an mmengine config, `dict(type="SDPAAttention")`; this makes
+    nested plugins for an mmengine registry of another scope too, which makes the outermost plugin only.
     """
 
     init_args: dict[str, Any]
+    stored_args = RenamedAttribute("export_init_args")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        adopt_old_names(cls)
 
         def record(self: Plugin, init: Callable[..., None], bound: inspect.BoundArguments) -> dict[str, Any] | None:
             varkw = inspect.getfullargspec(init).varkw or ""
@@ -75,10 +80,10 @@ class Plugin(nn.Module, ABC):
 
     @abstractmethod
     def build(self, dims: Dims) -> Dims:
-        """Makes the weights; returns `dims` with what this plugin publishes."""
+        """Makes the weights; returns `dims` with the sizes that this plugin publishes."""
 
-    def stored_args(self) -> dict[str, Any]:
-        """Arguments that make this plugin again where the files it was made from are gone. Asked after `build`."""
+    def export_init_args(self) -> dict[str, Any]:
+        """Returns arguments that make this plugin again without the files it was made from. Called after `build`."""
         return getattr(self, "init_args", {})
 
 
@@ -90,12 +95,14 @@ def _check_initialised(plugin: Plugin) -> None:
 
 
 def to_spec(value: Any, stored: bool = False) -> Any:
-    """A plugin, or a container of them, as `class_path` and `init_args`, the form that YAML and checkpoints hold.
+    """Returns plugins as `class_path` and `init_args`, the form that YAML and checkpoints hold.
 
-    `stored`: of built plugins, with the arguments that a stored model needs (`Plugin.stored_args`).
+    Args:
+        value: A plugin, or a mapping or list that may hold some; any other value is returned as it is.
+        stored: Whether plugins are built, and described by what a stored model needs (`Plugin.export_init_args`).
     """
     if isinstance(value, Plugin):
-        given = value.stored_args() if stored else getattr(value, "init_args", {})
+        given = value.export_init_args() if stored else getattr(value, "init_args", {})
         init_args = {key: to_spec(item, stored) for key, item in given.items()}
         return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": init_args}
     if isinstance(value, dict):
@@ -119,7 +126,8 @@ class Attention(Plugin):
     def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
         """Makes what the kernel derives from a plan, such as masks, and keeps it in `plan.cache`.
 
-        A backbone calls it once per pass, before its layers: they may be compiled, and such things are made outside.
+        A backbone calls it once per pass, before its layers, which may be compiled: the plan's tensors are made
+        outside of them.
         """
 
     def build(self, dims: Dims) -> Dims:
@@ -128,10 +136,10 @@ class Attention(Plugin):
 
 @dataclass(frozen=True)
 class CacheView:
-    """Who looks where, for `count` new tokens that look at the rows of a cache from `first` on.
+    """Which cache slots `count` new tokens attend to, in the rows of a cache from `first` on.
 
     The tokens are laid out in a grid (rows, width), row by row, at `places` (count,) int64; None where they fill it.
-    `mask` (rows, width, length) bool says which of a row's first `length` slots each place sees.
+    `mask` (rows, width, length) bool is True where a grid cell attends to one of its row's first `length` slots.
     """
 
     count: int
@@ -141,44 +149,47 @@ class CacheView:
 
 
 class KeyValueCache(ABC):
-    """Keys and values of the tokens read so far: what a backbone needs of a cache. Kept by `generation`."""
+    """Keys and values of the tokens before: the part of `generation`'s cache that a backbone uses."""
 
     @abstractmethod
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Stores a layer's keys and values of T new tokens, (1, G, T, E) each; returns what attention looks at.
+        """Stores a layer's keys and values of T new tokens, (1, G, T, E) each; returns those to attend to.
 
-        In `Backbone.forward` these are the same, in `Backbone.decode` all rows, (R, G, capacity, E) each.
+        They are the same tensors in `Backbone.forward`, and all rows of the cache, (R, G, capacity, E) each, in
+        `Backbone.decode`.
         """
 
     @abstractmethod
     def views(self) -> Sequence[CacheView]:
-        """How the T new tokens of `Backbone.decode` look at the rows, in order."""
+        """Returns which slots the T new tokens of `Backbone.decode` attend to, in order."""
 
 
 @socket
 class Backbone(Plugin):
-    """Which single transformer? Reads patches and words as one sequence.
+    """Which single transformer? Reads patches and text tokens as one sequence.
 
     `build` publishes `hidden_size` and `patch_size`; `vocab_size` is given. Hidden states are those after the final
-    norm, which both the language head and the mask head read. How its sequence is laid out is a property of the class.
+    norm, which both the language head and the mask head read. The layout of the sequence is a property of the class.
     """
 
     chat: ClassVar[ChatTemplate] = SOLO_CHAT
-    """The words around questions and answers."""
-    picture: ClassVar[ImageLayout] = ImageLayout()
-    """What stands around and among a picture's patches; ids below zero are learned vectors of the backbone."""
-    resize: ClassVar[Literal["longest", "area"]] = "longest"
-    """How pictures are resized: the longest side to at most `max_side`, or the area to about `max_side` squared."""
+    """The chat template: the tokens around questions and answers."""
+    image_layout: ClassVar[ImageLayout] = ImageLayout()
+    """The tokens around and among an image's patches; ids below zero are learned vectors of the backbone."""
+    picture = RenamedAttribute("image_layout")
+    resize_mode: ClassVar[Literal["longest", "area"]] = "longest"
+    """How images are resized: the longest side to at most `max_side`, or the area to about `max_side` squared."""
+    resize = RenamedAttribute("resize_mode")
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Token ids (T,) int64 to embeddings (T, D)."""
+        """Maps token ids (T,) int64 to embeddings (T, D)."""
 
     @abstractmethod
     def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Raw patches (N, 3*P*P) uint8, channel first (C, row, column), to embeddings (N, D).
+        """Maps raw patches (N, 3*P*P) uint8, channel first (C, row, column), to embeddings (N, D).
 
-        `grids` are the (rows, columns) of the pictures that they make up, in order.
+        `grids` are the (rows, columns) of the images that the patches belong to, in order.
         """
 
     @abstractmethod
@@ -190,22 +201,23 @@ class Backbone(Plugin):
         vision: Tensor,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Packed embeddings (T, D) and positions (3, T) to hidden states (T, D).
+        """Maps packed embeddings (T, D) and positions (3, T) to hidden states (T, D).
 
-        `vision` (T,) bool is True at vision tokens, for weights that differ by modality. Each layer hands its keys and
-        values to the `cache`, if there is one.
+        `vision` (T,) bool is True at vision tokens, for weights that differ by modality. Each layer stores its keys and
+        values in the `cache`, if there is one.
         """
 
     @abstractmethod
     def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        """Words (T, D) at positions (3, T) that go on from what the cache holds, to hidden states (T, D).
+        """Maps embeddings (T, D) at positions (3, T), which continue what the cache holds, to hidden states (T, D).
 
-        Who looks where is said by the cache's views. On CUDA it runs inside a graph: nothing may wait for the device.
+        The cache's views say what each token attends to. On CUDA this runs inside a graph, so nothing may wait for the
+        device.
         """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) to vocabulary logits (..., vocab_size)."""
+        """Maps hidden states (..., D) to vocabulary logits (..., vocab_size)."""
 
 
 @socket
@@ -213,12 +225,12 @@ class Upsampler(Plugin):
     """How do vision tokens become mask features? Publishes `feature_channels` and `feature_stride`."""
 
     guided: ClassVar[bool] = False
-    """Whether it looks at the pictures too: `forward` then takes a second argument, `pictures` (B, 3, h*P, w*P) uint8,
-    RGB, as the model sees them, and the model never calls `read`."""
+    """Whether it reads the images too: `forward` then takes a second argument, `images` (B, 3, h*P, w*P) uint8, RGB, as
+    the model sees them, and the model never calls `read`."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Vision tokens (B, D, h, w) to mask features (B, feature_channels, h*k, w*k), k = patch / feature stride.
+        """Maps vision tokens (B, D, h, w) to mask features (B, feature_channels, h*k, w*k), k = patch / feature stride.
 
         B may be zero: gradients are then zero, not missing.
         """
@@ -239,7 +251,7 @@ class Regions:
     Region r, of R, carries the token `token_ids[r]` (`<PromptK>`). It covers the patches at the packed rows
     `patch_rows[i]` where `patch_region[i] == r` (K pairs; overlapping regions give several pairs a row), and is
     mentioned by the text tokens at `mention_rows[j]` where `mention_region[j] == r`. Its pixels lie in the box
-    `boxes[r]`, (R, 4) float32: x0, y0, x1, y1 in shares of the picture's width and height.
+    `boxes[r]`, (R, 4) float32: x0, y0, x1, y1 as fractions of the image's width and height.
     """
 
     token_ids: Tensor
@@ -250,7 +262,7 @@ class Regions:
     boxes: Tensor
 
     def to(self, *args: Any, **kwargs: Any) -> Regions:
-        """The same on another device."""
+        """Returns a copy on another device."""
         return Regions(*(getattr(self, name).to(*args, **kwargs) for name in self.__dataclass_fields__))
 
 
@@ -259,15 +271,16 @@ class PromptEncoder(Plugin):
     """How does a region enter the sequence?"""
 
     num_prompts: int = 15
-    """How many tokens `<Prompt0>`, `<Prompt1>`, ... there are."""
+    """The number of tokens `<Prompt0>`, `<Prompt1>`, ..."""
     overlap: Literal["sum", "last"] = "sum"
-    """A patch under several regions belongs to all of them, or to the last one only (official)."""
-    coverage: Literal["cover", "nearest", "nearest_floor"] = "cover"
-    """Which patches a region covers; see `vision.patch_coverage`."""
+    """Whether a patch under several regions belongs to all of them, or to the last one only (official)."""
+    rasterization: Literal["any", "nearest_pil", "nearest_torch"] = "any"
+    """The rule for which patches a region covers: see `image.preprocessing.patch_coverage`."""
+    coverage = RenamedAttribute("rasterization", RASTERIZATIONS)
 
     @abstractmethod
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
-        """Packed embeddings (T, D), patches already in, to the same with regions put in.
+        """Adds the regions to packed embeddings (T, D) that hold text and patches; returns embeddings (T, D).
 
         `region_tokens` (R, D) are the embeddings of the regions' `<PromptK>` tokens.
         """
@@ -277,23 +290,25 @@ class PromptEncoder(Plugin):
 class Teacher(Plugin):
     """Which expert is distilled, into which features?
 
-    A teacher is seen in training only: it is kept outside the module tree, without gradients, in no checkpoint, and in
-    its own dtype whatever the student computes in. The projection from the student's features to its `channels` is
+    A teacher takes part in training only: it is kept outside the module tree, without gradients, in no checkpoint, and
+    in its own dtype whatever the student computes in. The projection from the student's features to its `channels` is
     trained and owned by the model.
     """
 
-    tap: Literal["vision", "mask"] = "vision"
-    """The student features it teaches: `vision` tokens (h, w, D), or upsampled `mask` features."""
+    student_features: Literal["vision", "mask"] = "vision"
+    """The student features that it teaches: `vision` tokens (h, w, D), or upsampled `mask` features."""
+    tap = RenamedAttribute("student_features")
     weight: float = 1.0
-    """Of its loss."""
+    """Loss weight."""
     channels: int = 0
-    """Of its features; known after `build`."""
-    every: int = 1
-    """It teaches in every so many optimiser steps, there with as many times its weight: on average the same loss."""
+    """The number of channels of its features, known after `build`."""
+    every_n_steps: int = 1
+    """It teaches in every n-th optimiser step, with n times its weight: the same loss on average."""
+    every = RenamedAttribute("every_n_steps")
     tasks: Sequence[str] | None = None
-    """It teaches pictures that are asked about by one of these tasks (`Turn.task`); None: all. Others count as pictures
-    whose loss is zero, so that what a picture weighs does not depend on what else is in the batch."""
+    """It teaches images with a question of one of these tasks (`Turn.task`); None is all. Other images count, with a
+    loss of zero, so that the weight of an image does not depend on the rest of the batch."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""
+        """Maps images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""

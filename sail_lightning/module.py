@@ -236,12 +236,12 @@ class PixelSAIL(Checked, L.LightningModule):
             scale = self.trainer.world_size * (self.trainer.accumulate_grad_batches if batch.accumulation_counts else 1)
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
-        # A teacher that rests has no loss to show, and one that does not shows that of `every: 1`.
+        # A teacher that rests has no loss to show, and one that does not shows that of `every_n_steps: 1`.
         teachers = self.distill.teachers
         shown = {
-            f"train/{name}": value.detach() / (teachers[name].every if name in teachers else 1)
+            f"train/{name}": value.detach() / (teachers[name].every_n_steps if name in teachers else 1)
             for name, value in parts.items()
-            if name not in teachers or not self.distill.rests(name, self.global_step)
+            if name not in teachers or not self.distill.is_inactive(name, self.global_step)
         }
         self.log_dict({"train/loss": loss.detach(), **shown}, batch_size=len(batch.samples))
         return loss
@@ -256,12 +256,12 @@ class PixelSAIL(Checked, L.LightningModule):
         if not self.distill.made:
             raise SailUsageError("the teachers are not made yet; call configure_teachers() before making an optimiser")
         step = self.global_step
-        output = self.model(batch, self.distill.taps(step), self.language_loss)
+        output = self.model(batch, self.distill.required_features(step), self.language_loss)
         masks = self.mask_loss(output.mask_logits, batch.masks or (output.mask_logits[0].new_zeros(0, 1, 1),))
         sums = {"language": self.language_weight * output.language, "mask": masks.bce, "dice": masks.dice}
         counts = {"language": "tokens", "mask": "masks", "dice": "masks"}
-        taught = self.distill(output, batch, step, self.distillation_loss)
-        return sums | taught, counts | dict.fromkeys(taught, "images")
+        distilled = self.distill(output, batch, step, self.distillation_loss)
+        return sums | distilled, counts | dict.fromkeys(distilled, "images")
 
     def _totals(self, batch: PackedBatch) -> dict[str, float | Tensor]:
         """What sums are divided by; at least 1, so that an empty window gives zero."""
@@ -533,7 +533,7 @@ class PixelSAIL(Checked, L.LightningModule):
         saved.pop("metrics", None)  # of an evaluation, not of the model
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Of a model that was loaded, and whose teachers are not made: `fit` will want them.
-        checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.waiting.items()}
+        checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.pending_state.items()}
         # Named, never imported unasked: the command line tells which --plugins to add.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source and _holds_any(source, saved)]
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry
 
 from sail_lightning.errors import SailUsageError, choice
-from sail_lightning.settings.renames import current_arguments
+from sail_lightning.settings.renames import current_arguments, current_class
 from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ended, parts_of
 
 T = TypeVar("T", bound=type)
@@ -229,6 +229,7 @@ def find(name: str, bases: Iterable[type] | None = None) -> tuple[type, type] | 
         name: a class name without its module.
         bases: swap points to look among; None is all that are declared so far.
     """
+    name = current_class(name)
     points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
     for point in points:
         if name in point.registry.module_dict:

@@ -1,8 +1,10 @@
-"""The plugin of the README, and the picture of the architecture."""
+"""The examples of CONTRIBUTING and README, run as a user runs them, and the drawing of the architecture."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ import torch
 from PIL import Image
 
 from sail_lightning import registry
+from sail_lightning.cli import main
 from sail_lightning.interfaces import Dims, Upsampler
+from sail_lightning.model.losses import MaskLoss
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "my_upsampler.py"
@@ -67,6 +71,106 @@ def test_every_weight_of_the_example_has_a_gradient(my_upsampler: type[Upsampler
     sizes = [parameter.grad.abs().max() for parameter in upsampler.parameters() if parameter.grad is not None]
     assert len(sizes) == len(list(upsampler.parameters())) == 2
     assert all((size > 0) == (pictures > 0) for size in sizes)
+
+
+# -- one example per page of CONTRIBUTING -----------------------------------------------------------------------------
+
+PAGES = {
+    "Add a prompt encoder": "my_prompt_encoder.py",
+    "Add a teacher": "my_teacher.py",
+    "Add a backbone": "my_backbone.py",
+    "Add a loss": "my_loss.py",
+    "Add a callback": "my_callback.py",
+}
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forgets what a test registers and imports from examples."""
+    points = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
+    sources = dict(registry.SOURCES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for base, members in points.items():
+        registry.SWAP_POINTS[base].registry.module_dict.clear()
+        registry.SWAP_POINTS[base].registry.module_dict.update(members)
+    registry.SOURCES.clear()
+    registry.SOURCES.update(sources)
+    for name in PAGES.values():
+        sys.modules.pop(Path(name).stem, None)
+
+
+@pytest.mark.parametrize(("page", "name"), PAGES.items())
+def test_a_page_shows_its_example_and_counts_its_lines(page: str, name: str) -> None:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = (ROOT / "examples" / name).read_text(encoding="utf-8")
+    section = re.search(rf"^## {page}\n(.*?)(?=^## |\Z)", contributing, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    assert f"```python\n{code}```" in section[1]
+    lines = code.count("\n")
+    assert lines <= 32
+    assert f"files opened: 1, lines written: {lines}." in " ".join(section[1].split())
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("plugin", "name"),
+    [
+        ("MyPromptEncoder", "my_prompt_encoder.py"),
+        ("MyTeacher", "my_teacher.py"),
+        ("MyBackbone", "my_backbone.py"),
+    ],
+)
+def test_an_example_of_a_plugin_keeps_the_contract_of_its_socket(
+    plugin: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plugins", "check", plugin, "--plugins", str(ROOT / "examples" / name)]) == 0
+    assert ": all ok" in capsys.readouterr().out
+
+
+TINY = (
+    "--model.backbone.hidden_size=32",
+    "--model.backbone.num_layers=1",
+    "--model.backbone.num_heads=2",
+    "--model.backbone.num_key_value_heads=2",
+    "--model.backbone.intermediate_size=64",
+    "--data.token_budget=400",
+)
+
+
+def trained(name: str, *options: str) -> dict[str, float]:
+    """Trains two steps with an example loaded; returns the last logged value of each column."""
+    plugin = ROOT / "examples" / name
+    steps = ("--trainer.max_steps=2", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0")
+    words = ["fit", "-c", "quickstart", "--plugins", str(plugin), "--trainer.accelerator=cpu", *steps, *TINY, *options]
+    assert main(words) == 0
+    with Path("runs/quickstart/version_0/metrics.csv").open(encoding="utf-8") as file:
+        return {key: float(value) for row in csv.DictReader(file) for key, value in row.items() if value}
+
+
+@pytest.mark.usefixtures("forgotten", "workdir")
+def test_the_loss_of_the_example_trains() -> None:
+    logged = trained("my_loss.py", "--model.mask_loss=FocalMaskLoss", "--model.mask_loss.gamma=1.5")
+    assert 0 < logged["train/mask"] < float("inf")
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_loss_of_the_example_is_plain_cross_entropy_at_gamma_0() -> None:
+    focal = imported(ROOT / "examples" / "my_loss.py").FocalMaskLoss
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 4, 5, generator=generator), torch.zeros(0, 3, 3)]
+    targets = [torch.rand(2, 8, 10, generator=generator) > 0.5, torch.zeros(0, 6, 6, dtype=torch.bool)]
+    plain = MaskLoss()(logits, targets)
+    assert torch.allclose(focal(gamma=0.0)(logits, targets).bce, plain.bce)
+    assert focal(gamma=2.0)(logits, targets).bce < plain.bce
+
+
+@pytest.mark.usefixtures("forgotten", "workdir")
+def test_the_callback_of_the_example_logs() -> None:
+    assert 0 < trained("my_callback.py", "--trainer.callbacks+=SlowestBatch")["train/slowest_batch_s"] < 600
+
+
+# -- the drawing of the architecture ----------------------------------------------------------------------------------
 
 
 def test_the_architecture_is_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which kernel computes prefix attention."""
+"""Attention: which kernel computes prefix attention?"""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ __all__ = ["AutoAttention", "FlexAttention", "SDPAAttention", "XFormersAttention
 
 
 def resolve(attention: Attention | Literal["auto"]) -> Attention:
-    """The kernel that a backbone was given; `auto` is `AutoAttention`, the best that runs on the device in use."""
+    """Returns the kernel for a backbone's argument; `auto` is `AutoAttention`, the best that runs on the device."""
     return AutoAttention() if isinstance(attention, str) else attention

@@ -1,4 +1,4 @@
-"""The best attention kernel that runs on the device in use."""
+"""Chooses the best attention kernel that runs on the device in use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class AutoAttention(Attention):
     """`XFormersAttention` on CUDA, `SDPAAttention` elsewhere; chosen at the first call on a device, and logged.
 
-    On CUDA a call of 16 tokens is tried first, in training and in prediction alike. Where it fails, that is an error: a
-    silent fall-back would be a slow training that nobody notices.
+    On CUDA a call of 16 tokens is tried first, for training and prediction. If it fails, that is an error: a silent
+    fallback would make training slow without notice.
     """
 
     def __init__(self) -> None:
@@ -31,22 +31,22 @@ class AutoAttention(Attention):
 
     @property
     def chosen(self) -> list[str]:
-        """Names of the kernels that were chosen, one for each device that was used so far."""
+        """The names of the chosen kernels, one for each device used so far."""
         return [type(kernel).__name__ for kernel in self._chosen.values()]
 
     def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
-        """Chooses the kernel, which then prepares.
+        """Chooses the kernel and has it prepare the plan.
 
         Raises:
-            SailError: on CUDA, where xformers does not run.
+            SailError: the device is CUDA, and xformers does not run there.
         """
         self._kernel(device).prepare(plan, device)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        """As `Attention.forward`.
+        """Computes `Attention.forward` with the chosen kernel.
 
         Raises:
-            SailError: on CUDA, where xformers does not run.
+            SailError: the device is CUDA, and xformers does not run there.
         """
         output: Tensor = self._kernel(value.device)(query, key, value, plan, scale)
         return output
@@ -59,10 +59,10 @@ class AutoAttention(Attention):
 
 
 def choose(device: torch.device) -> Attention:
-    """The kernel for a device; on CUDA only after `probe` has run.
+    """Returns the kernel for a device; on CUDA it is tried with `probe` first.
 
     Raises:
-        SailError: on CUDA, where xformers does not run.
+        SailError: the device is CUDA, and xformers does not run there.
     """
     if device.type != "cuda":
         return SDPAAttention()
@@ -79,7 +79,7 @@ def choose(device: torch.device) -> Attention:
 
 
 def probe(kernel: Attention, device: torch.device) -> None:
-    """A call of 16 tokens, forward and backward. Raises what the kernel raises."""
+    """Runs a kernel on 16 tokens, forward and backward. Raises what the kernel raises."""
     # Prediction runs in inference mode, in which `enable_grad` alone records nothing.
     with torch.inference_mode(False), torch.enable_grad():
         plan = AttentionPlan.build([[Span("image", 12), Span("text", 4)]], device)

@@ -1,4 +1,4 @@
-"""Prefix attention on CUDA with torch's own block-sparse kernel: one call per layer, no library beside torch."""
+"""Prefix attention on CUDA with torch's own block-sparse kernel: one call per layer, no library other than torch."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan
 
 BLOCK = 128
-"""Rows and columns of a block that is computed wholly, in part, or not at all."""
+"""Rows and columns of a block, which is computed fully, in part, or not at all."""
 
 
 @register
 class FlexAttention(Attention):
-    """`flex_attention` over the packed row, compiled on CUDA; blocks that nobody sees are left out.
+    """`flex_attention` over the packed row, compiled on CUDA; blocks that no query attends to are skipped.
 
-    Grouped heads are read as they are. On the CPU it is a check and no more: not compiled, dense, without gradients.
+    Grouped heads are supported. On the CPU it serves for checks only: not compiled, dense, without gradients.
     """
 
     def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
         _block_mask(plan, device)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
+        """Computes `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
 
         Raises:
-            SailUsageError: gradients are wanted on the CPU.
+            SailUsageError: gradients are needed on the CPU.
         """
         if value.device.type == "cpu":
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
                 raise SailUsageError("FlexAttention has no gradients on the CPU; choose `attention: SDPAAttention`")
-            query, key, value = query.detach(), key.detach(), value.detach()  # torch looks at requires_grad alone
+            query, key, value = query.detach(), key.detach(), value.detach()  # torch checks requires_grad only
         if len(query) == 0:
             return query.to(value.dtype)
         query, key, value = (tensor.to(value.dtype).transpose(0, 1)[None] for tensor in (query, key, value))
@@ -59,21 +59,21 @@ class FlexAttention(Attention):
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """The kernel, compiled once for all lengths."""
+    """Returns the kernel, compiled once for all lengths."""
     return torch.compile(flex_attention, dynamic=True)
 
 
 def _block_mask(plan: AttentionPlan, device: torch.device) -> BlockMask:
-    """The plan's rule for `flex_attention`, made once per plan and device, without a dense mask.
+    """Returns the plan's mask for `flex_attention`, made once per plan and device, without a dense mask.
 
-    Every query sees one run of keys, first <= key < last, and so do the queries of a block together: a sample's last
-    query sees it to the end, where the next sample's keys begin.
+    Every query attends to one run of keys, first <= key < last, and so do the queries of a block together: a sample's
+    last query attends to its end, where the next sample's keys begin.
     """
     name = ("flex", device)
     if name not in plan.cache:
         first, last = visible_runs(plan)
         edges = torch.arange(0, len(first), BLOCK)
-        # Rows that fill up the last block see nothing.
+        # Rows that pad the last block attend to nothing.
         opens = F.pad(first, (0, -len(first) % BLOCK), value=len(first)).view(-1, BLOCK)
         closes = F.pad(last, (0, -len(last) % BLOCK)).view(-1, BLOCK)
         seen = (opens.amin(1, keepdim=True) < edges + BLOCK) & (closes.amax(1, keepdim=True) > edges)
@@ -95,7 +95,7 @@ def _block_mask(plan: AttentionPlan, device: torch.device) -> BlockMask:
 
 
 def visible_runs(plan: AttentionPlan) -> tuple[Tensor, Tensor]:
-    """The keys that each query sees: first (T,) and one past the last (T,), int32, on the CPU."""
+    """Returns the keys that each query attends to: first (T,) and one past the last (T,), int32, on the CPU."""
     first: list[Tensor] = []
     last: list[Tensor] = []
     base = 0
@@ -113,6 +113,6 @@ def visible_runs(plan: AttentionPlan) -> tuple[Tensor, Tensor]:
 
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Blocks (R, C) bool as counts (1, 1, R) and columns (1, 1, R, C), those that count first; int32."""
+    """Converts blocks (R, C) bool to counts (1, 1, R) and columns (1, 1, R, C), the used ones first; int32."""
     columns = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1).int()[None, None].to(device), columns.int()[None, None].to(device)

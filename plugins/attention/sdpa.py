@@ -25,9 +25,9 @@ class SDPAAttention(Attention):
         _steps(plan, device)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
+        """Computes `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
 
-        (Autocast leaves them in float32 after the rotary embedding, and kernels want one dtype.)
+        Autocast leaves them in float32 after the rotary embedding, and kernels need one dtype.
         """
         query, key = query.to(value.dtype), key.to(value.dtype)
         if value.is_cuda:
@@ -54,7 +54,7 @@ class SDPAAttention(Attention):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One span's call: `length` queries over the sample's first `end` keys, or all of them (None)."""
+    """The call for one span: `length` queries over the sample's first `end` keys, or all of them (None)."""
 
     length: int
     end: int | None
@@ -63,7 +63,7 @@ class Step:
 
 
 def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
-    """Key or value (T, G, E) to (T, heads, E): each head repeated for the heads / G queries of its group."""
+    """Repeats each head of a key or value (T, G, E) for the queries of its group: (T, heads, E)."""
     groups = tensor.shape[1]
     if groups == heads:
         return tensor
@@ -71,9 +71,9 @@ def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
 
 
 def _steps(plan: AttentionPlan, device: torch.device) -> list[list[Step]]:
-    """The calls of each sample, made once per plan and device; spans of one size share their mask.
+    """Returns the calls of each sample, made once per plan and device; spans of one size share their mask.
 
-    A mask is causal, (length, end), aligned at the bottom right: the last query sees all keys.
+    A mask is causal, (length, end), aligned at the bottom right: the last query attends to all keys.
     """
     name = ("sdpa", device)
     if name not in plan.cache:
@@ -84,12 +84,12 @@ def _steps(plan: AttentionPlan, device: torch.device) -> list[list[Step]]:
             end = 0
             for span in spans:
                 start, end = end, end + span.length
-                looks_back = span.kind == "text" and span.length > 1
+                is_causal = span.kind == "text" and span.length > 1
                 size = (span.length, end)
-                if looks_back and start > 0 and size not in masks:
+                if is_causal and start > 0 and size not in masks:
                     masks[size] = torch.ones(size, dtype=torch.bool, device=device).tril(start)
-                mask = masks[size] if looks_back and start > 0 else None
-                steps[-1].append(Step(span.length, None if end == total else end, looks_back and start == 0, mask))
+                mask = masks[size] if is_causal and start > 0 else None
+                steps[-1].append(Step(span.length, None if end == total else end, is_causal and start == 0, mask))
         plan.cache[name] = steps
     kept: list[list[Step]] = plan.cache[name]
     return kept

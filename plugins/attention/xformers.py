@@ -19,33 +19,33 @@ from sail_lightning.plugins.attention.sdpa import repeat_heads
 from sail_lightning.registry import register
 from sail_lightning.sequence.attention_plan import AttentionPlan
 
-MEND = "pip install 'sail-lightning[cuda]', or choose `attention: SDPAAttention`"
+INSTALL_HINT = "pip install 'sail-lightning[cuda]', or choose `attention: SDPAAttention`"
 
 
 @register
 class XFormersAttention(Attention):
-    """The plan's calls, one by one: image spans without a mask, text spans causal from the bottom right.
+    """Runs the plan's calls one by one: image spans without a mask, text spans causal from the bottom right.
 
-    Nothing dense is made, padded or computed in vain, and memory is linear in the number of tokens. Half precision runs
-    on the flash kernels, float32 on the slower cutlass ones.
+    Nothing dense is made or padded, and memory is linear in the number of tokens. Half precision runs on the flash
+    kernels, float32 on the slower cutlass kernels.
 
     Under `torch.use_deterministic_algorithms(True)` everything runs on the cutlass kernels, because the flash kernels
-    refuse to train then. There is no argument for it: it is torch's switch that keeps the backward kernel from
-    splitting the keys of a query into parts which are added up in any order.
+    cannot train then. There is no argument for it: torch's switch keeps the backward kernel from splitting the keys of
+    a query into parts that are added up in any order.
     """
 
     def build(self, dims: Dims) -> Dims:
-        """Raises SailError where there is a GPU and xformers cannot use it."""
+        """Checks that xformers runs on the GPU, if there is one; raises SailError if it does not."""
         if torch.cuda.is_available():
             check_cuda()
         return dims
 
     def prepare(self, plan: AttentionPlan, device: torch.device) -> None:
-        """Raises SailError where xformers is missing."""
+        """Makes the masks of a plan; raises SailError where xformers is missing."""
         _prepared(plan, device)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-        """As `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
+        """Computes `Attention.forward`; query and key are cast to the dtype of value, which is also the output's.
 
         Raises:
             SailError: xformers is missing, or has no kernel for this device.
@@ -56,7 +56,7 @@ class XFormersAttention(Attention):
             return query
         deterministic = torch.are_deterministic_algorithms_enabled()
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-        # No backward kernel reads grouped heads; without gradients the flash kernel does, and the copy is saved.
+        # No backward kernel supports grouped heads; without gradients the flash kernel does, which saves the copy.
         grouped = not needs_grad and not deterministic and value.dtype in (torch.float16, torch.bfloat16)
         op = ops.MemoryEfficientAttentionCutlassOp if deterministic else None
         outputs: list[Tensor] = []
@@ -86,24 +86,24 @@ class XFormersAttention(Attention):
 
 @functools.cache
 def load_xformers() -> Any:
-    """`xformers.ops`, imported on first use, so that the package works without xformers.
+    """Imports `xformers.ops` on first use, so that the package works without xformers.
 
-    The stock wheel links CUDA 12's runtime. Next to a torch built for another CUDA it finds none, and then refuses
-    every CUDA call, although the kernels it would run are torch's own; so that runtime is loaded first.
+    The stock wheel links CUDA 12's runtime. Next to a torch built for another CUDA it finds none and refuses every CUDA
+    call, although the kernels it would run are torch's own; so that runtime is loaded first.
     """
     _preload_cuda12_runtime()
     try:
         return importlib.import_module("xformers.ops")
     except ImportError as error:
-        raise SailError(f"XFormersAttention cannot import xformers ({error}): {MEND}") from error
+        raise SailError(f"XFormersAttention cannot import xformers ({error}): {INSTALL_HINT}") from error
 
 
 def check_cuda() -> None:
-    """Raises SailError where xformers does not run on the GPUs of this machine."""
+    """Checks that xformers runs on the GPUs of this machine; raises SailError if it does not."""
     load_xformers()
     library = importlib.import_module("xformers._cpp_lib")
     if not library._built_with_cuda:
-        raise SailError(f"xformers cannot load its CUDA library (it needs libcudart.so.12): {MEND}")
+        raise SailError(f"xformers cannot load its CUDA library (it needs libcudart.so.12): {INSTALL_HINT}")
 
 
 def _preload_cuda12_runtime() -> None:
@@ -118,7 +118,7 @@ def _preload_cuda12_runtime() -> None:
 
 
 def _prepared(plan: AttentionPlan, device: torch.device) -> tuple[Any, list[Any]]:
-    """`xformers.ops`, and its masks of the plan's calls, made once per plan and device; they hold lengths only.
+    """Returns `xformers.ops` and the masks of the plan's calls, made once per plan and device; they hold lengths only.
 
     Their default device is a GPU if there is one, so they are never made in data workers.
     """
@@ -133,7 +133,7 @@ def _prepared(plan: AttentionPlan, device: torch.device) -> tuple[Any, list[Any]
             for call in plan.calls
         ]
         for bias in biases:
-            if bias.k_seqinfo is bias.q_seqinfo:  # one object in two places is another program to a compiler
+            if bias.k_seqinfo is bias.q_seqinfo:  # a compiler would make another program for a shared object
                 bias.k_seqinfo = copy.deepcopy(bias.q_seqinfo)
         plan.cache[name] = (ops, biases)
     kept: tuple[Any, list[Any]] = plan.cache[name]
@@ -143,5 +143,5 @@ def _prepared(plan: AttentionPlan, device: torch.device) -> tuple[Any, list[Any]
 def _rows(tensor: Tensor, rows: Tensor | None, deterministic: bool) -> Tensor:
     if rows is None:
         return tensor
-    # Backward, a key that several spans read gets a sum: of indexing in a fixed order, of index_select in any.
+    # In the backward pass a key of several spans gets a sum: indexing adds in a fixed order, index_select in any.
     return tensor[rows] if deterministic else tensor.index_select(0, rows)

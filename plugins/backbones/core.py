@@ -1,4 +1,4 @@
-"""What backbones share: a Hugging Face decoder under our attention and rotary positions, and pixels on the device."""
+"""Parts of backbones: a Hugging Face decoder with our attention and rotary positions, and pixels on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PretrainedConfig
 
-from sail_lightning.compat.torch import Exact, allow_graphs, is_compiled
+from sail_lightning.compat.torch import Float32Buffers, allow_graphs, is_compiled
 from sail_lightning.compat.transformers import register_attention, use_attention
 from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Attention, Backbone, KeyValueCache
@@ -21,7 +21,7 @@ from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.settings.ranges import PositiveFloat, PositiveInt
 
 NAME = "sail_lightning"
-"""Of our attention function among Hugging Face's. No mask function is registered under it, so they build no mask."""
+"""Name of our attention function in Hugging Face's registry, where it has no mask function: no mask is built."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Query (B, H, S, E), key and value (B, G, L, E), scale; to (B, S, H, E)."""
@@ -38,7 +38,7 @@ def _attend(
     sail_attend: Attend,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What Hugging Face's layers call; the kernel arrives as a keyword."""
+    """Attention function that Hugging Face's layers call; the kernel arrives as a keyword."""
     return sail_attend(query, key, value, scaling), None
 
 
@@ -46,8 +46,8 @@ register_attention(NAME, _attend)
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """Attention over one packed row, B = 1. Compiled layers see through it, to the kernel and the plan."""
+class PackedAttention:
+    """Attention over one packed row, B = 1. Compiled layers trace through it, into the kernel and the plan."""
 
     kernel: Attention
     plan: AttentionPlan
@@ -61,14 +61,14 @@ class Packed:
 COMPILER = "inductor"
 """Backend of `torch.compile` for layers."""
 GRAPHS = 64
-"""How many forms of a batch layers are compiled for, at least; torch's own limit of 8 is soon reached."""
+"""Smallest limit on the forms of a batch that layers are compiled for; torch's own limit of 8 is soon reached."""
 
 
 def compile_layers(layers: Iterable[Any]) -> None:
-    """Compiles each layer in place, unless that is done; parameters keep their names. Tracing waits for the first call.
+    """Compiles each layer in place, unless it is compiled; parameters keep their names. The first call traces it.
 
-    All lengths are dynamic, and layers share their graphs: there is one for each form of a batch (which kinds of calls
-    its plan has), dtype and gradient mode.
+    All lengths are dynamic, and layers share their graphs: there is one for each form of a batch (the kinds of calls in
+    its plan), dtype and gradient mode.
     """
     allow_graphs(GRAPHS)
     for layer in layers:
@@ -76,11 +76,11 @@ def compile_layers(layers: Iterable[Any]) -> None:
             layer.compile(backend=COMPILER, dynamic=True)
 
 
-def cached(cache: KeyValueCache) -> Attend:
-    """Attention of T new tokens, B = 1, over the rows of a cache, as its views say.
+def cached_attention(cache: KeyValueCache) -> Attend:
+    """Returns the attention of T new tokens, B = 1, over the rows of a cache, as its views describe it.
 
-    The heads that share a key are folded into the query axis, so that keys and values are read where they are, once
-    for all questions of a row: nothing is repeated, and no kernel has to know grouped heads.
+    The heads that share a key are folded into the query axis, so keys and values are read in place, once for all
+    questions of a row: nothing is repeated, and the kernel needs no support for grouped heads.
     """
     views = cache.views()
     biases: list[Tensor] = []
@@ -122,7 +122,7 @@ SIZES = {
     "tie_word_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
 }
-"""Sizes of a decoder by our names, and the words of a Hugging Face `config.json` for them."""
+"""Sizes of a decoder: our names to the keys of a Hugging Face `config.json`."""
 
 
 LABORATORY: dict[str, Any] = {
@@ -136,27 +136,27 @@ LABORATORY: dict[str, Any] = {
     "initializer_range": 0.08,
     "embedding_range": 0.5,
 }
-"""A laboratory model: pictures of few patches need rotary frequencies that turn within a few of them."""
+"""Sizes of the laboratory model: images of few patches need rotary frequencies with periods of a few patches."""
 
 
 class DecoderBackbone(Backbone):
-    """A backbone around a Hugging Face decoder: its kernel, its sizes, and what saves memory and time in training.
+    """A backbone around a Hugging Face decoder: its kernel, its sizes, and options that save memory and time.
 
     Args:
-        attention: kernel, or `auto` for the best that runs here.
-        hidden_size: D.
-        intermediate_size: of the gated MLP.
-        num_layers: decoder layers.
-        num_heads: query heads.
-        num_key_value_heads: key and value heads.
+        attention: attention kernel, or `auto` for the best one that runs here.
+        hidden_size: width D of the hidden states.
+        intermediate_size: width of the gated MLP.
+        num_layers: number of decoder layers.
+        num_heads: number of query heads.
+        num_key_value_heads: number of key and value heads.
         rope_theta: base of the rotary frequencies.
-        rms_norm_eps: of the norms.
+        rms_norm_eps: epsilon of the norms.
         tie_word_embeddings: whether the language head is the embedding table.
-        initializer_range: standard deviation of initial matrices and kernels. A narrow model wants about 1 / sqrt(D).
-        embedding_range: standard deviation of initial word embeddings. Visual prompts are made of them, so it sets
-            how loud a prompt is beside the pixels (of unit variance) at the start.
+        initializer_range: standard deviation of initial matrices and kernels; about 1 / sqrt(D) suits a narrow model.
+        embedding_range: standard deviation of initial token embeddings. Visual prompts are made of them, so it sets
+            the norm of a prompt relative to the pixels (of unit variance) at the start.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
-        compile_layers: compile each layer for training and packed reading; generation stays as it is.
+        compile_layers: compile each layer for training and prefill; decoding is not compiled.
     """
 
     def __init__(
@@ -183,22 +183,22 @@ class DecoderBackbone(Backbone):
             *(rope_theta, rms_norm_eps, tie_word_embeddings, initializer_range),
         )
         self.sizes = {name: size for name, size in zip(SIZES, given, strict=True) if size is not None}
-        """Sizes that were given, by our names."""
+        """The sizes that were given, by our names."""
         self.embedding_range = embedding_range
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
 
-    def resized(self, words: dict[str, Any]) -> dict[str, Any]:
-        """Words of a config.json, those of the sizes that were given replaced."""
-        return words | {SIZES[name]: size for name, size in self.sizes.items()}
+    def with_sizes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Returns the keys of a config.json with the sizes that were given in place of its own."""
+        return config | {SIZES[name]: size for name, size in self.sizes.items()}
 
-    def check_heads(self, words: dict[str, Any], multiple: int) -> None:
-        """Whether sizes go together.
+    def check_heads(self, config: dict[str, Any], multiple: int) -> None:
+        """Checks that the sizes in the keys of a config.json fit together.
 
         Raises:
             SailUsageError: the hidden size is not divisible by `multiple` x heads, or the heads by their groups.
         """
-        hidden, heads, groups = (words[SIZES[key]] for key in ("hidden_size", "num_heads", "num_key_value_heads"))
+        hidden, heads, groups = (config[SIZES[key]] for key in ("hidden_size", "num_heads", "num_key_value_heads"))
         if hidden % (multiple * heads) or heads % groups:
             raise SailUsageError(
                 f"{type(self).__name__}: hidden_size {hidden} must be divisible by {multiple} x num_heads ({heads}), "
@@ -207,13 +207,13 @@ class DecoderBackbone(Backbone):
 
 
 def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfig:
-    """A decoder's config from the words of a Hugging Face `config.json`.
+    """Makes a decoder's config from the keys of a Hugging Face `config.json`.
 
     Raises:
-        SailUsageError: an unknown `model_type`, words that do not describe such a decoder, or layers that do not see
-            all that came before.
+        SailUsageError: an unknown `model_type`, keys that do not describe such a decoder, or layers that do not attend
+            to all tokens before.
     """
-    settings = {key: value for key, value in settings.items() if key not in NOT_OURS}
+    settings = {key: value for key, value in settings.items() if key not in IGNORED_CONFIG_KEYS}
     kind = settings.pop("model_type", "qwen2")
     if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
         raise SailUsageError(f"there is no decoder with model_type {kind!r}; qwen2, qwen3 and llama are tested")
@@ -221,28 +221,30 @@ def decoder_config(settings: dict[str, Any], vocab_size: int) -> PretrainedConfi
         settings |= {key: _without_sections(settings[key])} if isinstance(settings.get(key), dict) else {}
     try:
         config = AutoConfig.for_model(kind, **settings, vocab_size=vocab_size)
-    except Exception as error:  # of the library's own kinds
+    except Exception as error:  # any class: the library does not say which it raises
         reason = " ".join(str(error).split())
-        raise SailUsageError(f"these words do not describe a {kind} decoder: {reason}") from None
+        raise SailUsageError(f"these settings do not describe a {kind} decoder: {reason}") from None
     heads, groups = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        mend = "num_key_value_heads must divide num_attention_heads"
-        raise SailUsageError(f"{heads} heads cannot share {groups} keys and values; {mend}")
+        fix = "num_key_value_heads must divide num_attention_heads"
+        raise SailUsageError(f"{heads} heads cannot share {groups} keys and values; {fix}")
     layers = set(getattr(config, "layer_types", None) or [])
     window = not layers and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if window or "sliding_attention" in layers:
-        raise SailUsageError(f"a {kind} decoder with sliding windows cannot be the core: a picture sees itself wholly")
+        raise SailUsageError(
+            f"a {kind} decoder with sliding windows cannot be the core: all of an image is attended to"
+        )
     if others := sorted(layers - {"full_attention"}):
         raise SailUsageError(
-            f"a {kind} decoder with {others[0]} layers cannot be the core: each must see all before it"
+            f"a {kind} decoder with {others[0]} layers cannot be the core: each must attend to all tokens before"
         )
-    config.pad_token_id = None  # an embedding with one would keep that row from learning
+    config.pad_token_id = None  # an embedding with a padding id does not train that row
     use_attention(config, NAME)
     return config
 
 
 def _without_sections(rope: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings without multimodal sections, which are ours to set, and are no scaling of the frequencies."""
+    """Returns rotary settings without multimodal sections, which are set here and do not scale the frequencies."""
     own = {key: value for key, value in rope.items() if key != "mrope_section"}
     if "mrope" in (own.get("type"), own.get("rope_type")):
         own.pop("type", None)
@@ -250,18 +252,18 @@ def _without_sections(rope: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-NOT_OURS = frozenset(
+IGNORED_CONFIG_KEYS = frozenset(
     {
         *("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"),
         *("dtype", "torch_dtype", "use_cache", "attn_implementation"),
         *("architectures", "auto_map", "transformers_version", "_name_or_path", "_attn_implementation_autoset"),
     }
 )
-"""Settings of a `config.json` that the tokenizer or the run decides."""
+"""Keys of a `config.json` that the tokenizer or the run decides."""
 
 
 def build_decoder(config: PretrainedConfig) -> Any:
-    """The decoder without its language head, rotary positions made multimodal.
+    """Makes the decoder without its language head, with multimodal rotary positions.
 
     Raises:
         SailUsageError: a decoder that is built differently from Qwen2, Qwen3 and Llama.
@@ -270,25 +272,25 @@ def build_decoder(config: PretrainedConfig) -> Any:
     kind: Any = MODEL_MAPPING[type(config)]
     try:
         core = kind(config)
-    except Exception as error:  # of the library's own kinds
+    except Exception as error:  # any class: the library does not say which it raises
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SailUsageError(f"a {config.model_type} decoder cannot be made from these words ({reason})") from None
+        raise SailUsageError(f"a {config.model_type} decoder cannot be made from these settings ({reason})") from None
     if lacking := [part for part in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(core, part)]:
         raise SailUsageError(f"a {config.model_type} decoder has no {lacking[0]}, and cannot be the core")
     core.rotary_emb = MultimodalRotary(type(core.rotary_emb), config)
     return core
 
 
-class MultimodalRotary(Exact):
+class MultimodalRotary(Float32Buffers):
     """Rotary angles of a decoder for positions (3, B, L): temporal (not used), height, width.
 
-    The fast half of the frequencies turns with the height, the slow half with the width; for words, whose three
-    positions are equal, these are the decoder's own angles (official `mrope_section` [0, E/4, E/4]). Frequencies
-    rounded to bfloat16 would be off by 1 rad at position 1000.
+    The fast half of the frequencies encodes the height, the slow half the width; for text tokens, which have three
+    equal positions, these are the decoder's own angles (official `mrope_section` [0, E/4, E/4]). Frequencies rounded to
+    bfloat16 would be off by 1 rad at position 1000.
 
     Args:
-        rotary: the decoder's own class, which knows its base and scaling.
-        config: of the decoder.
+        rotary: the decoder's own class of rotary embeddings, which applies its base and scaling.
+        config: config of the decoder.
 
     Raises:
         SailUsageError: frequencies that change with the length, or an odd number of them.
@@ -301,7 +303,7 @@ class MultimodalRotary(Exact):
         kind = (config.rope_parameters or {}).get("rope_type", "default")
         if kind not in ("default", "linear", "llama3", "yarn"):
             raise SailUsageError(f"rotary frequencies of type {kind} change with the length, and cannot be multimodal")
-        with torch.device("cpu"):  # real even where weights are not made yet
+        with torch.device("cpu"):  # not on the meta device
             own: Any = rotary(config)
         if not hasattr(own, "inv_freq"):
             raise SailUsageError(
@@ -314,15 +316,15 @@ class MultimodalRotary(Exact):
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, L, E) in the dtype of `x`, computed in float32."""
+        """Returns cosines and sines (B, L, E) in the dtype of `x`, computed in float32."""
         fast, slow = self.frequencies.to(x.device).chunk(2)
         height, width = position_ids[1, ..., None].float(), position_ids[2, ..., None].float()
         angles = torch.cat([height * fast, width * slow], dim=-1).repeat(1, 1, 2)
         return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
 
 
-class Pixels(Exact):
-    """Raw patches (N, 3*P*P) uint8, channel first, to normalised float32 pixels."""
+class Pixels(Float32Buffers):
+    """Normalises raw patches (N, 3*P*P) uint8, channel first, to float32."""
 
     scale: Tensor
     shift: Tensor
@@ -336,5 +338,5 @@ class Pixels(Exact):
             self.register_buffer("shift", (-means / stds).repeat_interleave(pixels), persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Pixel values 0..255 to (value / 255 - mean) / std."""
+        """Maps pixel values 0..255 to (value / 255 - mean) / std."""
         return torch.addcmul(self.shift.to(patches.device), patches.float(), self.scale.to(patches.device))

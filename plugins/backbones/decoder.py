@@ -1,7 +1,7 @@
 """`SailDecoder`: any Hugging Face decoder with rotary positions as the single transformer.
 
 The decoder (Qwen2, Qwen3, Llama, ...) is composed, not copied: our attention function is registered with it, its rotary
-positions are made multimodal, and patches enter through one linear layer. Words are read exactly as before.
+positions are made multimodal, and patches enter through one linear layer. Text is read exactly as before.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sail_lightning.model import contract
 from sail_lightning.plugins.backbones.core import (
     Attend,
     DecoderBackbone,
-    Packed,
+    PackedAttention,
     Pixels,
     build_decoder,
-    cached,
+    cached_attention,
     compile_layers,
     decoder_config,
 )
@@ -44,19 +44,21 @@ class SailDecoder(DecoderBackbone):
 
     Args:
         pretrained: a local Hugging Face folder (config.json and weights) to start from; name it as the tokenizer too.
-        config: or the words of a config.json, for fresh weights. One of the two must be given.
+        config: the keys of a config.json, for fresh weights, in place of `pretrained`; one of the two must be given.
         patch_size: pixels per patch side; None is the folder's `vision_patch_size`, or 16.
-        patch_range: standard deviation of the initial patch embedding; None makes a patch about as loud as a word.
-        class_token: end a picture with `<|vis_cls|>`, which some SOLO models were trained with.
-        bidirectional: whether the tokens of a picture see each other wholly; else they look back only, as words do.
-        grid_positions: whether a patch stands at its row and column (M-RoPE); else patches are counted one by one.
-        kwargs: arguments of `DecoderBackbone`; sizes among them are given in place of words of `config`.
+        patch_range: standard deviation of the initial patch embedding; None gives patch embeddings the RMS norm of
+            token embeddings.
+        class_token: end an image with `<|vis_cls|>`, which some SOLO models were trained with.
+        bidirectional: whether the tokens of an image attend to each other in both directions; else they are causal, as
+            text is.
+        grid_positions: whether the position of a patch is its row and column (M-RoPE); else patches are counted.
+        kwargs: arguments of `DecoderBackbone`; sizes among them replace those of `config`.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
-    """Values of `model_type` that a subclass is limited to; none means all."""
+    """Values of `model_type` that a subclass accepts; empty means all."""
     model: Any
-    """The decoder without its language head; its class is the library's."""
+    """The decoder without its language head, of the library's class."""
 
     def __init__(
         self,
@@ -71,35 +73,35 @@ class SailDecoder(DecoderBackbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        after = ("<|vis_cls|>",) if class_token else self.picture.after
-        self.picture = replace(  # type: ignore[misc]
-            self.picture,
+        after = ("<|vis_cls|>",) if class_token else self.image_layout.after
+        self.image_layout = replace(  # type: ignore[misc]
+            self.image_layout,
             after=after,
-            bidirectional=self.picture.bidirectional and bidirectional,
-            grid_positions=self.picture.grid_positions and grid_positions,
+            bidirectional=self.image_layout.bidirectional and bidirectional,
+            grid_positions=self.image_layout.grid_positions and grid_positions,
         )
         if (pretrained is None) == (config is None):
-            raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its words)")
+            raise SailUsageError(f"{type(self).__name__} needs either pretrained (a folder) or config (its settings)")
         refuse_empty(self, config=config)
         own = next(iter(self.sizes), None if self.embedding_range is None else "embedding_range")
         if pretrained is not None and own is not None:
             raise SailUsageError(f"{type(self).__name__}: {own} is a pretrained decoder's own; leave it out")
         self.pretrained = pretrained
-        self.settings = self.resized(config or {})
+        self.settings = self.with_sizes(config or {})
         self.patch_size = patch_size
         self.patch_range = patch_range
 
-    def stored_args(self) -> dict[str, Any]:
-        """The arguments, a folder replaced by its config: a stored model does not need it any more."""
+    def export_init_args(self) -> dict[str, Any]:
+        """Returns the arguments, with the folder replaced by its config: a stored model does not need the folder."""
         if self.pretrained is None:
             return self.init_args
         return self.init_args | {"pretrained": None, "config": self.settings, "patch_size": self.patch_size}
 
     def build(self, dims: Dims) -> Dims:
-        """Makes the weights; reads those of `pretrained`.
+        """Makes the weights, and reads those of `pretrained`.
 
         Raises:
-            SailUsageError: a decoder that cannot be the core.
+            SailUsageError: the decoder cannot be the core.
             SailError: the folder is incomplete, or its weights do not fit its config.
         """
         folder = None if self.pretrained is None else Path(self.pretrained).expanduser()
@@ -111,7 +113,7 @@ class SailDecoder(DecoderBackbone):
             hidden = self._build_decoder(dims, folder)
         except SailUsageError as error:
             raise SailUsageError(f"{folder / 'config.json'}: {error}" if folder else str(error)) from None
-        return Dims(dims.vocab_size, dims.new_words, hidden, self.patch_size)
+        return Dims(dims.vocab_size, dims.num_added_tokens, hidden, self.patch_size)
 
     def _build_decoder(self, dims: Dims, folder: Path | None) -> int:
         """Makes and fills all weights; returns the hidden size."""
@@ -151,9 +153,9 @@ class SailDecoder(DecoderBackbone):
             return
         std = self.patch_range
         if std is None:  # pixels have unit variance
-            words = self.model.embed_tokens.weight
-            loudness = 0.02 if words.is_meta else float(words.detach().float().std())
-            std = loudness / math.sqrt(self.vis_embed.in_features)
+            table = self.model.embed_tokens.weight
+            embedding_std = 0.02 if table.is_meta else float(table.detach().float().std())
+            std = embedding_std / math.sqrt(self.vis_embed.in_features)
         nn.init.normal_(self.vis_embed.weight, std=std)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -171,10 +173,10 @@ class SailDecoder(DecoderBackbone):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         self.attention.prepare(plan, embeddings.device)
-        return self._run(embeddings, positions, cache, Packed(self.attention, plan))
+        return self._run(embeddings, positions, cache, PackedAttention(self.attention, plan))
 
     def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        return self._run(embeddings, positions, cache, cached(cache))
+        return self._run(embeddings, positions, cache, cached_attention(cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
@@ -182,14 +184,14 @@ class SailDecoder(DecoderBackbone):
     def _run(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache | None, attend: Attend) -> Tensor:
         rows = embeddings[None]
         if self.compile_layers:
-            rows = rows.clone()  # a view would be a case of its own for the first layer
+            rows = rows.clone()  # for a view, the first layer would be compiled once more
         with self._compilation(over_cache=cache is not None):
             return read_embeddings(self.model, rows, positions[:, None], cache, sail_attend=attend)[0]
 
     def _compilation(self, over_cache: bool) -> AbstractContextManager[None]:
         if not self.compile_layers:
             return nullcontext()
-        if over_cache:  # it grows in every step
+        if over_cache:  # the cache grows in every step
             return uncompiled(self.model.layers)
         compile_layers(self.model.layers)
         return nullcontext()

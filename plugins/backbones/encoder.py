@@ -1,4 +1,4 @@
-"""`EncoderBackbone`: a vision encoder, a projector and a decoder, the modular design that Pixel-SAIL does without."""
+"""`EncoderBackbone`: a vision encoder, a projector and a decoder, the modular design that Pixel-SAIL replaces."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ logger = logging.getLogger(__name__)
 
 @register
 class EncoderBackbone(SailQwen):
-    """The baseline that the paper argues against: pictures pass a vision encoder before the same decoder reads them.
+    """The baseline that the paper argues against: a vision encoder reads the image before the same decoder does.
 
-    A picture's features are projected (linear, GELU, linear) and take the places of its patches: the sequence, the
-    decoder and the heads are those of `SailQwen`, and the encoder is all that differs. Any decoder may be the core.
+    The features of an image are projected (linear, GELU, linear) and take the positions of its patches: the sequence,
+    the decoder and the heads are those of `SailQwen`, so the encoder is the only difference. Any decoder may be the
+    core.
 
     Args:
         encoder: name of a timm model with feature maps, such as `vit_small_patch14_dinov2.lvd142m`.
-        weights: a local file of its weights (`.safetensors`, `.pth` or `.npz`); None is random.
-        frozen: keep the encoder as it is: no gradients, always in evaluation mode.
-        layer: which of its feature maps; -1 is the last, deepest one.
-        input_size: side in pixels of the square that pictures are resized to for the encoder; None keeps a picture's
-            own size, or takes the encoder's, if that knows one only.
+        weights: local file of the encoder's weights (`.safetensors`, `.pth` or `.npz`); None is random.
+        frozen: keep the encoder fixed: without gradients, always in evaluation mode.
+        layer: index of the encoder's feature map; -1 is the last, deepest one.
+        input_size: side in pixels of the square that images are resized to for the encoder; None keeps an image's own
+            size, or uses the encoder's size if it accepts one size only.
         patch_size: pixels per vision token, along one side; None is the encoder's own stride. Features are resized to
             that grid where theirs differs.
         kwargs: arguments of `SailQwen`.
@@ -55,16 +56,16 @@ class EncoderBackbone(SailQwen):
         **kwargs: Any,
     ) -> None:
         super().__init__(patch_size=patch_size, **kwargs)
-        self.patch_size = patch_size  # a preset's is that of raw patches
+        self.patch_size = patch_size  # not the preset's, which is the side of raw patches
         self.encoder_name = encoder
         self.weights = weights
         self.frozen = frozen
         self.layer = layer
         self.input_size = input_size
 
-    def stored_args(self) -> dict[str, Any]:
-        """The arguments without files: the encoder's weights are stored with the decoder's."""
-        return super().stored_args() | {"weights": None, "patch_size": self.patch_size}
+    def export_init_args(self) -> dict[str, Any]:
+        """Returns the arguments without files: the encoder's weights are stored with the decoder's."""
+        return super().export_init_args() | {"weights": None, "patch_size": self.patch_size}
 
     def build(self, dims: Dims) -> Dims:
         """Makes the encoder, then the decoder.
@@ -104,16 +105,18 @@ class EncoderBackbone(SailQwen):
         self.projector = nn.Sequential(nn.Linear(self.channels, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
     def init_patches(self, read: set[str]) -> None:
-        """Makes a token about as loud as a word, for features of unit variance."""
-        words = self.model.embed_tokens.weight
-        loudness = 0.02 if words.is_meta else float(words.detach().float().std())
-        deviations = (1 / math.sqrt(self.channels), 0.0, loudness / GELU_RMS / math.sqrt(words.shape[1]), 0.0)
+        """Initialises the projector: features of unit variance become tokens with the RMS norm of token embeddings."""
+        table = self.model.embed_tokens.weight
+        embedding_std = 0.02 if table.is_meta else float(table.detach().float().std())
+        deviations = (1 / math.sqrt(self.channels), 0.0, embedding_std / GELU_RMS / math.sqrt(table.shape[1]), 0.0)
         for parameter, std in zip(self.projector.parameters(), deviations, strict=True):  # weight, bias, weight, bias
             nn.init.normal_(parameter, std=std)
 
     def train(self, mode: bool = True) -> EncoderBackbone:
-        """A frozen encoder stays in evaluation mode; of others, batch norms do: a picture's features shall not depend
-        on the pictures that it is packed with."""
+        """Keeps a frozen encoder in evaluation mode, and the batch norms of any encoder.
+
+        So the features of an image do not depend on the images that it is packed with.
+        """
         super().train(mode)
         encoder = getattr(self, "encoder", None)
         for module in encoder.modules() if encoder is not None else ():
@@ -136,21 +139,21 @@ class EncoderBackbone(SailQwen):
         return torch.cat(tokens)
 
     def encode(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Normalised patches (B, rows*columns, 3*P*P) of pictures of one grid to features (B, rows*columns, C)."""
+        """Maps normalised patches (B, rows*columns, 3*P*P) of images of one grid to features (B, rows*columns, C)."""
         side = math.isqrt(pixels.shape[-1] // 3)
         cells = pixels.unflatten(2, (3, side, side)).unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
-        pictures = cells.flatten(4, 5).flatten(2, 3)
-        height, width = pictures.shape[-2:]
+        images = cells.flatten(4, 5).flatten(2, 3)
+        height, width = images.shape[-2:]
         whole = (math.ceil(height / self.stride) * self.stride, math.ceil(width / self.stride) * self.stride)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = timm_models.feature_map(self.encoder, _resized(pictures, self.size or whole))
+            features = timm_models.feature_map(self.encoder, _resized(images, self.size or whole))
         return _resized(features, grid).flatten(2).transpose(1, 2)
 
     def _probe(self) -> None:
-        """Looks whether the encoder takes pictures of odd sizes, and which of its weights its features come from.
+        """Finds out whether the encoder accepts images of any size, and which of its weights its features use.
 
         Raises:
-            SailUsageError: it reads no picture at all.
+            SailUsageError: the encoder fails at every size.
         """
         self.encoder.eval()
         parameters = {name: p for name, p in self.encoder.named_parameters() if p.requires_grad}
@@ -165,7 +168,7 @@ class EncoderBackbone(SailQwen):
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
             raise SailUsageError(
-                f"EncoderBackbone: {self.encoder_name} cannot read pictures of {size[0]} x {size[1]} pixels ({reason})"
+                f"EncoderBackbone: {self.encoder_name} cannot read images of {size[0]} x {size[1]} pixels ({reason})"
             )
         if size != tried[0]:
             self.size = size
@@ -174,7 +177,9 @@ class EncoderBackbone(SailQwen):
         for name in idle:
             parameters[name].requires_grad_(False)
         if idle:
-            logger.info("%s: %d weights lead to no feature and are not trained", self.encoder_name, len(idle))
+            logger.info(
+                "%s: %d weights have no effect on the features and are not trained", self.encoder_name, len(idle)
+            )
 
 
 GELU_RMS = 0.652
@@ -182,7 +187,7 @@ GELU_RMS = 0.652
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, C, h, w) at another size, antialiased, computed in float32."""
+    """Resizes maps (B, C, h, w) with antialiasing, computed in float32."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False, antialias=True).to(maps.dtype)

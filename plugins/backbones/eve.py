@@ -1,9 +1,9 @@
-"""`EVEv2`: EVE's encoder-free transformer, one set of weights for words and one for pixels in every layer.
+"""`EVEv2`: EVE's encoder-free transformer, with separate weights for text and for pixels in every layer.
 
 Hugging Face's parts of Qwen2 are composed, not copied. Attention joins the modalities; norms and matrices do not. So
-tokens are sorted once, words first, and every matrix reads its own run of them; only attention sees them in order.
-Parameters have the official names: `q_proj` is of words, `moe_q_proj` of pixels. The final norm and the language head
-are shared. Facts: `docs/parity.md`.
+tokens are sorted once, text first, and every matrix reads its own contiguous part; only attention sees the order of the
+sequence. Parameters have the official names: `q_proj` is for text, `moe_q_proj` for pixels. The final norm and the
+language head are shared. Details: `docs/parity.md`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config
 
-from sail_lightning.compat.torch import Exact, uncompiled
+from sail_lightning.compat.torch import Float32Buffers, uncompiled
 from sail_lightning.compat.transformers import (
     GradientCheckpointingLayer,
     Qwen2MLP,
@@ -33,7 +33,7 @@ from sail_lightning.plugins.backbones.core import (
     LABORATORY,
     DecoderBackbone,
     Pixels,
-    cached,
+    cached_attention,
     compile_layers,
     decoder_config,
 )
@@ -65,30 +65,31 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embedding_range": 0.02,
     },
 }
-"""Sizes of EVEv2-7B, whose decoder is Qwen2.5-7B's, and of a laboratory model."""
+"""Sizes of EVEv2-7B, which has the decoder of Qwen2.5-7B, and of a laboratory model."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
-"""Query (R, H, E), key and value (R, G, E) in the order of the sequence, scale, layer; to (R, H, E)."""
+"""Maps query (R, H, E), key and value (R, G, E) in the order of the sequence, scale and layer to (R, H, E)."""
 Part = Callable[[Tensor], Tensor]
 
 
 @register
 class EVEv2(DecoderBackbone):
-    """EVE's transformer: weights of their own for words and for pixels, strictly causal, positions counted.
+    """EVE's transformer: separate weights for text and for pixels, strictly causal, with counted positions.
 
-    Its prompts are `PromptInjection(projection=False)`; `max_side` of the model sets the picture's area (official: 800
+    It goes with `PromptInjection(projection=False)`; `max_side` of the model sets the area of the image (official: 800
     or 1600).
 
     Args:
-        size: preset; sizes that are given besides override its own.
-        patch_stride: pixels per side of the first convolution of the patch embedding.
-        dense_stride: its outputs per side of the second; a patch has patch_stride x dense_stride pixels a side.
-        mm_hidden_size: channels between the two.
-        kwargs: arguments of `DecoderBackbone`; `embedding_range` is that of the learned vectors too.
+        size: preset of sizes; sizes that are given override it.
+        patch_stride: pixels per side of a kernel of the first convolution of the patch embedding.
+        dense_stride: outputs of the first convolution per side of a kernel of the second; a patch has a side of
+            patch_stride x dense_stride pixels.
+        mm_hidden_size: number of channels between the two convolutions.
+        kwargs: arguments of `DecoderBackbone`; `embedding_range` applies to the learned vectors too.
     """
 
     chat = QWEN_CHAT
-    picture = ImageLayout(
+    image_layout = ImageLayout(
         start=(CLASS_VECTOR,),
         patch=PATCH_ONLY,
         row_end=(ROW_VECTOR,),
@@ -96,7 +97,7 @@ class EVEv2(DecoderBackbone):
         grid_positions=False,
         bidirectional=False,
     )
-    resize = "area"
+    resize_mode = "area"
 
     def __init__(
         self,
@@ -108,15 +109,15 @@ class EVEv2(DecoderBackbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        words = self.resized(PRESETS[size])
-        self.check_heads(words, 2)
-        own_embedding = words.pop("embedding_range")
+        sizes = self.with_sizes(PRESETS[size])
+        self.check_heads(sizes, 2)
+        own_embedding = sizes.pop("embedding_range")
         self.embedding_range = self.embedding_range or own_embedding
-        self.patch_stride = patch_stride or words["patch_stride"]
-        self.dense_stride = dense_stride or words["dense_stride"]
-        self.mm_hidden_size = mm_hidden_size or words["mm_hidden_size"]
+        self.patch_stride = patch_stride or sizes["patch_stride"]
+        self.dense_stride = dense_stride or sizes["dense_stride"]
+        self.mm_hidden_size = mm_hidden_size or sizes["mm_hidden_size"]
         own = ("patch_stride", "dense_stride", "mm_hidden_size")
-        self.settings = {"model_type": "qwen2", **{key: word for key, word in words.items() if key not in own}}
+        self.settings = {"model_type": "qwen2", **{key: value for key, value in sizes.items() if key not in own}}
 
     def build(self, dims: Dims) -> Dims:
         config = decoder_config(self.settings, dims.vocab_size)
@@ -139,13 +140,13 @@ class EVEv2(DecoderBackbone):
             self.lm_head.weight = self.model.embed_tokens.weight
         patch_size = self.patch_stride * self.dense_stride
         self.pixels = Pixels(patch_size, IMAGE_MEAN, IMAGE_STD)
-        return Dims(dims.vocab_size, dims.new_words, hidden, patch_size)
+        return Dims(dims.vocab_size, dims.num_added_tokens, hidden, patch_size)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        words = self.model.embed_tokens(ids.clamp(min=0))
+        tokens = self.model.embed_tokens(ids.clamp(min=0))
         ids = ids[..., None]
         vectors = torch.where(ids == CLASS_VECTOR, self.class_embedding, self.split_embedding)
-        return torch.where(ids < 0, vectors, words).masked_fill(ids == PATCH_ONLY, 0.0)
+        return torch.where(ids < 0, vectors, tokens).masked_fill(ids == PATCH_ONLY, 0.0)
 
     def embed_patches(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         return self.patch_embedding(self.pixels(patches).to(self.class_embedding.dtype))
@@ -164,13 +165,13 @@ class EVEv2(DecoderBackbone):
         return self.model(embeddings, positions[0], Modalities.of(vision), PackedRows(self.attention, plan, cache))
 
     def decode(self, embeddings: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        over_cache = cached(cache)
+        over_cache = cached_attention(cache)
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, layer: int) -> Tensor:
             query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
             return over_cache(query, *cache.update(key, value, layer), scale)[0]
 
-        return self.model(embeddings, positions[0], Modalities(words=len(embeddings)), attend)
+        return self.model(embeddings, positions[0], Modalities(text=len(embeddings)), attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
@@ -178,7 +179,7 @@ class EVEv2(DecoderBackbone):
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """As `core.Packed`, of rows without a batch; keys and values are handed to a cache, if there is one."""
+    """`core.PackedAttention` for rows without a batch axis; stores keys and values in a cache, if there is one."""
 
     kernel: Attention
     plan: AttentionPlan
@@ -193,61 +194,61 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Modalities:
-    """How R tokens are sorted by modality: `words` of them first, then vision tokens, each in their own order.
+    """How R tokens are sorted by modality: `text` text tokens first, then vision tokens, each in sequence order.
 
-    `order` (R,) are the tokens as they are sorted, `places` (R,) where each token went; None where all tokens are of
-    one modality, and stay.
+    `order` (R,) int64 holds the sequence indices in sorted order, `inverse` (R,) the sorted index of each token; None
+    where all tokens are of one modality, and nothing moves.
     """
 
-    words: int
+    text: int
     order: Tensor | None = None
-    places: Tensor | None = None
+    inverse: Tensor | None = None
 
     @classmethod
     def of(cls, vision: Tensor) -> Modalities:
-        """Of a mask (R,) bool, True at vision tokens."""
-        words = len(vision) - int(vision.sum())  # on an accelerator, the one wait of a pass
-        if words in (0, len(vision)):
-            return cls(words)
+        """Makes the order for a mask (R,) bool that is True at vision tokens."""
+        text = len(vision) - int(vision.sum())  # the only wait for an accelerator in a pass
+        if text in (0, len(vision)):
+            return cls(text)
         order = vision.to(torch.uint8).argsort(stable=True)
-        return cls(words, order, order.argsort())
+        return cls(text, order, order.argsort())
 
     def sort(self, tokens: Tensor) -> Tensor:
-        """Tokens (R, ...) in the order of the sequence, as they are sorted."""
+        """Sorts tokens (R, ...) that are in the order of the sequence."""
         return tokens if self.order is None else tokens.index_select(0, self.order)
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Sorted tokens (R, ...) in the order of the sequence."""
-        return tokens if self.places is None else tokens.index_select(0, self.places)
+        """Brings sorted tokens (R, ...) back into the order of the sequence."""
+        return tokens if self.inverse is None else tokens.index_select(0, self.inverse)
 
-    def apply(self, of_words: Part, of_vision: Part, tokens: Tensor) -> Tensor:
-        """Each part on its own tokens, of R sorted ones."""
+    def apply(self, text_part: Part, vision_part: Part, tokens: Tensor) -> Tensor:
+        """Applies one module to the text tokens and one to the vision tokens of R sorted tokens."""
         if not torch.is_grad_enabled():  # in training, a part without tokens has a gradient of zero, not none
-            if self.words == len(tokens):
-                return of_words(tokens)
-            if self.words == 0:
-                return of_vision(tokens)
-        words, vision = tokens.split([self.words, len(tokens) - self.words])
-        return torch.cat([of_words(words), of_vision(vision)])
+            if self.text == len(tokens):
+                return text_part(tokens)
+            if self.text == 0:
+                return vision_part(tokens)
+        text, vision = tokens.split([self.text, len(tokens) - self.text])
+        return torch.cat([text_part(text), vision_part(vision)])
 
 
 class Decoder(Qwen2PreTrainedModel):
-    """Embedding table, layers and the final norm, which the modalities share."""
+    """The embedding table, the layers and the final norm, which both modalities share."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
-        with torch.device("cpu"):  # real even where weights are not made yet
+        with torch.device("cpu"):  # not on the meta device
             self.rotary_emb = Rotary(config)
         self.post_init()
 
     def forward(self, hidden: Tensor, positions: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
-        """Embeddings (R, D) at positions (R,) to states (R, D), both in the order of the sequence."""
+        """Maps embeddings (R, D) at positions (R,) to states (R, D), both in the order of the sequence."""
         hidden = modalities.sort(hidden)
         cos, sin = self.rotary_emb(hidden, modalities.sort(positions))
-        over_cache = not isinstance(attend, PackedRows) or attend.cache is not None  # it grows in every step
+        over_cache = not isinstance(attend, PackedRows) or attend.cache is not None  # the cache grows in every step
         with uncompiled(self.layers) if over_cache else nullcontext():
             for layer in self.layers:
                 hidden = layer(hidden, cos=cos, sin=sin, modalities=modalities, attend=attend)
@@ -255,7 +256,7 @@ class Decoder(Qwen2PreTrainedModel):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Qwen2's layer twice, joined in attention."""
+    """Two layers of Qwen2, one per modality, joined in attention."""
 
     def __init__(self, config: Qwen2Config, index: int) -> None:
         super().__init__()
@@ -267,7 +268,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.moe_post_attention_layernorm = Qwen2RMSNorm(width, eps)
 
     def forward(self, hidden: Tensor, *, cos: Tensor, sin: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
-        """Sorted states (R, D) to the same; `cos` and `sin` (R, E) are their rotary angles."""
+        """Maps sorted states (R, D) to sorted states (R, D); `cos` and `sin` (R, E) are their rotary angles."""
         normed = modalities.apply(self.input_layernorm, self.moe_input_layernorm, hidden)
         hidden = hidden + self.self_attn(normed, cos, sin, modalities, attend)
         normed = modalities.apply(self.post_attention_layernorm, self.moe_post_attention_layernorm, hidden)
@@ -275,7 +276,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class JointAttention(nn.Module):
-    """Queries, keys, values and outputs by modality; attention over all tokens."""
+    """Attention over all tokens, with projections by modality."""
 
     def __init__(self, config: Qwen2Config, index: int) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ class JointAttention(nn.Module):
         self.o_proj, self.moe_o_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, modalities: Modalities, attend: Attend) -> Tensor:
-        """Sorted states (R, D) to the same."""
+        """Maps sorted states (R, D) to sorted states (R, D)."""
         projections = (
             (self.q_proj, self.moe_q_proj),
             (self.k_proj, self.moe_k_proj),
@@ -303,14 +304,14 @@ class JointAttention(nn.Module):
         return modalities.apply(self.o_proj, self.moe_o_proj, modalities.sort(out))
 
 
-class Rotary(Exact, Qwen2RotaryEmbedding):
-    """Qwen2's rotary angles for positions (R,), from frequencies that stay float32."""
+class Rotary(Float32Buffers, Qwen2RotaryEmbedding):
+    """Qwen2's rotary angles for positions (R,), with frequencies that stay float32."""
 
 
 class PatchEmbedding(nn.Sequential):
-    """Pixels (N, 3*P*P), channel first, to embeddings (N, D): two convolutions with a GELU between them.
+    """Maps pixels (N, 3*P*P), channel first, to embeddings (N, D): two convolutions with a GELU between them.
 
-    Their kernels do not overlap and fill the patch, so each is one matrix product.
+    The kernels do not overlap and fill the patch, so each convolution is one matrix product.
     """
 
     def __init__(
@@ -326,13 +327,13 @@ class PatchEmbedding(nn.Sequential):
 
     @property
     def convolutions(self) -> tuple[nn.Conv2d, nn.Conv2d]:
-        """Both, in order."""
+        """The two convolutions, in order."""
         first, _, second = self
         assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
         return first, second
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels to embeddings."""
+        """Maps normalised pixels (N, 3*P*P) to embeddings (N, D)."""
         first, second = self.convolutions
         fine, dense = self.patch_stride, self.dense_stride
         cells = pixels.unflatten(1, (3, dense, fine, dense, fine)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Is a decoder still itself under our attention and rotary positions? Asked of kinds that the tests do not cover."""
+"""Does a decoder compute the same under our attention and rotary positions? Checked for kinds without tests."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sail_lightning.compat.transformers import attention_of, read_embeddings
 from sail_lightning.errors import SailUsageError
 
 TESTED = frozenset({"llama", "qwen2", "qwen3"})
-"""Values of `model_type` that the tests cover, and that need no such look."""
+"""Values of `model_type` that the tests cover, and that are not checked."""
 
 TOKENS = 12
-"""How many words are read for it."""
+"""Number of tokens that the check reads."""
 
 
 def check_unchanged(core: Any, head: nn.Module) -> None:
-    """Reads a few words through a decoder, as the library does and as we do.
+    """Compares a decoder's logits for a few tokens, computed by the library and by us.
 
-    Some kinds scale or cap their logits, have weights beside those of Llama, or want more of attention than we give.
+    Some kinds scale or cap their logits, have more weights than Llama, or pass more arguments to attention.
 
     Raises:
-        SailUsageError: it cannot be read in our way, or says something else then.
+        SailUsageError: the decoder fails under our attention, or its logits differ.
     """
     config = core.config
     if config.model_type in TESTED or any(parameter.is_meta for parameter in core.parameters()):
@@ -34,7 +34,7 @@ def check_unchanged(core: Any, head: nn.Module) -> None:
     try:
         with torch.no_grad():
             wanted, found = _original_logits(core, head), _our_logits(core, head)
-    except Exception as error:  # of the library's own kinds
+    except Exception as error:  # any class: the library does not say which it raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SailUsageError(
             f"a {config.model_type} decoder cannot be the core: it is built differently from Llama ({reason})"
@@ -45,19 +45,19 @@ def check_unchanged(core: Any, head: nn.Module) -> None:
     allowed = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 0.05
     if not difference <= allowed * float(wanted.abs().max()):
         raise SailUsageError(
-            f"a {config.model_type} decoder cannot be the core: words alone would be read differently "
+            f"a {config.model_type} decoder cannot be the core: text alone would be read differently "
             f"(logits differ by {difference:.2g})"
         )
 
 
-def _words(core: Any) -> Tensor:
+def _tokens(core: Any) -> Tensor:
     table = core.embed_tokens.weight
     return torch.arange(TOKENS, device=table.device)[None] % len(table)
 
 
 def _our_logits(core: Any, head: nn.Module) -> Tensor:
-    words = _words(core)
-    positions = torch.arange(TOKENS, device=words.device).expand(3, 1, -1)
+    tokens = _tokens(core)
+    positions = torch.arange(TOKENS, device=tokens.device).expand(3, 1, -1)
     calls = 0
 
     def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -68,7 +68,7 @@ def _our_logits(core: Any, head: nn.Module) -> Tensor:
         )
         return out.transpose(1, 2)
 
-    embeddings = core.embed_tokens(words)
+    embeddings = core.embed_tokens(tokens)
     hidden = read_embeddings(core, embeddings, positions, sail_attend=causal)
     if calls < len(core.layers):
         raise ValueError(f"{calls} of {len(core.layers)} layers use our attention")
@@ -76,7 +76,7 @@ def _our_logits(core: Any, head: nn.Module) -> Tensor:
 
 
 def _original_logits(core: Any, head: nn.Module) -> Tensor:
-    """Those of the library's own language model, around the same weights."""
+    """Returns the logits of the library's own language model around the same weights."""
     config, ours = core.config, core.rotary_emb
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     try:
@@ -87,11 +87,11 @@ def _original_logits(core: Any, head: nn.Module) -> Tensor:
             rotary = type(getattr(whole, name).rotary_emb)
             known = {f"{name}.{key}" for key, _ in core.named_parameters()} | {"lm_head.weight"}
             if beside := sorted({key for key, _ in whole.named_parameters()} - known):
-                raise ValueError(f"it has {beside[0]}, for which there is no place")
+                raise ValueError(f"it has {beside[0]}, which is not supported")
             with torch.device(head.weight.device):  # type: ignore[arg-type]
                 core.rotary_emb = rotary(config)
             setattr(whole, name, core)
             whole.lm_head = head
-            return whole(input_ids=_words(core), use_cache=False).logits.float()
+            return whole(input_ids=_tokens(core), use_cache=False).logits.float()
     finally:
         core.rotary_emb = ours

@@ -1,6 +1,7 @@
-"""Weights of a local Hugging Face folder (Qwen2, Qwen3, Llama, or SOLO and SAIL style) into a `SailDecoder`.
+"""Loads the weights of a local Hugging Face folder (Qwen2, Qwen3, Llama, or SOLO and SAIL style) into a `SailDecoder`.
 
-Every tensor of the folder has a place, and every weight of the decoder is in the folder, but for what is listed here.
+Every tensor of the folder must be a weight of the decoder, and every weight must be in the folder, with the exceptions
+that are listed here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import CONFIG_MAPPING
 
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Dims
-from sail_lightning.plugins.backbones.core import NOT_OURS
+from sail_lightning.plugins.backbones.core import IGNORED_CONFIG_KEYS
 from sail_lightning.weights.state_dict import differences
 
 if TYPE_CHECKING:
@@ -26,23 +27,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DERIVED = ("rotary_emb.inv_freq",)
-"""Tensors of old folders that are computed, not learned; ignored."""
-OF_PROMPTS = ("vp_embed.weight",)
-"""Of a fine-tuned Pixel-SAIL: the prompt encoder's, not the decoder's; left out, and logged."""
+"""Tensors of old folders that are computed, not learned; they are ignored."""
+PROMPT_WEIGHTS = ("vp_embed.weight",)
+"""Tensors of a fine-tuned Pixel-SAIL that belong to its prompt encoder; they are left out, which is logged."""
 NEW = ("vis_embed.",)
-"""Weights that a folder of a text-only decoder lacks; they start fresh, and that is logged."""
+"""Weights that a folder of a text-only decoder lacks; they start fresh, which is logged."""
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-"""What every decoder's config.json says."""
+"""Keys that every decoder's config.json has."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The words of a folder's config.json that make a decoder.
+    """Reads the keys of a folder's config.json that describe a decoder.
 
     A `model_type` that the library does not know, such as those of SOLO and SAIL, is taken as qwen2: the names of all
-    tensors must agree, so nothing else can pass for one.
+    tensors must agree, so no other kind is loaded as one.
 
     Raises:
-        SailError: it is missing, no JSON object, or does not describe a decoder.
+        SailError: the file is missing, is no JSON object, or does not describe a decoder.
     """
     path = folder / "config.json"
     try:
@@ -54,7 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SailError(f"{path} is not valid JSON ({error}); copy it again") from None
     if not isinstance(content, dict):
-        raise SailError(f"{path} does not describe a decoder: it holds no names")
+        raise SailError(f"{path} does not describe a decoder: it is no JSON object")
     if lacking := [key for key in SIZES if not isinstance(content.get(key), int)]:
         raise SailError(f"{path} does not describe a decoder: it has no {lacking[0]}")
     kind = content.get("model_type", "qwen2")
@@ -64,18 +65,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     rope = content.get("rope_parameters") or content.get("rope_scaling")
     sections = rope.get("mrope_section") if isinstance(rope, dict) else None
     if sections and (len(sections) != 3 or sections[0] != 0 or sections[1] != sections[2]):
-        logger.warning("%s: pictures were read with rotary sections %s; here they are halves", path, sections)
-    return {key: value for key, value in content.items() if key not in NOT_OURS}
+        logger.warning("%s: images were read with rotary sections %s; here they are halves", path, sections)
+    return {key: value for key, value in content.items() if key not in IGNORED_CONFIG_KEYS}
 
 
 def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
     """Fills a built backbone; returns the names that were read.
 
-    New words (`dims.new_words`) start at the mean of the known ones. Rows beyond the tokenizer's words are padding of
-    the folder's table, and dropped.
+    Added tokens (`dims.num_added_tokens`) start at the mean of the others. Rows beyond the tokenizer's vocabulary are
+    padding of the folder's table, and dropped.
 
     Raises:
-        SailError: names or shapes that differ, or a tokenizer that is not the folder's.
+        SailError: names or shapes differ, or the tokenizer is not the folder's.
     """
     weights = backbone.state_dict(keep_vars=True)
     own = {name: tensor for name, tensor in weights.items() if name.startswith(("model.", "lm_head.", *NEW))}
@@ -102,12 +103,15 @@ def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
 
 
 def _read(folder: Path, sees: bool) -> dict[str, Tensor]:
-    """A folder's tensors by our names, but for those that have no place by design; `sees`: has a patch embedding."""
+    """Reads a folder's tensors by our names, without those that are left out by design.
+
+    `sees` is whether the decoder has a patch embedding.
+    """
     from sail_lightning.conversion.reading import read_tensors  # only where there is something to read
 
-    left_out = {DERIVED: "", OF_PROMPTS: "it belongs to a prompt encoder"}
+    left_out = {DERIVED: "", PROMPT_WEIGHTS: "it belongs to a prompt encoder"}
     if not sees:
-        left_out[NEW] = "pictures pass an encoder here"
+        left_out[NEW] = "images pass an encoder here"
     found = {}
     for name, tensor in read_tensors(folder).tensors.items():
         own = _own_name(name)
@@ -120,43 +124,43 @@ def _read(folder: Path, sees: bool) -> dict[str, Tensor]:
 
 
 def _check_tokenizer(folder: Path, dims: Dims) -> None:
-    """Rows belong to words by number only, so the tokenizer must be the folder's, or one that adds to it.
+    """Checks that the tokenizer is the folder's, or one that adds to it: rows belong to tokens by index only.
 
     Raises:
-        SailError: it knows fewer words.
+        SailError: the tokenizer knows fewer tokens.
     """
-    path, known = folder / "tokenizer.json", dims.vocab_size - dims.new_words
+    path, known = folder / "tokenizer.json", dims.vocab_size - dims.num_added_tokens
     if not path.is_file():
         return
     try:
-        words = Tokenizer.from_file(str(path)).get_vocab_size()
+        count = Tokenizer.from_file(str(path)).get_vocab_size()
     except Exception as error:  # the library raises nothing narrower
         raise SailError(f"{path} cannot be read ({' '.join(str(error).split())}); copy it again") from None
-    if known < words:
-        raise SailError(f"the tokenizer knows {known} words, and {folder} {words}; name the folder as the tokenizer")
-    if known > words:
-        more = known - words
-        logger.warning("the tokenizer knows %d words that %s lacks: they get spare rows of its tables", more, folder)
+    if known < count:
+        raise SailError(f"the tokenizer knows {known} tokens, and {folder} {count}; use the folder as the tokenizer")
+    if known > count:
+        more = known - count
+        logger.warning("the tokenizer knows %d tokens that %s lacks: they get spare rows of its tables", more, folder)
 
 
 def fit_vocabulary(table: Tensor, dims: Dims, what: str) -> Tensor:
-    """A table (V', D) of another vocabulary as (dims.vocab_size, D): known rows, then new words at their mean.
+    """Fits a table (V', D) to (dims.vocab_size, D): the rows of known tokens, then added tokens at their mean.
 
     Raises:
-        SailError: fewer rows than the tokenizer has known words.
+        SailError: the table has fewer rows than the tokenizer has known tokens.
     """
-    known = dims.vocab_size - dims.new_words
+    known = dims.vocab_size - dims.num_added_tokens
     if len(table) < known:
-        raise SailError(f"{what} has {len(table)} rows, the tokenizer {known} words; name the folder as the tokenizer")
+        raise SailError(f"{what} has {len(table)} rows, the tokenizer {known} tokens; use the folder as the tokenizer")
     rows = table[:known]
-    if dims.new_words == 0:
+    if dims.num_added_tokens == 0:
         return rows
     mean = rows.float().mean(0, keepdim=True).to(table.dtype)
-    return torch.cat([rows, mean.expand(dims.new_words, -1)])
+    return torch.cat([rows, mean.expand(dims.num_added_tokens, -1)])
 
 
 def _own_name(name: str) -> str:
-    """Folders of a whole model say `model.` before the decoder's tensors, those of a bare decoder nothing."""
+    """Returns our name of a tensor: folders of a whole model have the prefix `model.`, those of a bare decoder none."""
     if name == "lm_head.weight" or name.startswith("vis_embed."):
         return name
     bare = name.removeprefix("model.")

@@ -44,10 +44,10 @@ class SailQwen(SailDecoder):
     """The paper's single transformer.
 
     Args:
-        size: preset; sizes that are given besides override its own.
+        size: preset of sizes; sizes that are given override it.
         pretrained: a local Hugging Face folder of Qwen2, Qwen2.5 or Qwen3, or of SOLO or SAIL style, to start from, in
             place of a preset; name it as the tokenizer too.
-        config: the words of such a folder's config.json, in place of a preset (a stored model has them).
+        config: the keys of such a folder's config.json, in place of a preset (a stored model has them).
         patch_size: pixels per patch side; None is the preset's, the folder's, or 16.
         kwargs: arguments of `SailDecoder`.
     """
@@ -75,4 +75,4 @@ class SailQwen(SailDecoder):
         if preset:
             self.check_heads(self.settings, 4)
         self.embedding_range = self.embedding_range or own_embedding
-        self.patch_range = self.settings.get("initializer_range")  # None of a folder: its config is not read yet
+        self.patch_range = self.settings.get("initializer_range")  # None for a folder: its config is not read yet

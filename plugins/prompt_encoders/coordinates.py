@@ -1,4 +1,4 @@
-"""Early fusion that also says where a region is, finer than patches can. Beyond the paper."""
+"""Early fusion that also encodes where a region is, more finely than patches can. Beyond the paper."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sail_lightning.settings.ranges import Octaves
 
 @register
 class CoordinatePrompts(PromptInjection):
-    """`PromptInjection`, and an embedding of the region's box, added to its patches and to the words that name it.
+    """`PromptInjection` with an embedding of the region's box, added to its patches and to the tokens that mention it.
 
-    Injection tells the patches under a region which prompt it is, but not how it lies within them: a point and a small
-    box on one patch are the same to it. And the word `<PromptK>` of the text knows nothing of the place. The box's four
-    coordinates, as sines and cosines of rising frequency (Fourier features, Tancik et al. 2020), go through one linear
-    layer that starts at zero, so training starts where `PromptInjection` does. Coordinates beside features of a region
-    follow Ferret (You et al. 2023).
+    Injection marks the patches under a region, but not where the region lies within them: a point and a small box on
+    one patch look the same. The text token `<PromptK>` carries no position at all. Here the box's four coordinates, as
+    sines and cosines of rising frequency (Fourier features, Tancik et al. 2020), go through one linear layer that
+    starts at zero, so training starts where `PromptInjection` does. Coordinates next to the features of a region follow
+    Ferret (You et al. 2023).
 
     Args:
-        frequencies: per coordinate; the highest turns 2^(frequencies - 2) times over the picture.
+        frequencies: number of frequencies per coordinate; the highest has 2^(frequencies - 2) periods over the image.
         kwargs: arguments of `PromptInjection`.
     """
 
@@ -40,15 +40,15 @@ class CoordinatePrompts(PromptInjection):
         return dims
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
-        """Embeddings (T, D) and region tokens (R, D) to embeddings (T, D)."""
+        """Adds prompts and boxes of region tokens (R, D) to embeddings (T, D); returns embeddings (T, D)."""
         embeddings = super().forward(embeddings, regions, region_tokens)
-        places = self.place(fourier(regions.boxes, self.frequencies).to(self.place.weight.dtype)).to(embeddings.dtype)
-        embeddings = embeddings.index_add(0, regions.patch_rows, places.index_select(0, regions.patch_region))
-        return embeddings.index_add(0, regions.mention_rows, places.index_select(0, regions.mention_region))
+        boxes = self.place(fourier(regions.boxes, self.frequencies).to(self.place.weight.dtype)).to(embeddings.dtype)
+        embeddings = embeddings.index_add(0, regions.patch_rows, boxes.index_select(0, regions.patch_region))
+        return embeddings.index_add(0, regions.mention_rows, boxes.index_select(0, regions.mention_region))
 
 
 def fourier(coordinates: Tensor, frequencies: int) -> Tensor:
-    """Coordinates (R, 4) from 0 to 1 to their sines and cosines (R, 8*frequencies) float32, from half a turn on."""
+    """Maps coordinates (R, 4) in 0 .. 1 to sines and cosines (R, 8*frequencies) float32, from half a period on."""
     turns = math.pi * 2.0 ** torch.arange(frequencies, dtype=torch.float32, device=coordinates.device)
     angles = (coordinates.float()[:, :, None] * turns).flatten(1)
     return torch.cat([angles.sin(), angles.cos()], 1)

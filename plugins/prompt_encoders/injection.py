@@ -19,13 +19,13 @@ class PromptInjection(PromptEncoder):
     The projection is the official `vp_embed`: without a bias, so that patches outside all regions stay as they are.
 
     Args:
-        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... there are.
+        num_prompts: number of tokens `<Prompt0>`, `<Prompt1>`, ...
         projection: whether the embedding is projected; EVE's prompts are added as they are.
-        overlap: whether a patch under several regions gets the `sum` of theirs, or the `last` one in the order they are
-            given (official).
-        coverage: which patches a region covers: all that it touches (`cover`), or, after shrinking its mask with
-            nearest neighbours as official models do, those it still touches (`nearest` as PIL, `nearest_floor` as
-            torch shrinks); thin regions may then vanish.
+        overlap: whether a patch under several regions gets the `sum` of their prompts, or the `last` one in the order
+            they are given (official).
+        rasterization: which patches a region covers: `any` patch that it touches, or those that it still touches once
+            its mask is shrunk with nearest neighbours, as in official models (`nearest_pil` as PIL does,
+            `nearest_torch` as torch does); thin regions may then vanish.
     """
 
     def __init__(
@@ -33,25 +33,25 @@ class PromptInjection(PromptEncoder):
         num_prompts: PositiveInt = 15,
         projection: bool = True,
         overlap: Literal["sum", "last"] = "sum",
-        coverage: Literal["cover", "nearest", "nearest_floor"] = "cover",
+        rasterization: Literal["any", "nearest_pil", "nearest_torch"] = "any",
     ) -> None:
         super().__init__()
         self.num_prompts = num_prompts
         self.projection = projection
         self.overlap = overlap
-        self.coverage = coverage
+        self.rasterization = rasterization
 
     def build(self, dims: Dims) -> Dims:
         if not self.projection:
             return dims
         self.proj = nn.Linear(dims.hidden_size, dims.hidden_size, bias=False)
-        # Orthogonal: a prompt starts as loud as its word. Made in float32, which is what the decomposition needs.
+        # Orthogonal: a prompt starts with the norm of its token. The decomposition needs float32.
         start = nn.init.orthogonal_(torch.empty(dims.hidden_size, dims.hidden_size, dtype=torch.float32))
         with torch.no_grad():
             self.proj.weight.copy_(start)
         return dims
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
-        """Embeddings (T, D) and region tokens (R, D) to embeddings (T, D)."""
+        """Adds the prompts of region tokens (R, D) to embeddings (T, D); returns embeddings (T, D)."""
         prompts = (self.proj(region_tokens) if self.projection else region_tokens).index_select(0, regions.patch_region)
         return embeddings.index_add(0, regions.patch_rows, prompts.to(embeddings.dtype))

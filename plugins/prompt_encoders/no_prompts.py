@@ -1,4 +1,4 @@
-"""Regions are not seen: what is left when visual prompts are ablated."""
+"""No visual prompts: the model does not see regions, for ablations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sail_lightning.settings.ranges import NonNegativeInt
 
 @register
 class NoPrompts(PromptEncoder):
-    """Leaves the embeddings alone; `<PromptK>` in the text is then a word without a place.
+    """Leaves the embeddings unchanged; `<PromptK>` in the text then refers to nothing in the image.
 
     Args:
-        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... the text may use.
+        num_prompts: number of tokens `<Prompt0>`, `<Prompt1>`, ... that the text may use.
     """
 
     def __init__(self, num_prompts: NonNegativeInt = 15) -> None:
@@ -25,5 +25,5 @@ class NoPrompts(PromptEncoder):
         return dims
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
-        """Embeddings (T, D), unchanged."""
+        """Returns the embeddings (T, D) unchanged."""
         return embeddings

@@ -1,4 +1,4 @@
-"""The plain baseline: a region enters as the mean of its patches, at the words that mention it."""
+"""The plain baseline: a region enters as the mean of its patches, at the tokens that mention it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sail_lightning.settings.ranges import PositiveInt
 class RegionPooling(PromptEncoder):
     """Adds the projected mean of a region's patch embeddings to the `<PromptK>` tokens of the text.
 
-    The patches are pooled before the first layer, as they come from the patch embedding: the region token carries what
-    is in the region, but nothing tells the patches that they belong to it.
+    The patches are pooled before the first layer, as they come from the patch embedding: the region token carries the
+    content of the region, but the patches are not marked as part of it.
 
     Args:
-        num_prompts: how many tokens `<Prompt0>`, `<Prompt1>`, ... the text may use.
+        num_prompts: number of tokens `<Prompt0>`, `<Prompt1>`, ... that the text may use.
     """
 
     def __init__(self, num_prompts: PositiveInt = 15) -> None:
@@ -30,7 +30,7 @@ class RegionPooling(PromptEncoder):
         return dims
 
     def forward(self, embeddings: Tensor, regions: Regions, region_tokens: Tensor) -> Tensor:
-        """Embeddings (T, D) to embeddings (T, D); a region without patches adds zero."""
+        """Adds pooled patches to embeddings (T, D); a region without patches adds zero."""
         # Summed in float32 at least: half precision would lose patches of a large region.
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         patches = embeddings.index_select(0, regions.patch_rows).to(wide)

@@ -1,4 +1,4 @@
-"""Which expert is distilled, into which features."""
+"""Teachers: which expert is distilled, into which features?"""
 
 from sail_lightning.plugins.teachers.cached import CachedTeacher
 from sail_lightning.plugins.teachers.mask2former import Mask2FormerTeacher

@@ -1,4 +1,4 @@
-"""What teachers that are networks share: frozen weights in their own dtype, and pictures as the expert had them."""
+"""Teachers that are networks: frozen weights in their own dtype, and images preprocessed as for the expert."""
 
 from __future__ import annotations
 
@@ -16,40 +16,45 @@ from sail_lightning.sample import Task
 from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, refuse_empty
 
 DType = Literal["float32", "bfloat16", "float16"]
-Tap = Literal["vision", "mask"]
+StudentFeatures = Literal["vision", "mask"]
 
 
 class ScheduledTeacher(Teacher):
-    """What all teachers are told: which features they teach, how much their loss counts, how often and about what.
+    """The arguments that all teachers share: what they teach, with what weight, how often and for which tasks.
 
     Args:
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
+        student_features: student features that it teaches, `vision` tokens or upsampled `mask` features.
         weight: loss weight.
-        every: it teaches in every so many optimiser steps, with as many times the weight.
-        tasks: it teaches pictures of samples with a turn of one of these tasks; None: all.
+        every_n_steps: it teaches in every n-th optimiser step, with n times the weight.
+        tasks: it teaches images of samples with a question of one of these tasks; None is all.
     """
 
     def __init__(
         self,
-        tap: Tap = "vision",
+        student_features: StudentFeatures = "vision",
         weight: NonNegativeFloat = 1.0,
-        every: PositiveInt = 1,
+        every_n_steps: PositiveInt = 1,
         tasks: list[Task] | None = None,
     ) -> None:
         super().__init__()
         refuse_empty(self, tasks=tasks)
-        self.tap, self.weight, self.every, self.tasks = tap, weight, every, tasks
+        self.student_features, self.weight, self.every_n_steps, self.tasks = (
+            student_features,
+            weight,
+            every_n_steps,
+            tasks,
+        )
 
 
 class FrozenTeacher(ScheduledTeacher):
-    """A network that is looked at and never trained.
+    """A frozen network whose features are distilled.
 
-    A subclass makes its network in `load`, which also fills `channels`, and the statistics of pixels in [0, 1] that the
-    network was trained with. `look` gives its features.
+    A subclass makes its network in `load`, which also sets `channels` and returns the statistics of pixels in [0, 1]
+    that the network was trained with. `look` computes the features.
 
     Args:
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        dtype: what it computes in.
+        student_features: student features that it teaches, `vision` tokens or upsampled `mask` features.
+        dtype: dtype that it computes in.
         kwargs: arguments of `ScheduledTeacher`.
     """
 
@@ -57,21 +62,23 @@ class FrozenTeacher(ScheduledTeacher):
     mean: Tensor
     std: Tensor
     at_once = 8
-    """Most pictures in one pass: a batch may hold many small ones, each enlarged to the expert's own size."""
+    """Largest number of images in one pass: a batch may hold many small ones, each enlarged to the expert's size."""
 
-    def __init__(self, tap: Tap = "vision", *, dtype: DType = "float32", **kwargs: Any) -> None:
-        super().__init__(tap, **kwargs)
+    def __init__(
+        self, student_features: StudentFeatures = "vision", *, dtype: DType = "float32", **kwargs: Any
+    ) -> None:
+        super().__init__(student_features, **kwargs)
         self.dtype = dtype
 
     def build(self, dims: Dims) -> Dims:
-        """Makes the network, frozen, and learns its `channels`.
+        """Makes the network, frozen, and sets `channels`.
 
         Raises:
             SailError: what `load` raises.
         """
         with _real_weights():
             mean, std = self.load()
-            # Of pixels in 0 .. 255.
+            # Pixels arrive in 0 .. 255.
             self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
             self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.network.to(getattr(torch, self.dtype))
@@ -81,20 +88,23 @@ class FrozenTeacher(ScheduledTeacher):
 
     @abstractmethod
     def load(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Makes `self.network` in float32 on the CPU, sets `self.channels`; returns mean and standard deviation, by
-        channel, of pixels in [0, 1]."""
+        """Makes `self.network` in float32 on the CPU and sets `self.channels`.
+
+        Returns:
+            mean and standard deviation, by channel, of pixels in [0, 1].
+        """
 
     @abstractmethod
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that a picture of (height, width) is resized to."""
+        """Returns the (height, width) that an image of (height, width) is resized to."""
 
     @abstractmethod
     def look(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, height, width), in the network's dtype, to features (B, channels, h, w)."""
+        """Maps normalised pixels (B, 3, height, width), in the network's dtype, to features (B, channels, h, w)."""
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""
+        """Maps images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w)."""
         size = self.input_size((images.shape[-2], images.shape[-1]))
         dtype = next(self.network.parameters()).dtype
         found = [
@@ -103,15 +113,15 @@ class FrozenTeacher(ScheduledTeacher):
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def train(self, mode: bool = True) -> Any:
-        """A teacher stays in evaluation mode, whatever its surroundings do."""
+        """Stays in evaluation mode, whatever mode the model is in."""
         return super().train(False)
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, 3, height, width) uint8 at a (height, width), float32 in 0 .. 255; themselves at that size already.
+    """Resizes images (B, 3, height, width) uint8 to a (height, width); returns float32 in 0 .. 255.
 
-    Bilinear with antialiasing, along rows and then along columns, rounded to whole numbers after each: as PIL and the
-    experts' own image processors do, but for one level here and there.
+    The filter is bilinear with antialiasing, along rows and then along columns, rounded to whole numbers after each.
+    PIL and the experts' own image processors do the same; single pixels may differ by one level.
     """
     pixels = images.float()
     for part in ((images.shape[-2], size[1]), size):
@@ -123,7 +133,7 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @contextlib.contextmanager
 def _real_weights() -> Iterator[None]:
-    """Weights on the CPU in float32, whatever is current: nobody fills a teacher later, or trains it in less."""
+    """Makes weights on the CPU in float32, whatever device and dtype are current: a teacher is not filled later."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -1,4 +1,4 @@
-"""Models of the transformers library from local folders, for teachers: strict, quiet, and without the network."""
+"""Loads models of the transformers library from local folders for teachers: strict, quiet, without the network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sail_lightning.weights.state_dict import some
 
 
 def settings(who: str, folder: str, kinds: Collection[str]) -> dict[str, Any]:
-    """The config.json of a model's folder.
+    """Reads the config.json of a model's folder.
 
     Args:
-        who: asks, for messages.
-        folder: of the model.
-        kinds: values of `model_type` that will do.
+        who: name of the plugin, for messages.
+        folder: folder of the model.
+        kinds: accepted values of `model_type`.
 
     Raises:
         SailError: no such folder, no or a damaged config.json, or a model of another kind.
@@ -37,13 +37,13 @@ def settings(who: str, folder: str, kinds: Collection[str]) -> dict[str, Any]:
 
 
 def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
-    """A model with the weights of a folder, float32.
+    """Loads a model in float32 with the weights of a folder.
 
     Args:
-        who: asks, for messages.
-        folder: of the model, with config.json and safetensors files.
-        model: its class.
-        foreign: names of tensors that may be there though the model has no place for them, as a pattern.
+        who: name of the plugin, for messages.
+        folder: folder of the model, with config.json and safetensors files.
+        model: class of the model.
+        foreign: pattern of names of tensors that are ignored where the model has no weight for them.
 
     Raises:
         SailError: the weights are missing or damaged, or names or shapes do not agree.
@@ -56,7 +56,7 @@ def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # told below, by name
+                ignore_mismatched_sizes=True,  # reported below, by name
                 output_loading_info=True,
             )
         except Exception as error:  # the library raises nothing narrower, for files that it did not write
@@ -71,7 +71,7 @@ def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
 
 
 def statistics(who: str, folder: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of pixels in [0, 1] by the folder's preprocessor_config.json, else ImageNet's.
+    """Returns mean and standard deviation of pixels in [0, 1]: the folder's preprocessor_config.json, or ImageNet's.
 
     Raises:
         SailError: the file is damaged.
@@ -81,7 +81,7 @@ def statistics(who: str, folder: str) -> tuple[Sequence[float], Sequence[float]]
 
 
 def shorter_side(who: str, folder: str) -> int | None:
-    """Pixels that the folder's image processor resizes the shorter side to; None where it does not say.
+    """Returns the length in pixels that the folder's image processor resizes the shorter side to, if it has one.
 
     Raises:
         SailError: its file is damaged.
@@ -92,7 +92,7 @@ def shorter_side(who: str, folder: str) -> int | None:
 
 
 def _processor(who: str, folder: str) -> dict[str, Any]:
-    """The folder's preprocessor_config.json, empty if there is none."""
+    """Reads the folder's preprocessor_config.json; empty if there is none."""
     path = Path(folder).expanduser() / "preprocessor_config.json"
     return _json(who, path) if path.is_file() else {}
 
@@ -109,7 +109,7 @@ def _json(who: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's progress bar and reports: what is wrong is told in one sentence."""
+    """Silences the library's progress bar and reports: faults are reported in one sentence of ours."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

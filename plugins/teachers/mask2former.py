@@ -9,35 +9,42 @@ from typing import Any
 from torch import Tensor
 
 from sail_lightning.plugins.teachers import hugging_face
-from sail_lightning.plugins.teachers.frozen import FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher, StudentFeatures
 from sail_lightning.registry import register
 from sail_lightning.settings.ranges import PositiveInt
 
 SHORTER = 800
-"""Of the published models."""
+"""Shorter side in pixels that the published models were trained with."""
 LONGEST = 1333 / 800
-"""The longer side is at most so many times the wanted shorter side (the model's own image processor)."""
+"""Largest ratio of the longer side to the target of the shorter side (the model's own image processor)."""
 DIVISOR = 32
-"""Sides are rounded up to a multiple of it (likewise)."""
+"""Sides are rounded up to a multiple of this many pixels (the model's own image processor)."""
 
 
 @register
 class Mask2FormerTeacher(FrozenTeacher):
     """The last features of Mask2Former's pixel decoder, of stride 4 and 256 channels (paper, section 3.2).
 
-    The official recipe takes Swin-L of COCO panoptic segmentation, and a weight of 0.5 beside `SAM2Teacher` or of 1.0
+    The official recipe uses Swin-L of COCO panoptic segmentation, with weight 0.5 together with `SAM2Teacher` or 1.0
     alone. Only the backbone and the pixel decoder are kept.
 
     Args:
         folder: a local Hugging Face folder, such as a copy of `facebook/mask2former-swin-large-coco-panoptic`.
-        tap: the student features it teaches, `vision` tokens or upsampled `mask` features.
-        resize: shorter side in pixels that pictures are resized to; the longer one is at most 1.67 times as long. None:
-            as the folder's image processor says, or else 800.
+        student_features: student features that it teaches, `vision` tokens or upsampled `mask` features.
+        resize: shorter side in pixels that images are resized to; the longer side is at most 1.67 times as long. None
+            is the size of the folder's image processor, or 800.
         kwargs: arguments of `FrozenTeacher`.
     """
 
-    def __init__(self, folder: str, tap: Tap = "mask", *, resize: PositiveInt | None = None, **kwargs: Any) -> None:
-        super().__init__(tap, **kwargs)
+    def __init__(
+        self,
+        folder: str,
+        student_features: StudentFeatures = "mask",
+        *,
+        resize: PositiveInt | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student_features, **kwargs)
         self.folder, self.resize = folder, resize
         self.side = resize or SHORTER
 
@@ -67,8 +74,10 @@ class Mask2FormerTeacher(FrozenTeacher):
 
 
 def input_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The (height, width) that Mask2Former's own image processor gives a picture of (height, width): the shorter one is
-    `side` first, then both are rounded up."""
+    """Returns the (height, width) that Mask2Former's own image processor resizes an image of (height, width) to.
+
+    The shorter side becomes `side` pixels, then both are rounded up to a multiple of 32.
+    """
     shorter, longer = min(size), max(size)
     wanted, most = side, side * LONGEST
     exact = float(wanted)

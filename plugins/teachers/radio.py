@@ -1,4 +1,4 @@
-"""RADIO as a teacher of vision tokens, from its published folder, none of whose code is run."""
+"""RADIO as a teacher of vision tokens, from its published folder; the folder's code is not run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from sail_lightning.weights.state_dict import differences
 TRUNK = "radio_model.model."
 CONDITIONER = "radio_model.input_conditioner."
 FOREIGN = re.compile(r"radio_model\.(summary_idxs$|adaptors\.|model\.head\.)|.*video_embedder")
-"""Tensors that do not take part in a picture's spatial features."""
+"""Tensors that the spatial features of an image do not use."""
 SCALES = re.compile(r"(?:ls|layer_scale)(\d)\.(?:gamma|grandma|lambda1)$")
-"""Names of the factors of a block's two branches, where there are any."""
+"""Names of the scale factors of a block's two branches, in models that have them."""
 HEADS = {768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}
-"""Attention heads by width of the published models (B, L, SO400M, H, g): nothing in their weights tells."""
+"""Attention heads by width of the published models (B, L, SO400M, H, g); the weights do not determine them."""
 CORNERS = re.compile(r"radio_v[12]|c-radio_v3-[bh]", re.IGNORECASE)
 """Versions whose published code samples the table of positions with aligned corners; later ones do not."""
 
 
 class PatchGenerator(nn.Module):
-    """Linear patches, learned tokens that precede them, and a square table of positions that is resized to a picture.
+    """Linear patches, learned tokens that precede them, and a square table of positions that is resized to the image.
 
     Args:
-        shapes: of the weights, by name.
-        align_corners: how the table is resized; versions differ.
+        shapes: shapes of the weights by name.
+        align_corners: whether the table is resized with aligned corners; versions differ.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], align_corners: bool) -> None:
@@ -52,7 +52,7 @@ class PatchGenerator(nn.Module):
         self.side = math.isqrt(self.pos_embed.shape[1])
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Embeddings (1, rows * columns, width): the table, resized to a square of the longer side, and cut."""
+        """Resizes the table to a square of the longer side and crops it: embeddings (1, rows * columns, width)."""
         table = self.pos_embed
         if (rows, columns) == (self.side, self.side):
             return table
@@ -64,12 +64,12 @@ class PatchGenerator(nn.Module):
 class RadioViT(nn.Module):
     """RADIO's vision transformer, without a final norm.
 
-    Names are those of the published weights, below `radio_model.model.`.
+    Parameter names are those of the published weights, below `radio_model.model.`.
 
     Args:
-        shapes: of the weights, by name.
-        heads: of attention.
-        align_corners: how positions are resized.
+        shapes: shapes of the weights by name.
+        heads: number of attention heads.
+        align_corners: whether positions are resized with aligned corners.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], heads: int, align_corners: bool) -> None:
@@ -88,7 +88,7 @@ class RadioViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, height, width), sides multiples of the patch size, to (B, width, rows, columns)."""
+        """Maps normalised pixels (B, 3, height, width) to features (B, width, rows, columns)."""
         size, (rows, columns) = self.patch_size, (side // self.patch_size for side in pixels.shape[-2:])
         cells = pixels.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
         generator = self.patch_generator
@@ -110,9 +110,10 @@ class RADIOTeacher(FrozenTeacher):
 
     Args:
         folder: a local copy of the published folder.
-        resize: side in pixels of the square that pictures are resized to; None keeps each picture's own size, to the
+        resize: side in pixels of the square that images are resized to; None keeps each image's own size, to the
             nearest multiple of the patch size.
-        align_corners: how positions are resized; None is what the folder's version did when it was published.
+        align_corners: whether positions are resized with aligned corners; None is the published behaviour of the
+            folder's version.
         kwargs: arguments of `FrozenTeacher`.
     """
 

@@ -14,10 +14,10 @@ from sail_lightning.registry import register
 
 @register
 class SAM2Teacher(FrozenTeacher):
-    """SAM 2's image embedding, of stride 16 and 256 channels: what its mask decoder reads (paper, section 3.2).
+    """SAM 2's image embedding, the input of its mask decoder, of stride 16 and 256 channels (paper, section 3.2).
 
-    The official recipe takes SAM 2.1 Hiera-L, and a weight of 0.5 beside `Mask2FormerTeacher` or of 1.0 alone. Only the
-    vision encoder and the vector that stands for "no memory" are kept.
+    The official recipe uses SAM 2.1 Hiera-L, with weight 0.5 together with `Mask2FormerTeacher` or 1.0 alone. Only the
+    vision encoder and the "no memory" embedding are kept.
 
     Args:
         folder: a local Hugging Face folder, such as a copy of `facebook/sam2.1-hiera-large`.
@@ -40,7 +40,7 @@ class SAM2Teacher(FrozenTeacher):
         hugging_face.settings(who, self.folder, ("sam2", "sam2_video"))
         self.network = whole = hugging_face.load(who, self.folder, Sam2Model)
         del whole.prompt_encoder, whole.mask_decoder, whole.shared_image_embedding
-        # Pictures are squares of the size that its grid of embeddings was made for: 1024 pixels (official).
+        # Images are squares of the size that its grid of embeddings was made for: 1024 pixels (official).
         height, width = whole.config.vision_config.backbone_config.image_size
         self.size = (int(height), int(width))
         self.channels = int(whole.config.vision_config.fpn_hidden_size)

@@ -1,4 +1,4 @@
-"""A Pixel-SAIL model as a teacher of another one: an expert that needs no download."""
+"""A Pixel-SAIL model as the teacher of another one: an expert that needs no download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.image.preprocessing import resized_size
 from sail_lightning.model.model import SailModel
-from sail_lightning.plugins.teachers.frozen import FrozenTeacher, Tap
+from sail_lightning.plugins.teachers.frozen import FrozenTeacher, StudentFeatures
 from sail_lightning.pretrained.model_folder import open_network
 from sail_lightning.registry import register
 from sail_lightning.sample import Sample
@@ -22,20 +22,21 @@ from sail_lightning.sample import Sample
 
 @register
 class StudentTeacher(FrozenTeacher):
-    """What a trained Pixel-SAIL sees: its vision tokens after the last norm, or its upsampled mask features.
+    """The features of a trained Pixel-SAIL: its vision tokens after the last norm, or its upsampled mask features.
 
-    Pictures are read before any words, so what was asked about them does not matter.
+    Images come before any text in the sequence, so the features do not depend on the question.
 
     Args:
         folder: a model folder, or the name of a packaged model (`sail-tiny`).
-        tap: which of its features, and the student's features that they teach: `vision` tokens or `mask` features.
+        student_features: student features that it teaches with its own of the same kind: `vision` tokens or upsampled
+            `mask` features.
         kwargs: arguments of `FrozenTeacher`.
     """
 
     network: SailModel
 
-    def __init__(self, folder: str, tap: Tap = "mask", **kwargs: Any) -> None:
-        super().__init__(tap, **kwargs)
+    def __init__(self, folder: str, student_features: StudentFeatures = "mask", **kwargs: Any) -> None:
+        super().__init__(student_features, **kwargs)
         self.folder = folder
 
     def load(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -47,7 +48,9 @@ class StudentTeacher(FrozenTeacher):
         """
         opened = open_network(self.folder)
         self.network, self.encoder = opened.model, opened.encoder
-        self.channels = self.network.dims.hidden_size if self.tap == "vision" else self.network.mask_channels
+        self.channels = (
+            self.network.dims.hidden_size if self.student_features == "vision" else self.network.mask_channels
+        )
         return (0.0, 0.0, 0.0), (1 / 255,) * 3  # it normalises patches itself
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -72,7 +75,7 @@ class StudentTeacher(FrozenTeacher):
             pack([one] * len(pixels)).to(pixels.device),
             patches=cells.reshape(-1, 3 * patch**2).round().to(torch.uint8),
         )
-        output = self.network(batch, {self.tap})
-        (group,) = output.vision if self.tap == "vision" else output.mask
+        output = self.network(batch, {self.student_features})
+        (group,) = output.vision if self.student_features == "vision" else output.mask
         maps: Tensor = group.maps
         return maps

@@ -1,4 +1,4 @@
-"""Any of timm's image models as a teacher."""
+"""Any image model of timm as a teacher."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 class TimmTeacher(FrozenTeacher):
     """The features of one layer of a timm model, with the model's own input size and normalisation.
 
-    Nothing is downloaded: weights come from a file, or are random (a control: what does distillation of structure
-    without knowledge give?), of which a warning is logged.
+    Nothing is downloaded: weights come from a file, or are random, which is logged as a warning. Random weights are a
+    control: what does a teacher without knowledge give?
 
     Args:
-        model: timm's name, such as `vit_small_patch14_dinov2.lvd142m`; any model with `features_only`.
+        model: timm's name of the model, such as `vit_small_patch14_dinov2.lvd142m`; any model with `features_only`.
         weights: a local `.safetensors`, `.pth` or `.npz` file; None is a random initialisation from `seed`.
         resize: side in pixels of the square that images are resized to; None is the model's own input size. The whole
             image is kept, so features still lie at the same relative places.
         layer: which of the model's feature maps; -1 is the last, deepest one.
-        seed: of the random initialisation.
+        seed: seed of the random initialisation.
         kwargs: arguments of `FrozenTeacher`.
     """
 

@@ -1,4 +1,4 @@
-"""How vision tokens become mask features."""
+"""Upsamplers: how do vision tokens become mask features?"""
 
 from sail_lightning.plugins.upsamplers.bilinear import BilinearUpsampler
 from sail_lightning.plugins.upsamplers.deconv import DeconvUpsampler

@@ -1,4 +1,4 @@
-"""Interpolation without weights: a finer grid, and nothing learned about it."""
+"""Upsampling by interpolation, without weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class BilinearUpsampler(Upsampler):
-    """Bilinear interpolation of the vision tokens (pixel centres aligned, not corners).
+    """Interpolates the vision tokens bilinearly (pixel centres aligned, not corners).
 
     Args:
         stride: pixels per mask feature; must divide the patch size.
@@ -26,19 +26,19 @@ class BilinearUpsampler(Upsampler):
         self.stride = stride
 
     def build(self, dims: Dims) -> Dims:
-        """Raises SailUsageError where `stride` does not divide the patch size."""
+        """Sets the ratio of patch size to stride; raises SailUsageError where it is no whole number."""
         self.ratio = whole_ratio(self, dims.patch_size, self.stride)
         return replace(dims, feature_channels=dims.hidden_size, feature_stride=self.stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Vision tokens (B, D, h, w) to mask features (B, D, h*k, w*k)."""
+        """Maps vision tokens (B, D, h, w) to mask features (B, D, h*k, w*k)."""
         if self.ratio == 1:
             return features
         return F.interpolate(features, scale_factor=self.ratio, mode="bilinear", align_corners=False)
 
 
 def whole_ratio(plugin: Upsampler, patch_size: int, stride: int) -> int:
-    """Patch size / stride, both in pixels; SailUsageError where that is no whole number."""
+    """Returns patch size / stride, both in pixels; raises SailUsageError where that is no whole number."""
     ratio, rest = divmod(patch_size, stride)
     if rest or ratio < 1:
         raise SailUsageError(

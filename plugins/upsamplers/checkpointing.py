@@ -1,4 +1,4 @@
-"""Maps in little memory: matrix products are kept for the backward pass, all that is cheap is done again."""
+"""Activation checkpointing of maps: matrix products are kept for the backward pass, cheap operations recomputed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _policy(_: object, operation: object, *args: object, **kwargs: object) -> Ch
     return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def lean(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, with the same result and gradients. Without gradients it is just called."""
+def checkpoint_activations(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Returns `function(*tensors)`, with the same gradients in less memory; without gradients it is only called."""
     if not torch.is_grad_enabled():
         return function(*tensors)
     kind = tensors[0].device.type
     mixed = torch.is_autocast_enabled(kind)
 
     def run(*tensors: Tensor) -> Tensor:
-        # A weight that autocast has kept from elsewhere would not be cast again: the second run would differ.
+        # A weight in autocast's cache would not be cast again, and the recomputation would differ.
         with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed, cache_enabled=False):
             return function(*tensors)
 

@@ -1,4 +1,4 @@
-"""Upsampling that looks at the picture: vision tokens are spread over the pixels that look alike. Beyond the paper."""
+"""Upsampling guided by the image: vision tokens are spread over similar pixels. Beyond the paper."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from sail_lightning.registry import register
 from sail_lightning.settings.ranges import PositiveInt
 
 TENT_FLOOR = 0.05
-"""Least weight, at the start, of a neighbour that bilinear interpolation would leave out."""
+"""Initial weight of a neighbour that bilinear interpolation would leave out."""
 
 
 @register
 class GuidedUpsampler(Upsampler):
-    """Joint upsampling: a fine feature is a mean of the tokens around it, weighted by how alike the picture is there.
+    """Joint upsampling: a fine feature is a mean of the tokens around it, weighted by the similarity of the image.
 
-    A small convolutional net describes each fine place by the raw pixels; a token is described by the mean over its
-    patch. The weights of the `window` x `window` tokens around a place are a softmax of the likeness of the two and of
-    a learned spatial kernel, which starts as bilinear interpolation. So borders may follow edges that lie within a
-    patch. What the pixels say of the place itself is added at the end.
+    A small convolutional network describes each fine position by the raw pixels; a token's description is the mean over
+    its patch. The weights of the `window` x `window` tokens around a position are a softmax of the similarity of the
+    two descriptions plus a learned spatial kernel, which starts as bilinear interpolation. So borders may follow edges
+    within a patch. A projection of the position's own description is added at the end.
 
     Joint bilateral upsampling (Kopf et al. 2007) with a learned range kernel, as in FeatUp (Fu et al. 2024); queries
     from pixels and keys from what tokens cover, as in JAFAR (Couairon et al. 2025).
 
     Args:
         stride: pixels per mask feature; must divide the patch size.
-        channels: of the mask features; None is min(hidden size, 1024).
-        guide_channels: of the descriptions.
-        window: tokens along a side of the neighbourhood, an odd number.
+        channels: number of channels of the mask features; None is min(hidden size, 1024).
+        guide_channels: number of channels of the descriptions.
+        window: side of the neighbourhood in tokens, an odd number.
     """
 
     guided = True
@@ -57,7 +57,7 @@ class GuidedUpsampler(Upsampler):
         self.window = window
 
     def build(self, dims: Dims) -> Dims:
-        """Raises SailUsageError where `stride` does not divide the patch size."""
+        """Makes the layers; raises SailUsageError where `stride` does not divide the patch size."""
         self.ratio = whole_ratio(self, dims.patch_size, self.stride)
         channels, guide = self.channels or min(dims.hidden_size, 1024), self.guide_channels
         self.values = nn.Linear(dims.hidden_size, channels)
@@ -68,7 +68,7 @@ class GuidedUpsampler(Upsampler):
             nn.GELU(),
         )
         self.query = nn.Linear(guide, guide)
-        self.key = nn.Linear(guide, guide, bias=False)  # one for all keys would change no weight
+        self.key = nn.Linear(guide, guide, bias=False)  # a bias, equal for all keys, would cancel in the softmax
         self.spatial = nn.Parameter(torch.empty(self.ratio**2, self.window**2))
         with torch.no_grad():
             self.spatial.copy_(tent(self.ratio, self.window).add(TENT_FLOOR).log())
@@ -76,19 +76,20 @@ class GuidedUpsampler(Upsampler):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         return replace(dims, feature_channels=channels, feature_stride=self.stride)
 
-    def forward(self, features: Tensor, pictures: Tensor | None = None) -> Tensor:
-        """Vision tokens (B, D, h, w) and pictures (B, 3, h*P, w*P) uint8 to mask features (B, channels, h*k, w*k).
+    def forward(self, features: Tensor, images: Tensor | None = None) -> Tensor:
+        """Maps vision tokens (B, D, h, w) and images (B, 3, h*P, w*P) uint8 to mask features (B, channels, h*k, w*k).
 
-        Without pictures all places look alike, and the spatial kernel alone decides. Channels-last in memory.
+        Without images all positions look the same, and only the spatial kernel counts. The result is channels-last in
+        memory.
         """
         k = self.ratio
         batch, _, height, width = features.shape
         values = self.values(features.permute(0, 2, 3, 1))
-        if pictures is None:
+        if images is None:
             side = k * self.stride
             seen = values.new_zeros(batch, 3, height * side, width * side, dtype=self.spatial.dtype)
         else:
-            seen = normalised(pictures).to(self.spatial.dtype)
+            seen = normalised(images).to(self.spatial.dtype)
         guide = self.look(seen).permute(0, 2, 3, 1)  # (B, h*k, w*k, G)
         cells = guide.unflatten(2, (width, k)).unflatten(1, (height, k)).transpose(2, 3).flatten(3, 4)  # k*k per token
         weights = self._weights(self.query(cells), self.key(cells.mean(3)))
@@ -97,14 +98,17 @@ class GuidedUpsampler(Upsampler):
         return pixels.flatten(4, 5).flatten(2, 3)
 
     def _weights(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Queries (B, h, w, k*k, G) and keys (B, h, w, G) to weights (B, h, w, k*k, window*window) that sum to 1."""
-        likeness = queries @ self._around(keys).transpose(3, 4) / math.sqrt(keys.shape[-1])
-        inside = self._around(keys.new_ones(1, *keys.shape[1:3], 1)).squeeze(4)  # zero beyond the picture's edge
-        scores = likeness.float() + self.spatial.float()
+        """Maps queries (B, h, w, k*k, G), keys (B, h, w, G) to weights (B, h, w, k*k, window*window) that sum to 1."""
+        similarity = queries @ self._around(keys).transpose(3, 4) / math.sqrt(keys.shape[-1])
+        inside = self._around(keys.new_ones(1, *keys.shape[1:3], 1)).squeeze(4)  # zero beyond the image's edge
+        scores = similarity.float() + self.spatial.float()
         return scores.masked_fill(inside[:, :, :, None] == 0, -torch.inf).softmax(-1)
 
     def _around(self, maps: Tensor) -> Tensor:
-        """Maps (B, h, w, C) to those around each place, row by row, (B, h, w, window*window, C); beyond them, zero."""
+        """Gathers the neighbours of each position of maps (B, h, w, C), row by row: (B, h, w, window*window, C).
+
+        Beyond the edge they are zero.
+        """
         reach = self.window // 2
         padded = F.pad(maps, (0, 0, reach, reach, reach, reach))
         height, width = maps.shape[1:3]
@@ -112,21 +116,21 @@ class GuidedUpsampler(Upsampler):
         return torch.stack([padded[:, y : y + height, x : x + width] for y in steps for x in steps], 3)
 
 
-def normalised(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 to float32 of about unit variance, as the patch embedding reads them."""
+def normalised(images: Tensor) -> Tensor:
+    """Normalises images (B, 3, H, W) uint8 to float32 of about unit variance, as the patch embedding does."""
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=pictures.device).view(3, 1, 1)
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1)
         for values in (IMAGE_MEAN, IMAGE_STD)
     )
-    return (pictures.float() / 255 - mean) / std
+    return (images.float() / 255 - mean) / std
 
 
 def tent(ratio: int, window: int) -> Tensor:
-    """Bilinear weights (ratio*ratio, window*window) float32 of the tokens around each fine place of a token.
+    """Returns the bilinear weights (ratio*ratio, window*window) float32 of the tokens around each fine position.
 
-    Row by row on both sides; pixel centres are aligned, not corners.
+    Both axes go row by row; pixel centres are aligned, not corners.
     """
-    places = (torch.arange(ratio, dtype=torch.float32) + 0.5) / ratio - 0.5
+    positions = (torch.arange(ratio, dtype=torch.float32) + 0.5) / ratio - 0.5
     tokens = torch.arange(window, dtype=torch.float32) - window // 2
-    side = (1 - (places[:, None] - tokens).abs()).clamp(min=0)  # (ratio, window)
+    side = (1 - (positions[:, None] - tokens).abs()).clamp(min=0)  # (ratio, window)
     return torch.einsum("ay,bx->abyx", side, side).flatten(2).flatten(0, 1)

@@ -18,5 +18,5 @@ class IdentityUpsampler(Upsampler):
         return replace(dims, feature_channels=dims.hidden_size, feature_stride=dims.patch_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Vision tokens (B, D, h, w), unchanged."""
+        """Returns the vision tokens (B, D, h, w) unchanged."""
         return features

@@ -1,4 +1,4 @@
-"""One linear layer from a vision token to the pixels under it (sub-pixel convolution, Shi et al. 2016)."""
+"""Upsampling by one linear layer per vision token (sub-pixel convolution, Shi et al. 2016)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class PixelShuffleUpsampler(Upsampler):
-    """Linear - pixel shuffle - LayerNorm: every token is unfolded alone, without a look at its neighbours.
+    """Linear - pixel shuffle - LayerNorm: every token is upsampled independently of its neighbours.
 
     Args:
         stride: pixels per mask feature; must divide the patch size.
-        channels: of the mask features; None is min(hidden size, 1024).
+        channels: number of channels of the mask features; None is min(hidden size, 1024).
     """
 
     def __init__(self, stride: PositiveInt = 4, channels: PositiveInt | None = None) -> None:
@@ -27,7 +27,7 @@ class PixelShuffleUpsampler(Upsampler):
         self.channels = channels
 
     def build(self, dims: Dims) -> Dims:
-        """Raises SailUsageError where `stride` does not divide the patch size."""
+        """Makes the layers; raises SailUsageError where `stride` does not divide the patch size."""
         self.ratio = whole_ratio(self, dims.patch_size, self.stride)
         channels = self.channels or min(dims.hidden_size, 1024)
         self.expand = nn.Linear(dims.hidden_size, channels * self.ratio**2)
@@ -35,7 +35,7 @@ class PixelShuffleUpsampler(Upsampler):
         return replace(dims, feature_channels=channels, feature_stride=self.stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Vision tokens (B, D, h, w) to mask features (B, channels, h*k, w*k), channels-last in memory."""
+        """Maps vision tokens (B, D, h, w) to mask features (B, channels, h*k, w*k), channels-last in memory."""
         k = self.ratio
         batch, _, height, width = features.shape
         pixels = self.expand(features.permute(0, 2, 3, 1)).view(batch, height, width, k, k, self.norm.weight.numel())

@@ -136,6 +136,8 @@ def _current(option: Option, config: Config, earlier: Sequence[Option]) -> Optio
         owner = renames.SECTIONS.get(path, owner)
         current = renames.current_node(value, owner, registry.find, lookup(config, path))
         return Option(path, [json.dumps(current)]) if current != value else Option(path, option.values)
+    if isinstance(value, str) and keys and path not in VERBATIM:
+        return Option(path, [renames.current_class(value)])
     return Option(path, option.values)
 
 

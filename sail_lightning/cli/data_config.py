@@ -121,18 +121,18 @@ class DataConfig:
         backbone, prompts = made["model"]["backbone"], made["model"]["prompt_encoder"]
         defaults = inspect.signature(PixelSAIL).parameters
         own = {name: node.get(name, defaults[name].default) for name in OF_ENCODER}
-        tokens = SailTokenizer(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.picture)
+        tokens = SailTokenizer(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.image_layout)
         with torch.device("meta"):
-            dims = contract.build(backbone, Dims(vocab_size=len(tokens), new_words=len(tokens.added)))
+            dims = contract.build(backbone, Dims(vocab_size=len(tokens), num_added_tokens=len(tokens.added)))
         return Encoder(
             tokens,
             dims.patch_size,
             prompts.num_prompts,
             int(own["max_side"]),
             int(own["max_tokens"]),
-            resize=backbone.resize,
+            resize=backbone.resize_mode,
             overlap=prompts.overlap,
-            coverage=prompts.coverage,
+            coverage=prompts.rasterization,
         )
 
     def described(self) -> dict[str, Any]:

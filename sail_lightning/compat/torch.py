@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-__all__ = ["BatchNorm", "Exact", "allow_graphs", "checkpoint_index_classes", "is_compiled", "lerp_", "uncompiled"]
+__all__ = [
+    "BatchNorm",
+    "Float32Buffers",
+    "allow_graphs",
+    "checkpoint_index_classes",
+    "is_compiled",
+    "lerp_",
+    "uncompiled",
+]
 
 
 def allow_graphs(count: int) -> None:
@@ -37,10 +45,10 @@ def uncompiled(modules: Iterable[Any]) -> Iterator[None]:
             module._compiled_call_impl = compiled
 
 
-class Exact(nn.Module):
+class Float32Buffers(nn.Module):
     """A module whose buffers stay float32 under `.bfloat16()` and the like."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Exact:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
         exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in exact.items():

@@ -240,7 +240,7 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
     tied = getattr(backbone, "lm_head", None) is not None and (
         backbone.lm_head.weight is backbone.model.embed_tokens.weight  # type: ignore[union-attr]
     )
-    layout, official = backbone.picture, type(backbone).picture
+    layout, official = backbone.image_layout, type(backbone).image_layout
     if (layout.bidirectional, layout.grid_positions) != (official.bidirectional, official.grid_positions):
         raise SailUsageError(
             "the official code reads pictures wholly and by rows and columns, which this model does not"
@@ -342,11 +342,11 @@ def _upsampler(tensors: Mapping[str, Tensor], patch_size: int, source: str) -> A
 def _prompt_encoder(tensors: Mapping[str, Tensor], prompts: int, eve: bool) -> Any:
     if eve:
         return _plugin(
-            "PromptInjection", num_prompts=prompts, projection=False, overlap="last", coverage="nearest_floor"
+            "PromptInjection", num_prompts=prompts, projection=False, overlap="last", rasterization="nearest_torch"
         )
     if "single_transformer.model.vp_embed.weight" not in tensors:
         return _plugin("NoPrompts", num_prompts=prompts)
-    return _plugin("PromptInjection", num_prompts=prompts, overlap="last", coverage="nearest")
+    return _plugin("PromptInjection", num_prompts=prompts, overlap="last", rasterization="nearest_pil")
 
 
 def _plugin(name: str, **arguments: Any) -> Plugin:
@@ -385,6 +385,6 @@ def to_official(model: PixelSAIL) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "special_tokens": [],  # the tokenizer beside it has them all
         "token_ids": model.tokens.ids,
     }
-    if backbone.resize == "area":
+    if backbone.resize_mode == "area":
         config["max_size"] = model.max_side
     return tensors, config

@@ -109,7 +109,7 @@ class Encoder:
     mask_sample_weight: float = 1.0
     resize: ResizeRule = "longest"
     overlap: Literal["sum", "last"] = "sum"
-    coverage: CoverageRule = "cover"
+    coverage: CoverageRule = "any"
 
     def __post_init__(self) -> None:
         if self.max_side < self.patch_size:

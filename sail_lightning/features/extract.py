@@ -19,7 +19,7 @@ from sail_lightning.interfaces import Teacher, to_spec
 from sail_lightning.model import contract
 
 Tell = Callable[[int, int], None]
-OF_TRAINING = ("weight", "every", "tasks")
+OF_TRAINING = ("weight", "every_n_steps", "tasks")
 """Arguments of teachers that do not change their features."""
 
 
@@ -39,7 +39,7 @@ def settings_for(teacher: Teacher, encoder: Encoder, stored_as: str, stride: int
     return Settings(
         teacher={**spec, "init_args": arguments},
         channels=teacher.channels,
-        tap=teacher.tap,
+        tap=teacher.student_features,
         stored_as=stored_as,  # type: ignore[arg-type]
         stride=stride,
         patch_size=encoder.patch_size,

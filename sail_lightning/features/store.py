@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sail_lightning import registry
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.features.codec import Entry, Error, StoredAs
+from sail_lightning.settings.renames import current_node
 
 SUMMARY = "features.json"
 SHARD = "features-{:05d}.safetensors"
@@ -278,7 +280,9 @@ def read_settings(folder: Path) -> Settings:
     path = folder / SUMMARY
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(**content["settings"])
+        settings = dict(content["settings"])
+        settings["teacher"] = current_node(settings["teacher"], None, registry.find)  # may hold old argument names
+        return Settings(**settings)
     except FileNotFoundError:
         raise SailError(f"{folder} has no {SUMMARY}; write it with sail-lightning features --out {folder}") from None
     except (ValueError, KeyError, TypeError):

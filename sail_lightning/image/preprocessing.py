@@ -27,7 +27,7 @@ MAX_SIDE = 1024
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File name endings of images."""
 ResizeRule = Literal["longest", "area"]
-CoverageRule = Literal["cover", "nearest", "nearest_floor"]
+CoverageRule = Literal["any", "nearest_pil", "nearest_torch"]
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """Per-channel mean and standard deviation of pixels in [0, 1] (ImageNet's, as in the official code)."""
@@ -228,16 +228,14 @@ def region_mask(prompt: Prompt, size: tuple[int, int]) -> BoolMask:
     return covered
 
 
-def patch_coverage(
-    mask: BoolMask, grid: tuple[int, int], patch: int, rule: CoverageRule = "cover"
-) -> NDArray[np.bool_]:
+def patch_coverage(mask: BoolMask, grid: tuple[int, int], patch: int, rule: CoverageRule = "any") -> NDArray[np.bool_]:
     """The patches (rows, columns) bool of the resized image that a mask (H, W) touches.
 
-    The rule `cover` maps the mask directly onto the grid, so that no pixel that is on is lost. The official rules first
-    resize the mask with nearest neighbours, `nearest` as PIL does (Pixel-SAIL) and `nearest_floor` as torch does (EVE).
-    They differ from `cover` where an image shrinks: thin regions vanish.
+    The rule `any` maps the mask directly onto the grid, so that no pixel that is on is lost. The official rules first
+    resize the mask with nearest neighbours, `nearest_pil` as PIL does (Pixel-SAIL) and `nearest_torch` as torch does
+    (EVE). They differ from `any` where an image shrinks: thin regions vanish.
     """
-    if rule != "cover":
+    if rule != "any":
         row_source = _nearest_sources(mask.shape[0], grid[0] * patch, rule)
         column_source = _nearest_sources(mask.shape[1], grid[1] * patch, rule)
         small = mask[row_source][:, column_source]
@@ -250,7 +248,7 @@ def patch_coverage(
 
 
 def _nearest_sources(old: int, new: int, rule: CoverageRule) -> NDArray[np.int64]:
-    if rule == "nearest_floor":  # torch computes in single precision
+    if rule == "nearest_torch":  # torch computes in single precision
         return np.minimum((np.arange(new) * np.float32(old / new)).astype(np.int64), old - 1)
     return np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.int64), old - 1)
 
@@ -258,7 +256,7 @@ def _nearest_sources(old: int, new: int, rule: CoverageRule) -> NDArray[np.int64
 def _ranges(old: int, cells: int, patch: int) -> NDArray[np.int64]:
     """The source pixels [first, end) of each cell along one side: those that nearest neighbours would read and, where
     the image shrinks, those that they would skip."""
-    sources = _nearest_sources(old, cells * patch, "nearest")
+    sources = _nearest_sources(old, cells * patch, "nearest_pil")
     first, end = sources[::patch].copy(), sources[patch - 1 :: patch] + 1
     first[0] = 0
     first[1:] = np.minimum(first[1:], end[:-1])

@@ -43,7 +43,7 @@ class Network:
         """
         return cls(
             SailModel(backbone, upsampler, prompt_encoder, mask_channels),
-            SailTokenizer(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.picture),
+            SailTokenizer(tokenizer, prompt_encoder.num_prompts, backbone.chat, backbone.image_layout),
             max_side,
             max_tokens,
             max_new_tokens,
@@ -62,7 +62,7 @@ class Network:
             self.model.prompt_encoder.num_prompts,
             self.max_side,
             self.max_tokens,
-            resize=self.model.backbone.resize,
+            resize=self.model.backbone.resize_mode,
             overlap=self.model.prompt_encoder.overlap,
-            coverage=self.model.prompt_encoder.coverage,
+            coverage=self.model.prompt_encoder.rasterization,
         )

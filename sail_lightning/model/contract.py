@@ -25,9 +25,9 @@ PUBLISHES: dict[type[Plugin], tuple[str, ...]] = {
     Teacher: (),
 }
 """The fields of `Dims` that `build` fills in, by socket; it leaves the others as they are."""
-WHOLE = {PromptEncoder: {"num_prompts": 0}, Teacher: {"channels": 1, "every": 1}}
+WHOLE = {PromptEncoder: {"num_prompts": 0}, Teacher: {"channels": 1, "every_n_steps": 1}}
 """Attributes that are whole numbers after `build`, and the least that they may be."""
-CHOICES = {Backbone: ("resize",), PromptEncoder: ("overlap", "coverage"), Teacher: ("tap",)}
+CHOICES = {Backbone: ("resize_mode",), PromptEncoder: ("overlap", "rasterization"), Teacher: ("student_features",)}
 """Attributes that hold one of the words that the socket declares for them."""
 
 

@@ -106,13 +106,13 @@ class SailModel(nn.Module):
         self.mask_channels = mask_channels
         self.dims = Dims()
 
-    def build(self, vocab_size: int, new_words: int = 0) -> Dims:
-        """Makes all weights, in order; returns what the plugins published. `new_words`: see `Dims`.
+    def build(self, vocab_size: int, num_added_tokens: int = 0) -> Dims:
+        """Makes all weights, in order; returns what the plugins published. `num_added_tokens`: see `Dims`.
 
         Raises:
             SailError: a plugin does not publish its sizes, or changes those of others; and what plugins raise.
         """
-        dims = Dims(vocab_size=vocab_size, new_words=new_words)
+        dims = Dims(vocab_size=vocab_size, num_added_tokens=num_added_tokens)
         for plugin in (self.backbone, self.upsampler, self.prompt_encoder):
             dims = contract.build(plugin, dims)
         self.mask_head = MaskHead(dims.hidden_size, dims.feature_channels, self.mask_channels)

@@ -1,4 +1,4 @@
-"""What a check is: a function with a name that examines a plugin and raises a fault of one sentence."""
+"""Defines a check: a named function that examines a plugin and raises a fault of one sentence."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sail_lightning.plugin_check.tiny import BACKBONE, tiny
 from sail_lightning.plugins.backbones import SailQwen
 
 VOCABULARY = 50
-"""Tokens of the vocabulary that a single plugin is built for."""
+"""Size of the vocabulary that a single plugin is built for."""
 SLOTS: dict[type[Plugin], str] = {Backbone: "backbone", Upsampler: "upsampler", PromptEncoder: "prompt_encoder"}
 """The argument of `PixelSAIL` that takes a plugin of each of these sockets."""
 
 
 class Fault(Exception):
-    """What is wrong with a plugin, in one sentence."""
+    """A fault of a plugin, in one sentence."""
 
 
 def require(holds: bool, fault: str) -> None:
@@ -58,14 +58,14 @@ class Subject:
         return dims
 
     def built(self) -> tuple[Any, Dims]:
-        """The plugin, built in evaluation mode on the device, always with the same weights; and what it published."""
+        """Builds the plugin in evaluation mode, always with the same weights; returns it and its sizes."""
         torch.manual_seed(0)
         plugin = self.make()
         dims = contract.build(plugin, self.dims)
         return plugin.to(self.device).eval(), dims
 
     def model(self, dtype: torch.dtype = torch.float32) -> PixelSAIL:
-        """A tiny built Pixel-SAIL with the plugin in its socket, teachers included."""
+        """Builds a tiny Pixel-SAIL with the plugin in its socket, teachers included."""
         plugin = self.make()
         if isinstance(plugin, Attention):
             changes: dict[str, Any] = {"backbone": SailQwen(**BACKBONE, attention=plugin)}

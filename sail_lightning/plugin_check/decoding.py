@@ -1,4 +1,4 @@
-"""Reads through a KV cache, a few tokens at a time, what could be read at once."""
+"""Reads sequences through a KV cache, a few tokens at a time, to compare with a single pass."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def read_in_turns(
     vision: Sequence[Tensor],
     given: Sequence[int],
 ) -> list[Tensor]:
-    """States (L, D) of causal sequences of embeddings (L, D) at positions (3, L), each in a row of a cache.
+    """Returns states (L, D) of causal sequences of embeddings (L, D) at positions (3, L), each in a row of a cache.
 
-    The first `given` tokens of each are read in one packed row, then 3, 1, 2, 3, ... words, and then one by one.
+    The first `given` tokens of each are read in one packed row, then 3, 1, 2, 3, ... tokens, and then one by one.
     """
     device = rows[0].device
     total = [len(row) for row in rows]

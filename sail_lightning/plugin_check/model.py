@@ -17,13 +17,13 @@ from sail_lightning.plugin_check.tiny import noise, packed, records, text_record
 from sail_lightning.sample import Box, Sample
 
 WITHOUT_IMAGES = ("model.upsampler.", "model.mask_head.", "model.prompt_encoder.", "distill.")
-"""Parts of a model that a batch of text only teaches nothing."""
+"""Parts of a model that a batch of text only does not train."""
 AUTOCAST = 0.05
 """Largest relative difference that bfloat16 autocast may make to a loss."""
 
 
 def gives_every_parameter_a_gradient(subject: Subject) -> None:
-    """In a batch of images, prompts, masks and text, every weight of the model learns something."""
+    """In a batch of images, prompts, masks and text, every weight of the model has a gradient."""
     found = _gradients(subject.model(), records())
     missing = [name for name, grad in found.items() if grad is None or not grad.any()]
     require(not missing, f"no gradient reaches {_some(missing)}; every parameter must take part in the output")
@@ -32,7 +32,7 @@ def gives_every_parameter_a_gradient(subject: Subject) -> None:
 
 
 def gives_zero_gradients_without_images(subject: Subject) -> None:
-    """In a batch of text only, what serves images has gradients of zero, which processes in parallel wait for."""
+    """In a batch of text only, what serves images has gradients of zero, for which parallel processes wait."""
     found = _gradients(subject.model(), text_records())
     missing = [name for name, grad in found.items() if grad is None]
     require(
@@ -40,10 +40,10 @@ def gives_zero_gradients_without_images(subject: Subject) -> None:
         f"in a batch of text only, {_some(missing)} has no gradient at all, where zero is expected; "
         "compute with zero rows instead of leaving the weights out",
     )
-    taught = [
+    moved = [
         name for name, grad in found.items() if name.startswith(WITHOUT_IMAGES) and grad is not None and grad.any()
     ]
-    require(not taught, f"in a batch of text only, {_some(taught)} has a gradient that is not zero")
+    require(not moved, f"in a batch of text only, {_some(moved)} has a gradient that is not zero")
 
 
 def computes_in_bfloat16(subject: Subject) -> None:

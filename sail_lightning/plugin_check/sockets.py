@@ -142,7 +142,7 @@ def gives_logits_of_the_vocabulary(subject: Subject) -> None:
 
 
 def keeps_packed_samples_apart(subject: Subject) -> None:
-    """Samples that share a packed row do not see each other."""
+    """Samples that share a packed row do not attend to each other."""
     backbone, dims = subject.built()
     row, positions, vision = _row(backbone, dims.patch_size, subject.device)
     plan = [Span("image", 6), Span("text", 5)]
@@ -179,7 +179,7 @@ def _patches(count: int, side: int, device: str) -> Tensor:
 
 @torch.no_grad()
 def _row(backbone: Backbone, side: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (11, D), positions (3, 11) and vision (11,) of an image of 2 x 3 patches and five words."""
+    """Embeddings (11, D), positions (3, 11) and vision (11,) of an image of 2 x 3 patches and five text tokens."""
     words = backbone.embed_tokens(torch.arange(5, device=device))
     patches = backbone.embed_patches(_patches(6, side, device), [(2, 3)])
     count = torch.arange(11, device=device)

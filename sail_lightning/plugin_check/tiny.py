@@ -43,12 +43,12 @@ def tiny(**changes: Any) -> PixelSAIL:
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise, (height, width, 3) uint8."""
+    """Returns noise, (height, width, 3) uint8."""
     return np.random.default_rng([seed, height, width]).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def blob(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A random rectangle, (height, width) bool."""
+    """Returns a random rectangle, (height, width) bool."""
     rng = np.random.default_rng([seed, height, width])
     top, left = rng.integers(0, height), rng.integers(0, width)
     mask = np.zeros((height, width), bool)
@@ -83,7 +83,7 @@ def records() -> list[Sample]:
 
 
 def text_records() -> list[Sample]:
-    """Samples of text only."""
+    """Returns samples of text only."""
     return [
         Sample(None, (Turn("what is a circle?", "a shape."),), source="text", id="0"),
         Sample(None, (Turn("what is red?", "a colour."), Turn("and blue?", "a colour.")), source="text", id="1"),
@@ -91,6 +91,6 @@ def text_records() -> list[Sample]:
 
 
 def packed(model: PixelSAIL, samples: list[Sample]) -> PackedBatch:
-    """Samples as one batch, on the model's device."""
+    """Packs samples into one batch on the model's device."""
     encoder = model.encoder
     return pack([encoder.encode(sample) for sample in samples]).to(model.device)

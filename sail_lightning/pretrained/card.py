@@ -158,7 +158,7 @@ def _limits(model: PixelSAIL) -> str:
     dims, encoder = model.model.dims, model.model.prompt_encoder
     resized = (
         f"to about {model.max_side} x {model.max_side} pixels"
-        if model.model.backbone.resize == "area"
+        if model.model.backbone.resize_mode == "area"
         else (f"to at most {model.max_side} pixels a side")
     )
     return "\n".join(

@@ -37,9 +37,9 @@ def number_range(name: str, base: type, *limits: tuple[str, float]) -> Any:
     """A type of the numbers within limits.
 
     Args:
-        name: what `sail-lightning plugins` shows.
+        name: name that `sail-lightning plugins` shows.
         base: `int` or `float`.
-        limits: comparisons and what they are with, such as `(">=", 1)`; the lower limit first.
+        limits: comparisons with a number, such as `(">=", 1)`; the lower limit first.
     """
     restrictions = [(COMPARISONS[sign], limit) for sign, limit in limits]
     # `_restrictions` is where jsonargparse looks for the limits of its own such types when it makes a JSON schema.
@@ -63,7 +63,7 @@ def number_range(name: str, base: type, *limits: tuple[str, float]) -> Any:
 
 
 def _words(limits: Mapping[str, float]) -> str:
-    """Limits as people say them."""
+    """Returns the limits in words."""
     least, above, most, below = (limits.get(sign) for sign in (">=", ">", "<=", "<"))
     if most is not None:
         return f"from {least} to {most}"
@@ -100,7 +100,7 @@ def is_range(hint: Any) -> bool:
 
 
 def schema_limits(kind: Any) -> dict[str, Any]:
-    """The limits of a range as keywords of a JSON schema."""
+    """Returns the limits of a range as keywords of a JSON schema."""
     words = {">=": "minimum", ">": "exclusiveMinimum", "<=": "maximum", "<": "exclusiveMaximum"}
     return {words[sign]: limit for sign, limit in kind.limits.items()}
 
@@ -111,7 +111,7 @@ def is_limited(hint: Any) -> bool:
 
 
 class Fault(typing.NamedTuple):
-    """Where a value lies, what it must be, and what it is."""
+    """The name of a value, what it must be, and what it is."""
 
     where: str
     wanted: str
@@ -119,7 +119,7 @@ class Fault(typing.NamedTuple):
 
 
 def fault(hint: Any, value: Any, name: str, texts: bool = False) -> str | None:
-    """What is wrong with a value, as a clause such as `stride must be 1 or more, not 0`; None if nothing is.
+    """Returns the fault of a value, as a clause such as `stride must be 1 or more, not 0`; None if nothing is.
 
     Looked at are ranges and choices (`Literal`), by themselves, or one of several, or held by a list, tuple or mapping.
     A type without them takes any value.
@@ -154,18 +154,18 @@ def _fault(hint: Any, value: Any, name: str, texts: bool) -> Fault | None:
 
 
 def _fault_of_all(hints: Collection[Any], value: Any, name: str, texts: bool) -> Fault | None:
-    """What is wrong with a value that may be of any of several types."""
+    """Returns the fault of a value that may be of any of several types."""
     found = [_fault(hint, value, name, texts) for hint in hints]
     faults = [one for one in found if one is not None]
     if len(faults) < len(found):
         return None
     within = [one for one in faults if one.where != name]  # of a list or mapping, which the value is
-    told = [one.wanted for hint, one in zip(hints, faults, strict=True) if hint is not types.NoneType]
-    return within[0] if within else Fault(name, " or ".join(told), value)
+    wanted = [one.wanted for hint, one in zip(hints, faults, strict=True) if hint is not types.NoneType]
+    return within[0] if within else Fault(name, " or ".join(wanted), value)
 
 
 def _fault_within(hint: Any, origin: type, value: Any, name: str, texts: bool) -> Fault | None:
-    """What is wrong with the items of a list, tuple or mapping."""
+    """Returns the fault of the items of a list, tuple or mapping."""
     inner = typing.get_args(hint)
     if issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
@@ -179,7 +179,7 @@ def _fault_within(hint: Any, origin: type, value: Any, name: str, texts: bool) -
         if fixed and len(value) != len(inner):
             return Fault(name, f"{len(inner)} values", value)
         kinds = inner if fixed else inner[:1] * len(value)
-        checks = [(kind, item, f"{name}[{place}]") for place, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+        checks = [(kind, item, f"{name}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))]
     found = (_fault(kind, item, where, texts) for kind, item, where in checks if is_limited(kind))
     return next((one for one in found if one is not None), None)
 
@@ -194,7 +194,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _number(base: type, value: Any, texts: bool) -> int | float | None:
-    """The number that a value is; None if it is none of that kind."""
+    """Returns the number that a value stands for; None if it is no number of that kind."""
     if isinstance(value, str) and texts:
         with suppress(ValueError):
             number: int | float = base(value)

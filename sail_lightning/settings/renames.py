@@ -94,12 +94,21 @@ MODULES: dict[str, str] = {
 }
 """Old module to new module, both below the package. `scoring.score` and `scoring.compare` are left out: as modules
 below `evaluate` they would hide its functions of these names."""
+CLASSES: dict[str, str] = {
+    "LoudPrompts": "NormMatchedPrompts",
+}
+"""Registered classes that changed, old name to new name; configs and checkpoints may hold the old one."""
 ARGUMENTS: dict[str, dict[str, str]] = {
-    "ChatTemplate": {"image_inside": "image_inside"},
+    "ChatTemplate": {"picture_inside": "image_inside"},
+    "NormMatchedPrompts": {"loudness": "norm_scale"},
+    "PromptInjection": {"coverage": "rasterization"},
     "SailDataModule": {"look_ahead": "packing_buffer_size", "max_fault_rate": "max_error_rate"},
+    "ScheduledTeacher": {"tap": "student_features", "every": "every_n_steps"},
 }
 """Constructor arguments that changed, old name to new name, by the class that takes them; subclasses inherit them."""
-VALUES: dict[str, dict[str, dict[Any, Any]]] = {}
+RASTERIZATIONS = {"cover": "any", "nearest": "nearest_pil", "nearest_floor": "nearest_torch"}
+"""Values of `PromptEncoder.rasterization` in version 0.1, to those of today."""
+VALUES: dict[str, dict[str, dict[Any, Any]]] = {"PromptInjection": {"rasterization": RASTERIZATIONS}}
 """Values of arguments that changed, old value to new value, by class and by the argument's name of today."""
 SECTIONS: dict[str, str] = {
     "model": "PixelSAIL",
@@ -194,6 +203,15 @@ def _renames_of(owner: type | str | None) -> tuple[dict[str, str], dict[str, dic
     return names, values
 
 
+def current_class(name: str) -> str:
+    """Returns a class name or path with the name of today; one that did not change is returned as it is."""
+    home, dot, short = name.rpartition(".")
+    if short not in CLASSES or (home and home.partition(".")[0] != PACKAGE):
+        return name
+    warn(short, CLASSES[short], stacklevel=4)
+    return f"{new_path(home)}{dot}{CLASSES[short]}"
+
+
 def current_keys(config: Mapping[str, Any], find: Find, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A config with the argument names of today.
 
@@ -206,11 +224,14 @@ def current_keys(config: Mapping[str, Any], find: Find, earlier: Mapping[str, An
         SailUsageError: an argument is given by its old and by its new name.
     """
     below = earlier or {}
-    return {key: current_node(value, SECTIONS.get(key), find, below.get(key)) for key, value in config.items()}
+    return {
+        key: value if isinstance(value, str) else current_node(value, SECTIONS.get(key), find, below.get(key))
+        for key, value in config.items()
+    }
 
 
 def current_node(node: Any, owner: type | str | None, find: Find, earlier: Any = None) -> Any:
-    """A value of a config with the argument names of today.
+    """A value of a config with the names of classes and arguments of today.
 
     Args:
         node: the value; mappings and lists are searched.
@@ -223,8 +244,12 @@ def current_node(node: Any, owner: type | str | None, find: Find, earlier: Any =
     """
     if isinstance(node, list):
         return [current_node(item, None, find) for item in node]
+    if isinstance(node, str):
+        return current_class(node)
     if not isinstance(node, dict):
         return node
+    if isinstance(path := node.get("class_path"), str):
+        node = {**node, "class_path": current_class(path)}
     owner = class_named(node, find) or owner or class_named(earlier, find)
     found: dict[str, Any] = {}
     for key, value in current_arguments(owner, node).items():
@@ -271,3 +296,56 @@ class _MovedLoader(Loader):
         """Puts the module of the new path in the place of the empty one, so that its classes exist once."""
         warn(module.__name__, self.new, stacklevel=2)
         sys.modules[module.__name__] = importlib.import_module(self.new)
+
+
+class RenamedAttribute:
+    """An attribute or method of an earlier version: reading and writing it reaches the new name, with a warning.
+
+    A class that defines the old name, as plugins written for an earlier version do, is adapted by `adopt_old_names`.
+
+    Args:
+        new: The attribute's name today.
+        values: Old values that changed with the name, to those of today.
+    """
+
+    def __init__(self, new: str, values: Mapping[str, Any] | None = None) -> None:
+        self.new, self.values = new, values or {}
+        self.adopted: list[Any] = []
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        self.warn(self.owner.__name__, stacklevel=4)
+        for cls in (owner or type(instance)).__mro__:  # `super().old()` in an adopted method must not call itself
+            if callable(method := cls.__dict__.get(self.new)) and method not in self.adopted:
+                return method if instance is None else method.__get__(instance, owner)
+        return getattr(owner if instance is None else instance, self.new)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        self.warn(type(instance).__name__, stacklevel=4)
+        setattr(instance, self.new, self.today(value))
+
+    def today(self, value: Any) -> Any:
+        """Returns a value by its name of today."""
+        return self.values.get(value, value) if isinstance(value, str) else value
+
+    def warn(self, owner: str, stacklevel: int) -> None:
+        """Warns that the attribute of a class has a new name."""
+        warn(f"{owner}.{self.name}", f"{owner}.{self.new}", stacklevel)
+
+
+def adopt_old_names(cls: type) -> None:
+    """Gives a new class that defines attributes by their old names the same under the new names, with a warning."""
+    for name, value in list(cls.__dict__.items()):
+        found = (parent.__dict__[name] for parent in cls.__mro__[1:] if name in parent.__dict__)
+        old = next((one for one in found if isinstance(one, RenamedAttribute)), None)
+        if old is None:
+            continue
+        old.warn(cls.__name__, stacklevel=4)
+        if callable(value):
+            old.adopted.append(value)
+        else:
+            delattr(cls, name)  # or what is assigned to the old name later would hide the new one
+        if old.new not in cls.__dict__:
+            setattr(cls, old.new, old.today(value))

@@ -1,4 +1,4 @@
-"""Which arguments a class takes, those of its parents that it hands on with `**kwargs` among them.
+"""Finds the arguments of a class, with those of its parents that it passes on as `**kwargs`.
 
 The one place that asks jsonargparse how it follows `**kwargs`: what is listed and checked is what its parser takes.
 """
@@ -20,7 +20,7 @@ EMPTY = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: its type, its default (`inspect.Parameter.empty` if it has none) and what its class says of it."""
+    """One argument: its type, its default (`inspect.Parameter.empty` if it has none) and its description."""
 
     name: str
     hint: Any
@@ -34,7 +34,7 @@ class Argument:
 
 @functools.cache
 def arguments_of(cls: type) -> dict[str, Argument]:
-    """The arguments of a class by name, in order: its own, then those of its parents that it takes as `**kwargs`.
+    """Returns the arguments of a class by name: its own, then those of parents that it takes as `**kwargs`.
 
     What a class decides for its parent (`super().__init__(separate=False, **kwargs)`) is not among them.
     """
@@ -50,7 +50,7 @@ def arguments_of(cls: type) -> dict[str, Argument]:
 
 
 def is_open_ended(cls: type) -> bool:
-    """Whether a class takes `**kwargs` that no parent of it names."""
+    """Returns whether a class takes `**kwargs` that no parent of it names."""
     inits = [parent.__dict__["__init__"] for parent in cls.__mro__[:-1] if "__init__" in parent.__dict__]
     return all(
         any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(init).parameters.values())
@@ -59,7 +59,7 @@ def is_open_ended(cls: type) -> bool:
 
 
 def parts_of(hint: Any) -> Iterator[Any]:
-    """The types that a type is made of: those of a union and of a container, and what a callable returns."""
+    """Yields the parts of a type: those of a union and of a container, and the result of a callable."""
     inner = typing.get_args(hint)
     if not inner or typing.get_origin(hint) is Literal:
         yield hint
@@ -71,5 +71,5 @@ def parts_of(hint: Any) -> Iterator[Any]:
 
 
 def body_of(cls: type) -> list[str]:
-    """The lines of a class's own docstring without its `Args` section, and what follows that."""
+    """Returns the lines of a class's own docstring up to its `Args` section."""
     return inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("\nArgs:\n")[0].rstrip().splitlines()

@@ -1,1 +1,1 @@
-"""What only training needs: distillation, parameter groups, optimisers and learning-rate schedules."""
+"""Parts that only training uses: distillation, parameter groups, optimisers and learning-rate schedules."""

@@ -26,11 +26,12 @@ from sail_lightning.settings.ranges import (
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in three groups, told apart by `role`.
+    """Returns the trainable parameters in up to three groups with different values of `role`.
 
-    `hidden`: matrices inside the network. `outer`: kernels, and the matrices at its ends (patch embedding, language
-    head). `plain`: norms, biases and embedding tables, which never decay (`weight_decay` 0). Grouped by the module that
-    owns them, so wrappers that rename parameters change nothing; a tied table counts as an embedding.
+    `hidden` holds the matrices inside the network; `outer` kernels, and the matrices at its ends (patch embedding,
+    language head); `plain` norms, biases and embedding tables, which never decay (`weight_decay` 0). Parameters are
+    grouped by the module that owns them, so wrappers that rename parameters change nothing; a tied table counts as an
+    embedding.
     """
     roles: dict[int, tuple[str, nn.Parameter]] = {}
     for name, owner in module.named_modules():
@@ -53,17 +54,17 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 @register
 class MuonAdamW(Checked, Optimizer):
-    """Muon for the matrices inside the network, AdamW for all else; both are torch's.
+    """Muon for the matrices inside the network, AdamW for all other parameters; both are torch's.
 
-    On the laboratory it reaches in 750 steps what AdamW alone reaches in about 2,000 (CHANGELOG, 0.1.0).
+    On the laboratory data it needs 750 steps where AdamW alone needs about 2,000 (CHANGELOG, 0.1.0).
 
     Args:
-        params: parameters or groups; those with `role: hidden` (`parameter_groups`) go to Muon.
-        lr: of Muon, scaled to AdamW's size of update (`match_rms_adamw`).
-        adamw_lr: of AdamW.
-        weight_decay: of both.
-        betas: of AdamW.
-        momentum: of Muon.
+        params: parameters or groups; groups with `role: hidden` (`parameter_groups`) go to Muon.
+        lr: learning rate of Muon, scaled to the size of AdamW's updates (`match_rms_adamw`).
+        adamw_lr: learning rate of AdamW.
+        weight_decay: weight decay of both.
+        betas: betas of AdamW.
+        momentum: momentum of Muon.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class MuonAdamW(Checked, Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The inner optimisers work on this one's groups and state, so schedules and checkpoints see one optimiser."""
+        """Gives the inner optimisers this one's groups and state, so schedules and checkpoints see one optimiser."""
         self.param_groups = [group for inner in self._inner for group in inner.param_groups]
         for inner in self._inner:
             inner.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """Takes one step of both optimisers; returns the loss of the closure, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -122,14 +123,14 @@ class WarmupCosine(Checked, LambdaLR):
     """Linear warm-up, then half a cosine down to `final_ratio` of the base rate.
 
     Args:
-        optimizer: what to schedule.
+        optimizer: optimiser to schedule.
         total_steps: optimiser steps of the whole run.
         warmup_ratio: share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
-        final_ratio: of the base rate, at the end.
-        horizon: steps of the curve, where a run is to end before its rate is down; null for those of the run.
-        minutes: time limit of the run (`trainer.max_time`), if it may end it before the steps do: the rate follows
-            whichever is further on, so a slow machine ends its run with a low rate too. The time before a resume
-            counts, as it does for `trainer.max_time`; of several processes the first one's clock counts.
+        final_ratio: share of the base rate at the end, 0 to 1.
+        horizon: number of steps after which the curve ends, if not with the run; null is the steps of the run.
+        minutes: time limit of the run (`trainer.max_time`), if the run may reach it before its last step: the rate
+            follows steps or time, whichever is further, so a slow machine ends its run with a low rate too. The time
+            before a resume counts, as for `trainer.max_time`; several processes use the clock of the first.
     """
 
     def __init__(
@@ -143,17 +144,17 @@ class WarmupCosine(Checked, LambdaLR):
     ) -> None:
         warmup = max(1, round(total_steps * warmup_ratio))
         horizon = horizon or total_steps
-        self.elapsed = 0.0  # seconds from the first step on; a checkpoint holds them, as it does every attribute
-        looked: dict[int, float] = {}  # the clock at the step that was looked at last
+        self.elapsed = 0.0  # seconds since the first step; a checkpoint stores them, as it does every attribute
+        clock: dict[int, float] = {}  # the time at the last step that was asked for
 
         def factor(step: int) -> float:
             progress = (step - warmup) / max(1, horizon - warmup)
-            if minutes is not None and step > 0:  # the clock runs from the first step, not from the set-up
-                if step not in looked:  # once for all groups of parameters
+            if minutes is not None and step > 0:  # the clock starts at the first step, not at set-up
+                if step not in clock:  # once for all groups of parameters
                     now = time.monotonic()
-                    self.elapsed = _of_first_process(self.elapsed + now - next(iter(looked.values()), now))
-                    looked.clear()
-                    looked[step] = now
+                    self.elapsed = _of_first_process(self.elapsed + now - next(iter(clock.values()), now))
+                    clock.clear()
+                    clock[step] = now
                 progress = max(progress, self.elapsed / (60 * minutes))
             if step < warmup:
                 return (step + 1) / warmup
@@ -163,9 +164,9 @@ class WarmupCosine(Checked, LambdaLR):
 
 
 def _of_first_process(seconds: float) -> float:
-    """The first process's number in all of them: copies of a model must step alike."""
+    """Returns the first process's value in all processes: copies of a model must take the same steps."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return seconds
-    told = [seconds]
-    dist.broadcast_object_list(told, 0)
-    return told[0]
+    shared = [seconds]
+    dist.broadcast_object_list(shared, 0)
+    return shared[0]

@@ -237,7 +237,7 @@ def test_the_command_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureF
     assert content["settings"]["dtype"] == "float32"
     assert content["environment"]["torch"] == torch.__version__.split("+")[0]
     page = (tmp_path / "bench.md").read_text()
-    assert "training step, one picture" in page
+    assert "training step, one image" in page
     assert page in capsys.readouterr().out
 
 

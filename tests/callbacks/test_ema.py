@@ -96,7 +96,7 @@ class Expert(Teacher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels, self.weight, self.tap = 4, 1.0, "vision"
+        self.channels, self.weight, self.student_features = 4, 1.0, "vision"
 
     def build(self, dims: Dims) -> Dims:
         self.patch = dims.patch_size

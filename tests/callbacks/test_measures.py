@@ -73,8 +73,8 @@ def test_rates_are_averages_since_the_last_entry_without_validation_and_saving(m
     assert values["train/tokens_per_s"] == pytest.approx(2 * 300 / 6)
     assert values["train/samples_per_s"] == pytest.approx(2 * 12 / 6)
     assert later["train/tokens_per_s"] == pytest.approx(2 * 1400 / 9)
-    assert values["train/fill"] == pytest.approx((100 / 400 + 200 / 400) / 2)
-    assert later["train/fill"] == pytest.approx((1 + 1 / 400 + 1) / 3)  # 999 tokens are over the budget
+    assert values["train/packing_efficiency"] == pytest.approx((100 / 400 + 200 / 400) / 2)
+    assert later["train/packing_efficiency"] == pytest.approx((1 + 1 / 400 + 1) / 3)  # 999 tokens are over the budget
 
 
 def test_throughput_and_memory_stand_in_the_table_of_a_run(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_throughput_and_memory_stand_in_the_table_of_a_run(trainer: MakeTrainer,
         values = column(logger, f"train/{name}")
         assert list(values) == [0, 1, 2] and min(values.values()) > 0
     assert 0.05 < column(logger, "train/peak_memory_gib")[2] < 64
-    assert all(0 < value <= 1 for value in column(logger, "train/fill").values())
-    assert len(column(logger, "train/fill")) == 3
+    assert all(0 < value <= 1 for value in column(logger, "train/packing_efficiency").values())
+    assert len(column(logger, "train/packing_efficiency")) == 3
 
 
 def test_data_without_a_budget_have_no_fill(trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_data_without_a_budget_have_no_fill(trainer: MakeTrainer, tmp_path: Path
             return data.on_before_batch_transfer(batch, dataloader_idx)
 
     trainer(Throughput(), logger=logger).fit(tiny_model(), datamodule=Own())
-    assert len(column(logger, "train/tokens_per_s")) == 3 and column(logger, "train/fill") == {}
+    assert len(column(logger, "train/tokens_per_s")) == 3 and column(logger, "train/packing_efficiency") == {}
 
 
 def test_every_below_one_is_refused() -> None:
@@ -196,7 +196,7 @@ def test_a_lost_run_is_not_saved_over_a_good_one(trainer: MakeTrainer, tmp_path:
         """Looks as it does where losses are on a device: not by itself."""
 
         def on_train_batch_end(self, *args: Any) -> None:
-            self._marks.append(torch.isfinite(args[2]["loss"]))
+            self._finite.append(torch.isfinite(args[2]["loss"]))
             self._where.append((args[0].global_step, ()))
 
     saver = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
 from sail_lightning.callbacks import OverlayLogger
-from sail_lightning.callbacks.overlays import grid, log_picture
+from sail_lightning.callbacks.overlays import grid, log_image
 
 MakeTrainer = Callable[..., L.Trainer]
 PICTURE = Image.new("RGB", (30, 20), (200, 10, 10))
@@ -44,13 +44,13 @@ class MLflowLike:
 
 def test_weights_and_biases_gets_the_picture() -> None:
     logger: Any = WandbLike()
-    assert log_picture(logger, "val/overlays", PICTURE, 7)
+    assert log_image(logger, "val/overlays", PICTURE, 7)
     assert logger.got == ("val/overlays", [PICTURE], 7)
 
 
 def test_mlflow_gets_the_picture() -> None:
     logger: Any = MLflowLike()
-    assert log_picture(logger, "val/overlays", PICTURE, 7)
+    assert log_image(logger, "val/overlays", PICTURE, 7)
     assert logger.got == ("run", PICTURE, "val/overlays", 7)
 
 
@@ -58,7 +58,7 @@ def test_tensorboard_gets_the_picture(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    assert log_picture(logger, "val/overlays", PICTURE, 7)
+    assert log_image(logger, "val/overlays", PICTURE, 7)
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir).Reload()
     (event,) = events.Images("val/overlays")
@@ -66,7 +66,7 @@ def test_tensorboard_gets_the_picture(tmp_path: Path) -> None:
 
 
 def test_csv_has_no_image_call(tmp_path: Path) -> None:
-    assert not log_picture(CSVLogger(tmp_path), "val/overlays", PICTURE, 7)
+    assert not log_image(CSVLogger(tmp_path), "val/overlays", PICTURE, 7)
 
 
 def test_validation_within_fit_draws_each_run_but_not_the_check_before_it(trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_plugins_shows_the_arguments_of_a_parent_that_kwargs_lead_to(sail: Comma
 
 def test_plugins_by_a_wildcard(sail: Command) -> None:
     names = re.findall(r"^  (\w+)", sail("plugins", "*prompts*").out, re.MULTILINE)
-    expected = {"NoPrompts", "LoudPrompts", "CoordinatePrompts", "CocoPrompts", "Pix2CapPrompts", "SamPrompts"}
+    expected = {"NoPrompts", "NormMatchedPrompts", "CoordinatePrompts", "CocoPrompts", "Pix2CapPrompts", "SamPrompts"}
     assert set(names) == expected
     assert sail("plugins", "Nothing*").is_one_sentence(2, "no class matches Nothing*")
 

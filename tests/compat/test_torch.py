@@ -33,7 +33,7 @@ def test_a_compiled_module_runs_as_written_within_uncompiled() -> None:
 
 
 def test_buffers_of_an_exact_module_stay_float32() -> None:
-    class Table(compat.Exact):
+    class Table(compat.Float32Buffers):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("numbers", torch.tensor([1.00390625 / 3]), persistent=False)

@@ -63,7 +63,7 @@ class BoldBackbone(broken.SmallQwen):
 
 
 class OddResizeBackbone(broken.SmallQwen):
-    resize = "shortest"  # type: ignore[assignment]
+    resize_mode = "shortest"  # type: ignore[assignment]
 
 
 class SizelessBackbone(broken.SmallQwen):
@@ -122,7 +122,7 @@ AT_BUILD: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"backbone": BoldBackbone()}, "to 7, which is the tokenizer's; leave it"),
     (
         lambda: {"backbone": OddResizeBackbone()},
-        "OddResizeBackbone has resize 'shortest'; it must be one of longest, area",
+        "OddResizeBackbone has resize_mode 'shortest'; it must be one of longest, area",
     ),
     (
         lambda: {"backbone": SailQwen(**BACKBONE, attention=SilentAttention())},

@@ -112,7 +112,7 @@ class UsersPromptEncoder(PromptEncoder):
 
 @register
 class UsersTeacher(Teacher):
-    tap = "mask"
+    student_features = "mask"
     weight = 0.25
 
     def build(self, dims):

@@ -191,7 +191,7 @@ def test_other_sizes_come_back_as_they_were(
     model = PixelSAIL(
         backbone=SailQwen(config=words, patch_size=patch_size),
         upsampler=DeconvUpsampler(stride=stride, channels=None if hidden != 48 else 24),  # 24: with a pre-projector
-        prompt_encoder=PromptInjection(5, overlap="last", coverage="nearest"),
+        prompt_encoder=PromptInjection(5, overlap="last", rasterization="nearest_pil"),
         mask_channels=20,
     )
     model.configure_model()

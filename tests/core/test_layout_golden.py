@@ -71,7 +71,7 @@ def test_patches_are_the_official_ones(patch: int) -> None:
 @pytest.mark.parametrize("name", ["mask_patches", "bigmask_patches"])
 def test_prompt_masks_are_the_official_ones_by_the_official_rule(name: str, patch: int) -> None:
     expected = PREPROCESSING[f"{name}_p{patch}"].numpy()
-    assert (patch_coverage(read_mask(name), expected.shape, patch, rule="nearest") == expected).all()
+    assert (patch_coverage(read_mask(name), expected.shape, patch, rule="nearest_pil") == expected).all()
 
 
 @pytest.mark.parametrize("patch", [16, 32])
@@ -92,7 +92,7 @@ def test_points_that_the_official_rule_loses_are_kept() -> None:
     for x in range(0, 2250, 7):  # a picture of 2250 x 1500 pixels is shrunk to 1024 x 688
         mask = np.zeros((1500, 2250), bool)
         mask[700, x] = True
-        lost += not patch_coverage(mask, (43, 64), 16, rule="nearest").any()
+        lost += not patch_coverage(mask, (43, 64), 16, rule="nearest_pil").any()
         assert patch_coverage(mask, (43, 64), 16).sum() == 1
     assert lost > 100
 

@@ -526,7 +526,7 @@ def test_coverage_equals_the_pixel_by_pixel_rule_and_holds_all_that_nearest_pixe
     covered = patch_coverage(mask, grid, patch)
     assert (covered == naive_coverage(mask, grid, patch)).all()
     assert covered.any() == mask.any()
-    nearest = patch_coverage(mask, grid, patch, rule="nearest")
+    nearest = patch_coverage(mask, grid, patch, rule="nearest_pil")
     rows, columns = (
         [min(int((new + 0.5) * old / (cells * patch)), old - 1) for new in range(cells * patch)]
         for old, cells in zip(mask.shape, grid, strict=True)

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from sail_lightning import registry
+from sail_lightning.cli import compose
 from sail_lightning.errors import SailUsageError
+from sail_lightning.interfaces import Dims, to_spec
+from sail_lightning.plugins import prompt_encoders
+from sail_lightning.plugins.backbones import SailQwen
+from sail_lightning.plugins.prompt_encoders import NoPrompts, NormMatchedPrompts, PromptInjection
+from sail_lightning.plugins.teachers import StudentTeacher
+from sail_lightning.plugins.teachers.frozen import ScheduledTeacher
 from sail_lightning.settings import renames
 from sail_lightning.settings.ranges import Checked, PositiveInt
 from sail_lightning.settings.signatures import arguments_of
@@ -160,9 +167,15 @@ def test_the_sections_are_those_of_the_command_line() -> None:
 def test_every_entry_names_an_argument_of_today(owner: str) -> None:
     from sail_lightning import PixelSAIL, interfaces
     from sail_lightning.data.datamodule import SailDataModule
+    from sail_lightning.plugins.teachers import frozen
 
     registry.load_shipped()
-    known: dict[str, Any] = {**vars(interfaces), "PixelSAIL": PixelSAIL, "SailDataModule": SailDataModule}
+    known: dict[str, Any] = {
+        **vars(interfaces),
+        "PixelSAIL": PixelSAIL,
+        "SailDataModule": SailDataModule,
+        "ScheduledTeacher": frozen.ScheduledTeacher,
+    }
     found = registry.find(owner)
     cls = found[1] if found else known[owner]
     if not inspect.isabstract(cls):
@@ -175,3 +188,105 @@ def test_the_data_module_takes_its_old_arguments() -> None:
     with pytest.warns(FutureWarning, match="of SailDataModule is now"):
         data = SailDataModule(look_ahead=7, max_fault_rate=0.2)  # type: ignore[call-arg]
     assert (data.packing_buffer_size, data.max_error_rate) == (7, 0.2)
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_takes_its_old_arguments() -> None:
+    with pytest.warns(FutureWarning, match="of StudentTeacher is now (student_features|every_n_steps)"):
+        teacher = StudentTeacher("sail-tiny", tap="vision", every=3)  # type: ignore[arg-type]
+    assert (teacher.student_features, teacher.every_n_steps) == ("vision", 3)
+    assert teacher.init_args["every_n_steps"] == 3 and "every" not in teacher.init_args
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("cover", "any"), ("nearest", "nearest_pil"), ("nearest_floor", "nearest_torch")]
+)
+def test_a_prompt_encoder_takes_its_old_rule_of_coverage(old: str, new: str) -> None:
+    with pytest.warns(FutureWarning, match="of PromptInjection is now rasterization"):
+        assert PromptInjection(coverage=old).rasterization == new  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "old", "new"),
+    [
+        (StudentTeacher("sail-tiny"), "tap", "student_features"),
+        (StudentTeacher("sail-tiny"), "every", "every_n_steps"),
+        (PromptInjection(), "coverage", "rasterization"),
+        (SailQwen(), "resize", "resize_mode"),
+        (SailQwen(), "picture", "image_layout"),
+        (NormMatchedPrompts(), "loudness", "norm_scale"),
+        (Dims(num_added_tokens=3), "new_words", "num_added_tokens"),
+    ],
+)
+def test_an_old_attribute_reads_as_the_new_one(plugin: Any, old: str, new: str) -> None:
+    with pytest.warns(FutureWarning, match=rf"\w+\.{old} is now \w+\.{new}"):
+        assert getattr(plugin, old) == getattr(plugin, new)
+
+
+def test_an_old_attribute_sets_the_new_one() -> None:
+    encoder = NoPrompts()
+    with pytest.warns(FutureWarning, match="NoPrompts.coverage is now NoPrompts.rasterization"):
+        encoder.coverage = "nearest"
+    assert encoder.rasterization == "nearest_pil"
+
+
+def test_a_class_that_defines_old_attributes_keeps_what_it_chose() -> None:
+    with pytest.warns(FutureWarning, match="OldTeacher.tap is now OldTeacher.student_features"):
+
+        class OldTeacher(ScheduledTeacher):
+            tap = "mask"
+
+    assert OldTeacher.student_features == "mask"
+    with pytest.warns(FutureWarning, match="Area.resize is now Area.resize_mode"):
+
+        class Area(SailQwen):
+            resize = "area"
+
+    assert Area().resize_mode == "area"
+
+
+def test_a_plugin_that_overrides_the_old_method_is_stored_by_it() -> None:
+    with pytest.warns(FutureWarning, match="Kept.stored_args is now Kept.export_init_args"):
+
+        class Kept(SailQwen):
+            def stored_args(self) -> dict[str, Any]:
+                return super().stored_args() | {"size": "tiny", "note": "kept"}
+
+    with pytest.warns(FutureWarning):
+        stored = to_spec(Kept(num_layers=1), stored=True)["init_args"]
+    assert (stored["num_layers"], stored["note"]) == (1, "kept")
+
+
+def test_the_old_class_name_is_the_new_class() -> None:
+    with pytest.warns(FutureWarning, match="LoudPrompts is now .*NormMatchedPrompts"):
+        assert prompt_encoders.LoudPrompts is NormMatchedPrompts
+    with pytest.warns(FutureWarning, match="is now (NormMatched|norm_scale|rasterization)|is now .*=nearest_pil"):
+        made = registry.build({"type": "LoudPrompts", "loudness": 2.0, "coverage": "nearest"})
+    assert isinstance(made, NormMatchedPrompts)
+    assert (made.norm_scale, made.rasterization) == (2.0, "nearest_pil")
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "LoudPrompts",
+        {"class_path": "sail_lightning.plugins.prompt_encoders.LoudPrompts", "init_args": {"loudness": 0.5}},
+        {"class_path": "sail_lightning.plugins.prompt_encoders.loud.LoudPrompts", "init_args": {"coverage": "cover"}},
+    ],
+)
+def test_a_config_may_name_the_old_class(encoder: Any) -> None:
+    with pytest.warns(FutureWarning, match="is now (NormMatchedPrompts|norm_scale|rasterization)|is now .*=any"):
+        found = renames.current_keys({"name": "LoudPrompts", "model": {"prompt_encoder": encoder}}, registry.find)
+    assert "loud" not in str(found["model"]).lower() and found["name"] == "LoudPrompts"
+
+
+def test_an_option_may_name_the_old_class() -> None:
+    options = compose.split_options(["--model.prompt_encoder=LoudPrompts", "--model.prompt_encoder.loudness=2"])
+    with pytest.warns(FutureWarning, match="is now (NormMatchedPrompts|norm_scale)"):
+        _, left = compose.apply_options({}, options)
+    assert [word for option in left for word in option.words()] == [
+        "--model.prompt_encoder=NormMatchedPrompts",
+        "--model.prompt_encoder.norm_scale=2",
+    ]

@@ -44,7 +44,7 @@ def groups() -> list[list[Sample]]:
 
 def model(**changes: Any) -> PixelSAIL:
     """Plain gradient descent with rate 1, so that a step is the gradient; a teacher, so that pictures count too."""
-    teacher = TimmTeacher("test_convnext", resize=32, weight=0.5, tap="mask")
+    teacher = TimmTeacher("test_convnext", resize=32, weight=0.5, student_features="mask")
     return tiny(teachers={"expert": teacher}, optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0), **changes)
 
 

@@ -348,7 +348,7 @@ def test_e14_a_point_on_a_large_picture_never_vanishes() -> None:
         (patches,) = covered_patches(size, [point])
         assert len(patches) == 1
         height, width = resized_size(size, 16)
-        lost_before += not patch_coverage(point(), (height // 16, width // 16), 16, "nearest").any()
+        lost_before += not patch_coverage(point(), (height // 16, width // 16), 16, "nearest_pil").any()
     assert lost_before > 3
 
 

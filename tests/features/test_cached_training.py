@@ -28,7 +28,7 @@ SOURCE = LaboratorySource(samples=COUNT, seed=5)
 
 
 def live(tap: Any = "mask") -> TimmTeacher:
-    return TimmTeacher("test_convnext", resize=64, layer=0, tap=tap)
+    return TimmTeacher("test_convnext", resize=64, layer=0, student_features=tap)
 
 
 def encoder() -> Encoder:
@@ -84,7 +84,7 @@ def test_a_cache_knows_which_features_it_teaches_unless_told(tmp_path: Path) -> 
     for given, tap in ((None, "mask"), ("vision", "vision")):
         teacher = CachedTeacher(str(tmp_path / "f"), given)  # type: ignore[arg-type]
         teacher.build(Dims())
-        assert (teacher.tap, teacher.channels) == (tap, 24)
+        assert (teacher.student_features, teacher.channels) == (tap, 24)
 
 
 def test_a_cache_is_in_no_checkpoint(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_faults_of_a_cache_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SailError, match=r"none has no features\.json"):
         CachedTeacher(str(tmp_path / "none")).build(Dims())
     with pytest.raises(SailUsageError, match="CachedTeacher: every must be 1 or more"):
-        CachedTeacher("f", every=0)
+        CachedTeacher("f", every_n_steps=0)
 
 
 def test_live_and_cached_teachers_are_measured_on_the_same_pictures(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_numbers_are_stored_as_asked(tmp_path: Path) -> None:
 
 
 def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None:
-    options = ("--data.train.size=32", "--model.teachers.mask_features.tap=vision")
+    options = ("--data.train.size=32", "--model.teachers.mask_features.student_features=vision")
     assert dispatch(["features", *FEW, "--out", str(tmp_path / "f"), *options]) == 0
     content = json.loads((tmp_path / "f" / "features.json").read_text())
     assert content["settings"]["tap"] == "vision"
@@ -65,7 +65,10 @@ def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None
         ),
         ([*FEW, "--count=0"], "--count must be 1 or more, not 0"),
         ([*FEW, "--trainer.max_steps=3"], "unknown option --trainer.max_steps; features takes --data.train"),
-        ([*FEW, "--model.teachers.mask_features.taps=vision"], "StudentTeacher has no argument 'taps'"),
+        (
+            [*FEW, "--model.teachers.mask_features.student_feature=vision"],
+            "StudentTeacher has no argument 'student_feature'",
+        ),
         (["-c", "data/laboratory", "--count=1"], "data/laboratory has no model, which says how images are resized"),
     ],
 )

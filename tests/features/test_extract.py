@@ -177,6 +177,6 @@ def test_what_is_told_reaches_the_number_of_all(album: Album, tmp_path: Path) ->
 def test_when_and_how_much_a_teacher_teaches_does_not_change_its_features() -> None:
     from sail_lightning.plugins.teachers import SAM2Teacher
 
-    one = settings_for(SAM2Teacher("x", weight=0.5, every=4, tasks=["refer"]), ENCODER, "int8", None)
+    one = settings_for(SAM2Teacher("x", weight=0.5, every_n_steps=4, tasks=["refer"]), ENCODER, "int8", None)
     assert one == settings_for(SAM2Teacher("x"), ENCODER, "int8", None)
     assert one != settings_for(SAM2Teacher("x", dtype="bfloat16"), ENCODER, "int8", None)

@@ -312,7 +312,7 @@ def preprocessing(family: str, together: bool) -> Iterator[Row]:
         yield compare("preprocessing: pictures", f"70x45, patch {size}", pixels[: len(wanted)], wanted)
         for name, file in (("mask", "prep_mask_70x45.png"), ("bigmask", "prep_mask_1500x130.png")):
             wanted = expected[f"{name}_patches_p{size}"]
-            ours = patch_coverage(read_picture(HOME / file)[..., 0] > 0, wanted.shape, size, rule="nearest")
+            ours = patch_coverage(read_picture(HOME / file)[..., 0] > 0, wanted.shape, size, rule="nearest_pil")
             yield compare("preprocessing: prompt masks", f"{file}, patch {size}", ours, wanted, EXACT)
 
 
@@ -484,7 +484,7 @@ class RecordedTeacher(Teacher):
 
     def __init__(self, tap: str, maps: dict[tuple[int, int], Tensor]) -> None:
         super().__init__()
-        self.tap, self.maps, self.channels = tap, maps, 256
+        self.student_features, self.maps, self.channels = tap, maps, 256
 
     def build(self, dims: Dims) -> Dims:
         return dims

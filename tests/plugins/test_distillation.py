@@ -73,14 +73,14 @@ def gradient(model: PixelSAIL, samples: list[Any]) -> tuple[Tensor, dict[str, Te
 
 @pytest.mark.parametrize("tap", ["vision", "mask"])
 def test_a_teacher_that_teaches_in_every_third_step_weighs_three_times_as_much_there(tap: str) -> None:
-    each, _ = gradient(model_at(0, Expert(tap=tap)), records())
-    third = [gradient(model_at(step, Expert(tap=tap, every=3)), records())[0] for step in range(6)]
+    each, _ = gradient(model_at(0, Expert(student_features=tap)), records())
+    third = [gradient(model_at(step, Expert(student_features=tap, every_n_steps=3)), records())[0] for step in range(6)]
     assert [loss.item() for loss in third] == pytest.approx([3 * each.item(), 0, 0, 3 * each.item(), 0, 0])
     assert sum(third).item() == pytest.approx(6 * each.item()), "the same over six steps"
 
 
 def test_e47_a_teacher_that_rests_is_not_asked_and_its_projection_has_gradients_of_zero() -> None:
-    teacher = Expert(tap="mask", every=2)
+    teacher = Expert(student_features="mask", every_n_steps=2)
     model = model_at(1, teacher)
     _, grads = gradient(model, records())
     assert teacher.seen == []
@@ -92,14 +92,14 @@ def test_pictures_without_masks_are_not_upsampled_for_a_teacher_that_rests() -> 
     described = [record for record in records() if record.image is not None and not record.masks]
     asked = []
     for step in (0, 1):
-        model = model_at(step, Expert(tap="mask", every=2))
+        model = model_at(step, Expert(student_features="mask", every_n_steps=2))
         model.model.upsampler.register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
         model.losses(packed(model, described))
     assert asked == [len(described), 0]
 
 
 def test_all_batches_of_a_window_are_taught_or_none() -> None:
-    model = model_at(4, Expert(every=2))
+    model = model_at(4, Expert(every_n_steps=2))
     for samples in (records(), records()[2:]):
         assert model.losses(packed(model, samples))[0]["expert"] > 0
 
@@ -107,7 +107,7 @@ def test_all_batches_of_a_window_are_taught_or_none() -> None:
 def test_a_teacher_that_rests_shows_no_loss_and_one_that_does_not_shows_that_of_every_step() -> None:
     shown: list[dict[str, Tensor]] = []
     for every, step in ((1, 0), (2, 0), (2, 1)):
-        model = model_at(step, Expert(every=every))
+        model = model_at(step, Expert(every_n_steps=every))
         model.log_dict = lambda values, **_: shown.append(values)  # type: ignore[method-assign]
         model.training_step(packed(model, records()), 0)
     assert shown[0]["train/expert"] == pytest.approx(shown[1]["train/expert"])

@@ -159,7 +159,7 @@ def test_weights_that_lead_to_no_feature_are_not_trained(caplog: pytest.LogCaptu
         backbone = built("pit_ti_224")  # timm leaves the final norm in
     idle = {name for name, parameter in backbone.encoder.named_parameters() if not parameter.requires_grad}
     assert idle == {"body.norm.weight", "body.norm.bias"}
-    assert "pit_ti_224: 2 weights lead to no feature and are not trained" in caplog.text
+    assert "pit_ti_224: 2 weights have no effect on the features and are not trained" in caplog.text
 
 
 def test_tokens_start_about_as_loud_as_words() -> None:

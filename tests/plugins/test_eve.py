@@ -263,7 +263,7 @@ def test_answers_are_the_official_ones(official: PixelSAIL) -> None:
 def extended(item: EncodedSample, ids: list[int]) -> EncodedSample:
     """A sample with generated ids behind it."""
     sequence = item.sequence
-    more = SequenceBuilder(EVEv2.picture).text(ids).build()
+    more = SequenceBuilder(EVEv2.image_layout).text(ids).build()
     longer = replace(
         sequence,
         ids=np.concatenate([sequence.ids, more.ids]),

@@ -111,7 +111,7 @@ def test_mask2formers_input_size_is_that_of_its_image_processor(height: int, wid
 
 def test_official_sizes_are_the_defaults(tmp_path: Path) -> None:
     assert Mask2FormerTeacher("folder").input_size((480, 640)) == (800, 1088)
-    assert (Mask2FormerTeacher("folder").tap, SAM2Teacher("folder").tap) == ("mask", "vision")
+    assert (Mask2FormerTeacher("folder").student_features, SAM2Teacher("folder").student_features) == ("mask", "vision")
     from transformers import Sam2VisionConfig
 
     assert Sam2VisionConfig().backbone_config.image_size == [1024, 1024]
@@ -303,7 +303,7 @@ def test_an_expert_computes_in_its_own_dtype_whatever_is_current(name: str) -> N
 
 def test_what_cannot_be_set_is_one_sentence() -> None:
     with pytest.raises(SailUsageError, match="SAM2Teacher: every must be 1 or more, not 0"):
-        built("SAM2Teacher", every=0)
+        built("SAM2Teacher", every_n_steps=0)
     with pytest.raises(SailUsageError, match="SAM2Teacher: tasks.0. must be one of refer, .*, not 'referring'"):
         built("SAM2Teacher", tasks=["referring"])
     with pytest.raises(SailUsageError, match="SAM2Teacher: dtype must be one of float32, .*, not 'half'"):

@@ -1,4 +1,4 @@
-"""`LoudPrompts`: injection at the loudness of the patches."""
+"""`NormMatchedPrompts`: injection at the norm_scale of the patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sail_lightning.interfaces import Dims, Regions
-from sail_lightning.plugins.prompt_encoders import LoudPrompts
+from sail_lightning.plugins.prompt_encoders import NormMatchedPrompts
 
 WIDTH = 6
 PATCHES, OWNERS = [1, 2, 2, 5], [0, 0, 1, 1]
@@ -19,9 +19,9 @@ def regions() -> Regions:
     return Regions(*(torch.tensor(listed) for listed in rows), torch.zeros(3, 4))
 
 
-def built(loudness: float) -> LoudPrompts:
+def built(norm_scale: float) -> NormMatchedPrompts:
     torch.manual_seed(0)
-    encoder = LoudPrompts(loudness=loudness)
+    encoder = NormMatchedPrompts(norm_scale=norm_scale)
     encoder.build(Dims(hidden_size=WIDTH, patch_size=8))
     return encoder
 
@@ -31,15 +31,15 @@ def parts() -> tuple[Tensor, Tensor]:
     return 30 * torch.randn(12, WIDTH), torch.randn(3, WIDTH)
 
 
-@pytest.mark.parametrize("loudness", [0.5, 1.0])
-def test_prompts_are_as_long_as_the_patches_of_their_region(loudness: float) -> None:
-    encoder, (embeddings, tokens) = built(loudness), parts()
+@pytest.mark.parametrize("norm_scale", [0.5, 1.0])
+def test_prompts_are_as_long_as_the_patches_of_their_region(norm_scale: float) -> None:
+    encoder, (embeddings, tokens) = built(norm_scale), parts()
     expected = embeddings.double().clone()
     for region, rows in ((0, [1, 2]), (1, [2, 5])):
         prompt = encoder.proj.weight.double() @ tokens[region].double()
         length = embeddings[rows].double().norm(dim=1).mean()
         for row in rows:
-            expected[row] += loudness * length * prompt / prompt.norm()
+            expected[row] += norm_scale * length * prompt / prompt.norm()
     torch.testing.assert_close(encoder(embeddings, regions(), tokens), expected.float())
 
 

@@ -109,21 +109,21 @@ def test_questions_together_are_answered_as_alone(switches: dict[str, Any]) -> N
 def test_a_model_folder_remembers_the_switches(tmp_path: Path) -> None:
     model = tiny(backbone=SailQwen(**BACKBONE, bidirectional=False, grid_positions=False))
     again = PixelSAIL.from_pretrained(model.save_pretrained(tmp_path / "folder"))
-    layout = again.model.backbone.picture
+    layout = again.model.backbone.image_layout
     assert (layout.bidirectional, layout.grid_positions) == (False, False)
     assert torch.equal(hidden(model), hidden(again))
 
 
 def test_the_modular_baseline_has_the_same_switches() -> None:
-    layout = EncoderBackbone(encoder="test_vit", bidirectional=False, grid_positions=False, **BACKBONE).picture
+    layout = EncoderBackbone(encoder="test_vit", bidirectional=False, grid_positions=False, **BACKBONE).image_layout
     assert (layout.bidirectional, layout.grid_positions) == (False, False)
 
 
 def test_a_layout_that_a_subclass_chose_is_not_undone() -> None:
     class Causal(SailQwen):
-        picture = SailQwen(bidirectional=False).picture
+        image_layout = SailQwen(bidirectional=False).image_layout
 
-    assert Causal().picture.bidirectional is False
+    assert Causal().image_layout.bidirectional is False
 
 
 @pytest.mark.parametrize("switch", ["bidirectional", "grid_positions"])

@@ -414,7 +414,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a short table": (
         put("model.embed_tokens.weight", 258, 32),
-        "model.embed_tokens.weight has 258 rows, the tokenizer 259 words; name the folder as the tokenizer",
+        "model.embed_tokens.weight has 258 rows, the tokenizer 259 tokens; use the folder as the tokenizer",
     ),
     "a short head": (put("lm_head.weight", 100, 32), "lm_head.weight has 100 rows, the tokenizer 259 words"),
     "a patch embedding of another size": (
@@ -426,10 +426,13 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half the weights": (truncate, "model.safetensors is damaged"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "hf has no config.json: it is no Hugging Face"),
     "half a config": (write_config('{"hidden_size": 32,'), "config.json is not valid JSON"),
-    "a config that is a list": (write_config("[1, 2]"), "config.json does not describe a decoder: it holds no names"),
+    "a config that is a list": (
+        write_config("[1, 2]"),
+        "config.json does not describe a decoder: it is no JSON object",
+    ),
     "a config without sizes": (words(hidden_size=None), "does not describe a decoder: it has no hidden_size"),
     "a config with a word for a size": (words(num_hidden_layers="two"), "it has no num_hidden_layers"),
-    "a config with a wrong type": (words(rms_norm_eps="small"), "config.json: these words do not describe a qwen2"),
+    "a config with a wrong type": (words(rms_norm_eps="small"), "config.json: these settings do not describe a qwen2"),
     "heads that do not divide": (
         words(num_key_value_heads=3),
         "config.json: 4 heads cannot share 3 keys and values; num_key_value_heads must divide num_attention_heads",
@@ -472,7 +475,7 @@ def test_a_faulty_folder_is_answered_in_one_sentence(fault: str, tmp_path: Path)
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "hf")
     backbone = SailQwen(pretrained=str(folder))
-    with pytest.raises(SailError, match=rf"knows \d+ words, and {folder} 259; name the folder as the tokenizer"):
+    with pytest.raises(SailError, match=rf"knows \d+ tokens, and {folder} 259; use the folder as the tokenizer"):
         tiny(backbone=backbone, tokenizer="laboratory")
 
 
@@ -514,8 +517,8 @@ def test_a_window_that_covers_no_layer_is_no_window(tmp_path: Path) -> None:
     [
         ("mistral", {"sliding_window": 8}, "a mistral decoder with sliding windows cannot be the core"),
         ("gemma2", {"head_dim": 8}, "a gemma2 decoder with sliding windows cannot be the core"),
-        ("cohere", {}, "a cohere decoder cannot be the core: words alone would be read differently"),
-        ("granite", {"logits_scaling": 3.0}, "a granite decoder cannot be the core: words alone would be read diff"),
+        ("cohere", {}, "a cohere decoder cannot be the core: text alone would be read differently"),
+        ("granite", {"logits_scaling": 3.0}, "a granite decoder cannot be the core: text alone would be read diff"),
         ("nemotron", {}, "a nemotron decoder cannot be the core: it is built differently from Llama"),
         ("phi", {}, "a phi decoder has no norm, and cannot be the core"),
         ("mamba", {}, "mamba decoder"),

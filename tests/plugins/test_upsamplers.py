@@ -171,12 +171,12 @@ def test_identity_changes_nothing_and_has_no_weights() -> None:
 
 
 @pytest.mark.parametrize("plugin", ALL)
-@pytest.mark.parametrize("strip", [1, 60, 300, 10**9])
+@pytest.mark.parametrize("tile", [1, 60, 300, 10**9])
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 7, 5), (2, 2, 3), (3, 1, 4), (0, 2, 2)])
 def test_reading_in_strips_is_reading_the_whole(
-    plugin: type[Upsampler], strip: int, batch: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+    plugin: type[Upsampler], tile: int, batch: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deconv, "STRIP", {False: strip})
+    monkeypatch.setattr(deconv, "TILE_ELEMENTS", {False: tile})
     torch.manual_seed(0)
     upsampler, dims = built(plugin(), Dims(hidden_size=8, patch_size=16))
     upsampler.double()
@@ -198,7 +198,7 @@ def test_reading_in_strips_is_reading_the_whole(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deconv, "STRIP", {False: 2 * 12 * 4 * 8})  # two rows of the last block's input
+    monkeypatch.setattr(deconv, "TILE_ELEMENTS", {False: 2 * 12 * 4 * 8})  # two rows of the last block's input
     upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
     heights: list[int] = []
 
@@ -215,7 +215,7 @@ def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pyte
 def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_taken_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deconv, "STRIP", {False: 4 * 2 * 12 * 4 * 8})  # eight rows of the last block's input
+    monkeypatch.setattr(deconv, "TILE_ELEMENTS", {False: 4 * 2 * 12 * 4 * 8})  # eight rows of the last block's input
     upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
     expanded, refined = [], []
     expand, refine = UpsampleBlock.expand, UpsampleBlock.refine
@@ -232,7 +232,7 @@ def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_ta
     monkeypatch.setattr(UpsampleBlock, "refine", watched_refine)
     with torch.no_grad():
         upsampler.read(torch.randn(10, 8, 6, 6), lambda features: features[:, :1])
-    # The block before: whole pictures, a few at a time. The last: two rows a strip, each row made once, and read with
+    # The block before: whole pictures, a few at a time. The last: two rows a tile, each row made once, and read with
     # the next row of each neighbour.
     assert [shape for shape in expanded if shape[2] == 6] == [(2, 6, 6)] * 5
     assert [rows for count, rows, width in expanded if (count, width) == (10, 12)] == [3, 2, 2, 2, 2, 1]

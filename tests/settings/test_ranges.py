@@ -91,7 +91,7 @@ def required(cls: type) -> dict[str, Any]:
 
 def test_the_list_holds_what_a_config_may_name() -> None:
     names = {cls.__name__ for cls in CLASSES}
-    assert {"SailQwen", "EVEv2", "DeconvUpsampler", "LoudPrompts", "StudentTeacher", "AutoAttention"} <= names
+    assert {"SailQwen", "EVEv2", "DeconvUpsampler", "NormMatchedPrompts", "StudentTeacher", "AutoAttention"} <= names
     assert {"Mixture", "RefCOCO", "MaskLoss", "MuonAdamW", "WarmupCosine", "EMA", "LoRA", "PixelSAIL"} <= names
     assert len(LIMITED) > 150
 
