@@ -13,8 +13,9 @@ import lightning as L
 
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.evaluate.answer_log import encoded
-from sail_lightning.generation.prediction import Prediction, encode_rle
+from sail_lightning.generation.prediction import Prediction
 from sail_lightning.image.preprocessing import IMAGE_SUFFIXES, load_mask
+from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.registry import register
 from sail_lightning.sample import Box, Point, Prompt, Scribble
 

@@ -1,4 +1,4 @@
-"""Faults that are the user's to mend: one clear sentence each, shown without a traceback."""
+"""Faults that the user can fix: one clear sentence each, shown without a traceback."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Iterable, Sequence
 
 
 class SailError(Exception):
-    """A fault at run time (exit code 1): the message names the file, record, key or plugin, and the mend."""
+    """A fault at run time (exit code 1): the message names the file, record, key or plugin, and how to fix it."""
 
 
-class PictureError(SailError):
-    """A fault of some pictures of a batch, by their `places` in it: whoever knows their records can name these."""
+class ImageError(SailError):
+    """A fault of some images of a batch.
 
-    def __init__(self, message: str, places: Sequence[int]) -> None:
+    Args:
+        message: What is wrong with them.
+        indices: Their indices in the batch, by which a caller that knows their records can name these.
+    """
+
+    def __init__(self, message: str, indices: Sequence[int]) -> None:
         super().__init__(message)
-        self.places = tuple(places)
+        self.indices = tuple(indices)
+
+
+PictureError = ImageError
+"""Old name, kept for one version."""
 
 
 class SailUsageError(SailError):
@@ -26,10 +35,10 @@ def choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
     """What to write in place of a wrong name: the nearest one, and all there are unless that list is long.
 
     Args:
-        name: the wrong name; empty if there is none to compare with.
-        names: those there are.
-        verb: what stands before the list, such as `there are`.
-        shown: how many names the list holds at most.
+        name: The wrong name; empty if there is none to compare with.
+        names: The right names.
+        verb: The words before the list, such as `there are`.
+        shown: How many names the list holds at most.
     """
     every = list(names)
     plain = {other.lower(): other for other in every}

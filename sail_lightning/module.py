@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 import lightning as L
-import numpy as np
 import torch
 import torch.distributed as dist
 import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -35,59 +30,58 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.evaluate import Judge, Metric, Rules
 from sail_lightning.evaluate.benchmarks import Benchmark
 from sail_lightning.evaluate.from_prediction import record_of
-from sail_lightning.generation.engine import generate
+from sail_lightning.generation.answering import Question, answer_encoded, answer_questions
 from sail_lightning.generation.prediction import Prediction
-from sail_lightning.image.preprocessing import MAX_SIDE, ExifImage, load_image
+from sail_lightning.image.preprocessing import MAX_SIDE
 from sail_lightning.interfaces import Backbone, PromptEncoder, Teacher, Upsampler, to_spec
-from sail_lightning.model.bundle import Network
+from sail_lightning.model.bundle import ModelBundle
 from sail_lightning.model.losses import DistillationLoss, LanguageLoss, MaskLoss, MSEDistillation
-from sail_lightning.pretrained import hub, lora, model_folder
-from sail_lightning.pretrained.card import Data, Figures
+from sail_lightning.pretrained import model_folder
 from sail_lightning.pretrained.lora import LoRA
-from sail_lightning.registry import SOURCES
-from sail_lightning.sample import ImageRef, Prompt, Sample, Turn
+from sail_lightning.pretrained.saving import Pretrained
+from sail_lightning.registry import SOURCES, holds
+from sail_lightning.sample import ImageRef, Prompt
 from sail_lightning.settings import renames
 from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt
+from sail_lightning.settings.renames import renamed
 from sail_lightning.training.distillation import Distillation
 from sail_lightning.training.optim import WarmupCosine, parameter_groups
 
 OWN_LOSSES = {"loss", "language", "mask", "dice"}
-"""Names that losses are logged by, those of teachers beside them."""
+"""Names that losses are logged by; those of teachers stand beside them."""
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
-Question = Sample | tuple[ImageRef | None, str] | tuple[ImageRef | None, str, Sequence[Prompt]]
-"""What `predict_batch` answers: a sample (its last turn), or a picture, a text and, if any, prompts."""
 
 
-class PixelSAIL(Checked, L.LightningModule):
+class PixelSAIL(Pretrained, Checked, L.LightningModule):
     """Pixel-SAIL: one transformer that answers in words and grounds them in masks.
 
     Args:
-        backbone: the single transformer.
-        upsampler: vision tokens to mask features.
-        prompt_encoder: how regions enter the sequence.
-        teachers: experts to distil, by name; null switches one off.
-        tokenizer: a packaged name (`laboratory`), a tokenizer.json or a local Hugging Face folder.
-        mask_channels: size of mask queries and keys.
-        max_side: longest side of the resized picture, in pixels.
-        max_tokens: longest sequence.
-        max_new_tokens: longest answer.
-        language_weight: of the language loss.
-        language_loss: over supervised tokens (`LanguageLoss`, `ChunkedLanguageLoss`, `LigerLanguageLoss`); null is
-            plain cross-entropy.
-        mask_loss: over masks; null is cross-entropy 2.0 and dice 0.5.
-        distillation_loss: between student and teacher features; null is the mean squared difference.
-        loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks (of a loader
-            that does not tell a window's counts, by those of the batch and all ranks); `microbatch` by those of each
+        backbone: The single transformer.
+        upsampler: Turns vision tokens into mask features.
+        prompt_encoder: How regions enter the sequence.
+        teachers: Experts to distil, by name; null switches one off.
+        tokenizer: A packaged name (`laboratory`), a tokenizer.json or a local Hugging Face folder.
+        mask_channels: Size of mask queries and keys.
+        max_side: Longest side of the resized image, in pixels.
+        max_tokens: Longest sequence.
+        max_new_tokens: Longest answer.
+        language_weight: Weight of the language loss.
+        language_loss: Loss over supervised tokens (`LanguageLoss`, `ChunkedLanguageLoss`, `LigerLanguageLoss`); null
+            is plain cross-entropy.
+        mask_loss: Loss over masks; null is cross-entropy 2.0 and dice 0.5.
+        distillation_loss: Loss between student and teacher features; null is the mean squared difference.
+        loss_normalization: `window` divides by the counts of the whole accumulation window and all ranks (by those of
+            the batch and all ranks if the loader does not give a window's counts); `microbatch` by those of each
             batch alone (the official means).
-        optimizer: makes the optimiser from parameter groups.
-        schedule: makes the learning-rate schedule from the optimiser and the number of steps.
-        weights: a model folder, or a packaged model's name, whose weights to start from.
-        adapter: low-rank adapters to train in place of the decoder's own weights; null trains these.
-        metrics: metrics of your own, by name, beside the built-in ones: logged as `val/NAME` and `test/NAME`, and in
+        optimizer: Makes the optimiser from parameter groups.
+        schedule: Makes the learning-rate schedule from the optimiser and the number of steps.
+        weights: A model folder, or the name of a packaged model, to take initial weights from.
+        adapter: Low-rank adapters to train in place of the decoder's own weights; null trains these.
+        metrics: Metrics of your own, by name, beside the built-in ones: logged as `val/NAME` and `test/NAME`, and in
             the report of `test`; null switches one off. They belong to an evaluation: no checkpoint and no model folder
             holds them.
 
-    A checkpoint holds these settings, so that `load_from_checkpoint` needs none. Of a model that was made in Python it
+    A checkpoint holds these settings, so that `load_from_checkpoint` needs none. If the model was made in Python, it
     holds all but losses, optimiser and schedule: give those again to train on.
     """
 
@@ -114,25 +108,17 @@ class PixelSAIL(Checked, L.LightningModule):
         metrics: dict[str, Metric | torchmetrics.Metric | None] | None = None,
     ) -> None:
         super().__init__()
-        settings = {
-            "tokenizer": tokenizer,
-            "mask_channels": mask_channels,
-            "max_side": max_side,
-            "max_tokens": max_tokens,
-            "max_new_tokens": max_new_tokens,
-            "language_weight": language_weight,
-            "loss_normalization": loss_normalization,
-        }
-        plugins = {"backbone": backbone, "upsampler": upsampler, "prompt_encoder": prompt_encoder}
-        if not made_by_command_line():  # the command line saves its own form
-            spec = to_spec({**plugins, "teachers": teachers}) | settings | {"adapter": adapter and adapter.spec()}
-            self.save_hyperparameters(spec | {"_instantiator": INSTANTIATOR})
-        else:
-            self.save_hyperparameters()
-        network = Network.of(
+        bundle = ModelBundle.of(
             backbone, upsampler, prompt_encoder, tokenizer, mask_channels, max_side, max_tokens, max_new_tokens
         )
-        self.model, self.tokens = network.model, network.tokens
+        if made_by_command_line():  # which saves its own form
+            self.save_hyperparameters()
+        else:
+            training = {"language_weight": language_weight, "loss_normalization": loss_normalization}
+            others = {"teachers": to_spec(teachers), "adapter": adapter and adapter.spec()}
+            spec = bundle.config(stored=False) | training | others
+            self.save_hyperparameters(spec | {"_instantiator": INSTANTIATOR})
+        self.model, self.tokens = bundle.model, bundle.tokens
         self.max_side, self.max_tokens, self.max_new_tokens = max_side, max_tokens, max_new_tokens
         self.language_weight = language_weight
         self.language_loss = language_loss or LanguageLoss()
@@ -155,9 +141,9 @@ class PixelSAIL(Checked, L.LightningModule):
     def configure_model(self) -> None:
         """Makes all weights, once; Lightning calls this before it loads a checkpoint.
 
-        Teachers and their projections are made only where training begins: in a trainer that is to `fit`, which its
-        state says before it calls this. `validate`, `test`, `predict` and `load_from_checkpoint` need no teacher, whose
-        files may be gone; they leave the projections of a checkpoint aside.
+        Teachers and their projections are made only where training begins: in a trainer that is about to `fit`, as its
+        state shows before it calls this. `validate`, `test`, `predict` and `load_from_checkpoint` need no teacher, and
+        its files may be gone; they leave the projections of a checkpoint aside.
         """
         self._build()
         if self._fits():
@@ -166,9 +152,9 @@ class PixelSAIL(Checked, L.LightningModule):
     def _build(self) -> None:
         if self._built:
             return
-        self.network.build()
+        self.bundle.build()
         if self.weights:
-            model_folder.load_weights(self.network, self.weights)
+            model_folder.load_weights(self.bundle, self.weights)
         if self.adapter is not None:
             self.adapter.apply(self.model.backbone)
         self._built = True
@@ -176,12 +162,12 @@ class PixelSAIL(Checked, L.LightningModule):
     def configure_teachers(self) -> None:
         """Makes the teachers and their projections, once; `fit` does so by itself.
 
-        A training loop of your own calls this before it makes an optimiser. Projections of a checkpoint that was loaded
-        before take their places.
+        Call it in your own training loop before you make an optimiser. Projections of a checkpoint that was loaded
+        before are put in.
 
         Raises:
-            SailError: a teacher's files are missing or damaged, or such a projection has another shape.
-            SailUsageError: a teacher has a setting that cannot be.
+            SailError: a teacher's files are missing or damaged, or a projection of the checkpoint has another shape.
+            SailUsageError: a teacher has an impossible setting.
         """
         self._build()
         if self.distill.made:
@@ -200,15 +186,24 @@ class PixelSAIL(Checked, L.LightningModule):
         return isinstance(trainer, L.Trainer) and trainer.state.fn == TrainerFn.FITTING
 
     @property
-    def network(self) -> Network:
-        """What a model folder holds of it: the same model and words, without Lightning."""
-        return Network(self.model, self.tokens, self.max_side, self.max_tokens, self.max_new_tokens)
+    def bundle(self) -> ModelBundle:
+        """The same model with its tokenizer and sizes, without Lightning: what a model folder holds."""
+        return ModelBundle(self.model, self.tokens, self.max_side, self.max_tokens, self.max_new_tokens)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that a model folder holds; those of a built model need no file that it was made from."""
+        return self.bundle.config(stored=self._built)
+
+    @property
+    def teacher_names(self) -> dict[str, str]:
+        return {name: type(teacher).__name__ for name, teacher in self.distill.teachers.items()}
 
     @property
     def encoder(self) -> Encoder:
-        """Encodes samples as this model reads them."""
+        """The encoder that lays samples out for this model."""
         self.configure_model()
-        return self.network.encoder
+        return self.bundle.encoder
 
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
@@ -236,7 +231,7 @@ class PixelSAIL(Checked, L.LightningModule):
             scale = self.trainer.world_size * (self.trainer.accumulate_grad_batches if batch.accumulation_counts else 1)
         parts = {name: value / totals[counts[name]] * scale for name, value in sums.items()}
         loss = torch.stack(list(parts.values())).sum()
-        # A teacher that rests has no loss to show, and one that does not shows that of `every_n_steps: 1`.
+        # An inactive teacher has no loss to log, and an active one logs that of `every_n_steps: 1`.
         teachers = self.distill.teachers
         shown = {
             f"train/{name}": value.detach() / (teachers[name].every_n_steps if name in teachers else 1)
@@ -250,7 +245,7 @@ class PixelSAIL(Checked, L.LightningModule):
         """Weighted loss sums by name, and the field of `Counts` that divides each.
 
         Raises:
-            SailError: a teacher cannot say anything about a picture; names the record.
+            SailError: a teacher fails on an image; the message names the record.
             SailUsageError: the teachers are not made yet.
         """
         if not self.distill.made:
@@ -264,7 +259,7 @@ class PixelSAIL(Checked, L.LightningModule):
         return sums | distilled, counts | dict.fromkeys(distilled, "images")
 
     def _totals(self, batch: PackedBatch) -> dict[str, float | Tensor]:
-        """What sums are divided by; at least 1, so that an empty window gives zero."""
+        """The counts that sums are divided by; at least 1, so that an empty window gives zero."""
         counts = batch.counts
         if self.loss_normalization == "window":
             counts = batch.accumulation_counts or counts
@@ -299,7 +294,7 @@ class PixelSAIL(Checked, L.LightningModule):
         return self._evaluate(batch)
 
     def predict_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
-        return self._answer(batch)
+        return answer_encoded(self.bundle, batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -308,7 +303,7 @@ class PixelSAIL(Checked, L.LightningModule):
         self._log_metrics("test")
 
     def _evaluate(self, batch: list[EncodedSample]) -> list[Prediction]:
-        predictions = self._answer(batch)
+        predictions = answer_encoded(self.bundle, batch)
         for item, prediction in zip(batch, predictions, strict=True):
             self.judge.update(record_of(item, prediction, self.judge.benchmark))
         return predictions
@@ -328,17 +323,17 @@ class PixelSAIL(Checked, L.LightningModule):
         max_new_tokens: int | None = None,
         answer_prefix: str = "",
     ) -> Prediction:
-        """Answers one question about a picture.
+        """Answers one question about an image.
 
         Args:
-            image: a file (turned as its EXIF orientation says), an array (H, W, 3) uint8, or None for text only.
-            text: the question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
-            prompts: regions, by their `id` or else by their place in the list.
-            max_new_tokens: longest answer; the model's own setting if None.
-            answer_prefix: how the answer shall begin, such as `It is [SEG].`; part of the answer, masks included.
+            image: A file (turned by its EXIF orientation), an array (H, W, 3) uint8, or None for text only.
+            text: The question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
+            prompts: Regions, known by their `id` or else by their index in the list.
+            max_new_tokens: Longest answer; the model's own setting if None.
+            answer_prefix: How the answer begins, such as `It is [SEG].`; part of the answer, masks included.
 
         Raises:
-            SailError: a missing or broken picture, or a prompt that covers nothing of it.
+            SailError: a missing or broken image, or a prompt that covers nothing of it.
             SailUsageError: an empty text or one over the limit, a prompt id that is out of range, given twice or named
                 without a prompt, `max_new_tokens` below 1.
         """
@@ -347,54 +342,15 @@ class PixelSAIL(Checked, L.LightningModule):
     def predict_batch(
         self, questions: Iterable[Question], max_new_tokens: int | None = None, answer_prefix: str = ""
     ) -> list[Prediction]:
-        """Answers many questions together; equal to one at a time. Pictures that occur twice are read once.
+        """Answers many questions together; equal to one at a time. An image that occurs twice is read once.
 
         Raises:
             SailError: as `predict`.
         """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise SailUsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         self.configure_model()
-        encoder = self.encoder
-        encoded = [
-            encoder.encode(as_sample(question), answers=False, answer_prefix=answer_prefix) for question in questions
-        ]
-        training = self.training
-        self.eval()
-        try:
-            return self._answer(encoded, max_new_tokens)
-        finally:
-            self.train(training)
+        return answer_questions(self.bundle, questions, max_new_tokens, answer_prefix)
 
-    def _answer(self, batch: Sequence[EncodedSample], max_new_tokens: int | None = None) -> list[Prediction]:
-        start = time.perf_counter()
-        answers = generate(self.model, self.tokens, batch, max_new_tokens or self.max_new_tokens)
-        seconds = (time.perf_counter() - start) / max(1, len(batch))
-        predictions = []
-        pictures: dict[Any, NDArray[np.uint8]] = {}  # those that several questions are about are decoded once
-        for item, answer in zip(batch, answers, strict=True):
-            sample = item.sample
-            image = next(iter(sample.images), None)
-            named = isinstance(image, str | Path | ExifImage)
-            key = image if named else id(image)
-            if image is not None and key not in pictures:
-                pictures[key] = load_image(image)
-            predictions.append(
-                Prediction(
-                    text=self.tokens.decode(answer.ids),
-                    masks=answer.masks,
-                    image=pictures.get(key),
-                    question=sample.turns[-1].question,
-                    prompts=sample.prompts,
-                    source=str(image) if named else sample.id,
-                    finish=answer.finish,
-                    seconds=seconds,
-                    meta=sample.meta,
-                )
-            )
-        return predictions
-
-    # -- folders ------------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -418,146 +374,16 @@ class PixelSAIL(Checked, L.LightningModule):
         model: Self = module_of_checkpoint(cls, checkpoint, strict, **kwargs)
         return model.to(next((tensor.device for tensor in checkpoint["state_dict"].values()), "cpu"))
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
-        """A model from a folder that `save_pretrained` wrote, or a packaged model by name (`sail-tiny`), in eval mode.
-
-        Args:
-            folder: or name.
-            overrides: arguments of `PixelSAIL` in place of the folder's, such as `max_side=512`.
-
-        Raises:
-            SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
-            SailUsageError: a plugin that is not loaded, or an argument that does not exist.
-        """
-        if unknown := sorted(overrides.keys() - (inspect.signature(cls).parameters.keys() - {"weights"})):
-            raise SailUsageError(f"from_pretrained cannot override {unknown[0]}: PixelSAIL has no such setting")
-        model = cls(**(model_folder.read_config(folder) | overrides), weights=str(folder))
-        model.configure_model()
-        return model.eval()
-
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        card: str = "",
-        dtype: torch.dtype | None = None,
-        max_shard_size: int | str = "5GB",
-        metrics: Figures | None = None,
-        data: Data | None = None,
-        licence: str | None = None,
-    ) -> Path:
-        """Writes config.yaml, weights, tokenizer.json and README.md; teachers and their projections stay out.
-
-        Args:
-            folder: made if missing; a model that is there is replaced.
-            card: text of the README; made from the model and from what follows if empty.
-            dtype: of the stored weights; None keeps theirs.
-            max_shard_size: of a weight file, such as `500MB`, or bytes; larger models are stored in several.
-            metrics: figures for the card, by row: `{"RefCOCO val": {"protocol": "official", "ciou": 0.71}}`.
-            data: what it was trained on, for the card: names, or names with their licences.
-            licence: of the weights, for the card.
-
-        Raises:
-            SailError: a file has the folder's name.
-            SailUsageError: a size that cannot be read, or what a card cannot be made of.
-        """
-        return model_folder.save_folder(self, Path(folder), card, dtype, max_shard_size, metrics, data, licence)
-
-    def push_to_hub(self, repo_id: str, private: bool = True, token: str | None = None, **saving: Any) -> str:
-        """Saves the model to a repository of the Hugging Face Hub, `owner/name`, and returns its address.
-
-        Args:
-            repo_id: made if missing.
-            private: who sees a repository that is made; one that exists stays as it is.
-            token: of the account; None takes that of `hf auth login`.
-            saving: arguments of `save_pretrained`, such as `dtype` or `licence`.
-
-        Raises:
-            SailError: no network, no login, no right to write, or a name that cannot be.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            return hub.push(self.save_pretrained(folder, **saving), repo_id, private, token)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings that a model folder holds; of a built model, such as need no file that it was made from."""
-        model = self.model
-        parts = {"backbone": model.backbone, "upsampler": model.upsampler, "prompt_encoder": model.prompt_encoder}
-        return {
-            **to_spec(parts, stored=self._built),
-            "tokenizer": self.tokens.source,
-            "mask_channels": model.mask_channels,
-            "max_side": self.max_side,
-            "max_tokens": self.max_tokens,
-            "max_new_tokens": self.max_new_tokens,
-        }
-
-    def save_adapter(self, folder: str | Path) -> Path:
-        """Writes what was trained and nothing else: the adapters in PEFT's format, and the other trained tensors.
-
-        Raises:
-            SailUsageError: the model has no adapter.
-        """
-        return lora.save(self, Path(folder))
-
-    def load_adapter(self, folder: str | Path) -> Self:
-        """Puts an adapter that `save_adapter` wrote on this model, which must be the one that it was trained on.
-
-        Raises:
-            SailError: a missing or damaged file, or names, shapes or settings that differ; the model is then as before.
-        """
-        self._set_adapter(lora.load(self, Path(folder)))
-        return self
-
-    def merge_adapter(self) -> Self:
-        """Folds the adapters into the weights: the model answers as before, and is a plain one again.
-
-        Raises:
-            SailUsageError: the model has no adapter.
-        """
-        self.configure_model()
-        if self.adapter is None:
-            raise SailUsageError("this model has no adapter to merge")
-        self.adapter.remove(self.model.backbone, merge=True)
-        self._set_adapter(None)
-        return self
-
-    def _set_adapter(self, adapter: LoRA | None) -> None:
-        self.adapter = adapter
-        self.hparams["adapter"] = adapter and adapter.spec()  # a checkpoint is loaded by them
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights: it must load where the files that training started from are gone.
         lasting = self.config | {"tokenizer": model_folder.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         saved.pop("metrics", None)  # of an evaluation, not of the model
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
-        # Of a model that was loaded, and whose teachers are not made: `fit` will want them.
+        # Projections of a model that was loaded and has no teachers yet: `fit` needs them.
         checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.pending_state.items()}
-        # Named, never imported unasked: the command line tells which --plugins to add.
-        checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source and _holds_any(source, saved)]
+        # Named, never imported unasked: the command line says which --plugins to add.
+        checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source and holds(source, saved)]
 
 
-def _holds_any(source: str, settings: Any) -> bool:
-    """Whether a plugin file or module holds one of the classes that settings name."""
-    if isinstance(settings, Mapping):
-        root = Path(source).stem if source.endswith(".py") else source.partition(".")[0]
-        path = settings.get("class_path")
-        named = isinstance(path, str) and path.partition(".")[0] == root
-        return named or any(_holds_any(source, value) for value in settings.values())
-    return isinstance(settings, list | tuple) and any(_holds_any(source, value) for value in settings)
-
-
-def as_sample(question: Question) -> Sample:
-    """A question in any accepted form as a `Sample` with one open turn."""
-    if isinstance(question, Sample):
-        return question
-    image, text, *rest = question
-    prompts = tuple(rest[0]) if rest else ()
-    name = str(Path(image)) if isinstance(image, str | Path) else ""
-    return Sample(
-        image=ExifImage(image) if isinstance(image, str | Path) else image,
-        turns=(Turn(text),),
-        prompts=prompts,
-        source=name,
-    )
+__getattr__ = renamed(__name__, {"as_sample": "sail_lightning.generation.answering:as_sample"})

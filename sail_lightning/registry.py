@@ -1,4 +1,4 @@
-"""Swap points: base classes whose subclasses can stand for one another, and the names of those subclasses.
+"""Swap points: base classes with subclasses that can stand for one another, and the names of those subclasses.
 
 A class's registered name is its class name, which is also its short name in YAML, on the command line and in mmengine
 configs. mmengine's registries hold the names; this is the only module that knows mmengine, except for
@@ -12,7 +12,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -54,7 +54,7 @@ class Names(Registry):
     """One of mmengine's registries, but only what is registered is found in it: mmengine's would import any path."""
 
     bases: tuple[type, ...] | None = None
-    """The swap points whose names it finds; None is all."""
+    """The swap points that it finds names of; None is all."""
 
     def get(self, key: str) -> type:
         """The class of a name, with or without the scope `sail_lightning.`.
@@ -72,7 +72,7 @@ class Names(Registry):
 
 @dataclass(frozen=True, eq=False)
 class SwapPoint:
-    """A base class whose registered subclasses can stand for one another."""
+    """A base class; its registered subclasses can stand for one another."""
 
     base: type
     name: str
@@ -80,7 +80,7 @@ class SwapPoint:
     where: str
     """The config key that chooses one: `model.upsampler`."""
     library: str = ""
-    """The library module whose own subclasses may be used too."""
+    """The library module that has subclasses of its own, which may be used too."""
     library_names: tuple[str, ...] = ()
     """Which of them; all if empty."""
     registry: Names = field(init=False)
@@ -117,11 +117,11 @@ SOCKETS: dict[type, Registry] = {}
 """Those that are sockets of the model, to the registry of their plugins."""
 _LIBRARIES = (
     ("Optimizer", "model.optimizer", "torch.optim", "Optimizer", ()),
-    # Only those whose second argument is the number of steps, which is what a schedule is given.
+    # Only those that take the number of steps as the second argument, as a schedule is called.
     ("Schedule", "model.schedule", "torch.optim.lr_scheduler", "LRScheduler", ("CosineAnnealingLR", "PolynomialLR")),
     ("Callback", "trainer.callbacks", "lightning.pytorch.callbacks", "Callback", ()),
 )
-"""Swap points whose base class is a library's: name, config key, module, base class and names (`SwapPoint`)."""
+"""Swap points with a base class of a library: name, config key, module, base class and names (`SwapPoint`)."""
 
 
 def swap_point(where: str, name: str = "") -> Callable[[T], T]:
@@ -379,6 +379,16 @@ imports the module `sail_lightning.registry`, this one, and asks the child of th
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def holds(source: str, settings: Any) -> bool:
+    """Whether a plugin file or module holds one of the classes that settings name by `class_path`."""
+    if isinstance(settings, Mapping):
+        root = Path(source).stem if source.endswith(".py") else source.partition(".")[0]
+        path = settings.get("class_path")
+        named = isinstance(path, str) and path.partition(".")[0] == root
+        return named or any(holds(source, value) for value in settings.values())
+    return isinstance(settings, list | tuple) and any(holds(source, value) for value in settings)
 
 
 def load_shipped() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -19,10 +19,7 @@ from transformers import CONFIG_MAPPING
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.backbones.core import IGNORED_CONFIG_KEYS
-from sail_lightning.weights.state_dict import differences
-
-if TYPE_CHECKING:
-    from sail_lightning.plugins.backbones.decoder import SailDecoder
+from sail_lightning.weights.state_dict import state_dict_diff
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +66,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in IGNORED_CONFIG_KEYS}
 
 
-def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
-    """Fills a built backbone; returns the names that were read.
+def load_decoder(backbone: Any, folder: Path, dims: Dims) -> set[str]:
+    """Fills a built `SailDecoder`; returns the names that were read.
 
     Added tokens (`dims.num_added_tokens`) start at the mean of the others. Rows beyond the tokenizer's vocabulary are
     padding of the folder's table, and dropped.
@@ -94,7 +91,7 @@ def load_decoder(backbone: SailDecoder, folder: Path, dims: Dims) -> set[str]:
     if fresh:
         logger.info("%s has no patch embedding; it starts fresh", folder)
     wanted = {name: tensor for name, tensor in own.items() if name not in fresh}
-    if faults := differences(wanted, found):
+    if faults := state_dict_diff(wanted, found):
         raise SailError(f"the weights of {folder} do not fit its config: {'; '.join(faults)}")
     with torch.no_grad():
         for name, tensor in found.items():
@@ -107,7 +104,7 @@ def _read(folder: Path, sees: bool) -> dict[str, Tensor]:
 
     `sees` is whether the decoder has a patch embedding.
     """
-    from sail_lightning.conversion.reading import read_tensors  # only where there is something to read
+    from sail_lightning.weights.reading import read_tensors  # only where there is something to read
 
     left_out = {DERIVED: "", PROMPT_WEIGHTS: "it belongs to a prompt encoder"}
     if not sees:

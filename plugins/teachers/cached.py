@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sail_lightning.errors import PictureError
+from sail_lightning.errors import ImageError
 from sail_lightning.features.store import FeatureStore, picture_key
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.teachers.frozen import ScheduledTeacher, StudentFeatures
@@ -53,13 +53,13 @@ class CachedTeacher(ScheduledTeacher):
         """Maps images (B, 3, height, width) uint8, RGB, to features (B, channels, h, w) in float32.
 
         Raises:
-            PictureError: an image is not in the cache.
+            ImageError: an image is not in the cache.
         """
         pixels = images.cpu().numpy()
         stored = list(_readers().map(lambda one: self.store.read(picture_key(one)), pixels))
         if missing := [index for index, entry in enumerate(stored) if entry is None]:
             height, width = images.shape[-2:]
-            raise PictureError(
+            raise ImageError(
                 f"CachedTeacher: an image of {width} x {height} pixels is not among the {len(self.store)} in "
                 f"{self.folder}, {self.store.settings.seen}; run sail-lightning features again, with this config",
                 missing,

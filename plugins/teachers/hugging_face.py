@@ -13,7 +13,7 @@ import torch
 
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
-from sail_lightning.weights.state_dict import some
+from sail_lightning.weights.state_dict import truncate_list
 
 
 def settings(who: str, folder: str, kinds: Collection[str]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
     mismatched = [entry[0] for entry in found["mismatched_keys"]]
     for fault, names in (("lacks", found["missing_keys"]), ("has foreign", unexpected), ("has misshapen", mismatched)):
         if names:
-            raise SailError(f"{who}: {folder} {fault} weights ({some(sorted(names))}); copy it again")
+            raise SailError(f"{who}: {folder} {fault} weights ({truncate_list(sorted(names))}); copy it again")
     return network
 
 

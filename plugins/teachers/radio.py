@@ -19,7 +19,7 @@ from sail_lightning.plugins.teachers.frozen import FrozenTeacher
 from sail_lightning.registry import register
 from sail_lightning.settings.ranges import PositiveInt
 from sail_lightning.weights import safetensors_io
-from sail_lightning.weights.state_dict import differences
+from sail_lightning.weights.state_dict import state_dict_diff
 
 TRUNK = "radio_model.model."
 CONDITIONER = "radio_model.input_conditioner."
@@ -145,7 +145,7 @@ class RADIOTeacher(FrozenTeacher):
             raise SailError(
                 f"RADIOTeacher: {folder} holds no RADIO that is known here: it lacks or has an unknown {error.args[0]}"
             ) from None
-        if faults := differences(self.network.state_dict(), own):
+        if faults := state_dict_diff(self.network.state_dict(), own):
             raise SailError(f"RADIOTeacher: {folder} does not fit RADIO: {'; '.join(faults)}")
         if mean is None or std is None:
             raise SailError(f"RADIOTeacher: {folder} lacks {CONDITIONER}norm_mean or norm_std; copy it again")

@@ -15,7 +15,7 @@ from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.image.preprocessing import resized_size
 from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.teachers.frozen import FrozenTeacher, StudentFeatures
-from sail_lightning.pretrained.model_folder import open_network
+from sail_lightning.pretrained.model_folder import open_bundle
 from sail_lightning.registry import register
 from sail_lightning.sample import Sample
 
@@ -46,7 +46,7 @@ class StudentTeacher(FrozenTeacher):
             SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
             SailUsageError: it needs a plugin that is not loaded.
         """
-        opened = open_network(self.folder)
+        opened = open_bundle(self.folder)
         self.network, self.encoder = opened.model, opened.encoder
         self.channels = (
             self.network.dims.hidden_size if self.student_features == "vision" else self.network.mask_channels

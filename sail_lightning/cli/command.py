@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+from sail_lightning.cli.words import HELP, comma_list
 from sail_lightning.errors import SailUsageError
 
 Function = TypeVar("Function", bound=Callable[..., "int | None"])
 ENTRY_POINTS = "sail_lightning.commands"
-HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Command:
         if not self.reads_words:
             from sail_lightning.cli.command_parser import run_parsed  # here: jsonargparse takes half a second
 
-            return run_parsed(self, words)
+            return run_parsed(self.name, self.function, words)
         if any(word in HELP for word in words):
             print(self.page or inspect.cleandoc(self.function.__doc__ or ""))
             return 0
@@ -208,8 +208,3 @@ def _plugin_option(words: Sequence[str]) -> list[str]:
     given = [word.partition("=")[2] for word in words if word.startswith("--plugins=")]
     given += [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--plugins"]
     return comma_list(given)
-
-
-def comma_list(values: Sequence[str]) -> list[str]:
-    """The parts of a repeatable option whose values may be lists: `a,b` and `[a, b]`."""
-    return [part.strip() for value in values for part in value.strip().strip("[]").split(",") if part.strip()]

@@ -9,9 +9,6 @@ docstring and checks each value by its type. The rules are:
 - a `list` may be repeated or hold several values with commas; a `list[Path]` is never split at commas;
 - `*words` takes every option that the function does not know, as it was written (`--data.train.size=64`);
 - a first line, a body and `Examples:` of the docstring are the help, `Args:` the help of each option.
-
-This is the only module that touches what jsonargparse and argparse do not document: `_typehint` of an action, the
-parser's list of actions, and hooks of the help formatter.
 """
 
 from __future__ import annotations
@@ -22,14 +19,13 @@ import json
 import re
 import types
 import typing
-from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import Action
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-from sail_lightning.cli.command import HELP, Command, comma_list
+from sail_lightning.cli.words import HELP, comma_list
+from sail_lightning.compat.jsonargparse import HelpFormatter, ListedParser, type_of
 from sail_lightning.errors import SailUsageError
 
 WANTED = {
@@ -44,12 +40,13 @@ WANTED = {
 """How types are called in messages."""
 
 
-def run_parsed(command: Command, words: Sequence[str]) -> int:
+def run_parsed(name: str, function: Callable[..., int | None], words: Sequence[str]) -> int:
     """Runs a command whose function has named parameters, or prints its help.
 
     Args:
-        command: The command.
-        words: What follows its name.
+        name: What is typed after `sail-lightning`.
+        function: What the command runs; it has named parameters.
+        words: What follows the name.
 
     Returns:
         the exit code.
@@ -57,7 +54,7 @@ def run_parsed(command: Command, words: Sequence[str]) -> int:
     Raises:
         SailUsageError: wrong words; one sentence that names the option.
     """
-    parser = CommandParser(command)
+    parser = CommandParser(name, function)
     if any(word in HELP for word in words):
         print(parser.format_help(), end="")
         return 0
@@ -66,36 +63,37 @@ def run_parsed(command: Command, words: Sequence[str]) -> int:
         from sail_lightning import registry
 
         registry.discover(plugins)
-    return command.function(*arguments, **options) or 0
+    return function(*arguments, **options) or 0
 
 
-class CommandParser(ArgumentParser):
+class CommandParser(ListedParser):
     """The parser of a command's words.
 
     Args:
-        command: The command, whose function has named parameters.
+        name: What is typed after `sail-lightning`.
+        function: What the command runs; it has named parameters.
     """
 
-    def __init__(self, command: Command) -> None:
-        text = re.split(r"\n(?:Args|Returns|Raises):\n", inspect.cleandoc(command.function.__doc__ or ""))[0]
+    def __init__(self, name: str, function: Callable[..., int | None]) -> None:
+        text = re.split(r"\n(?:Args|Returns|Raises):\n", inspect.cleandoc(function.__doc__ or ""))[0]
         body, _, examples = text.partition("\nExamples:\n")
         super().__init__(
-            prog=f"sail-lightning {command.name}",
+            prog=f"sail-lightning {name}",
             description=body.strip(),
             epilog=f"examples:\n{inspect.cleandoc(examples)}".replace("\n", "\n  ") if examples else None,
             formatter_class=_Help,
             add_help=False,
         )
-        parameters = inspect.signature(command.function).parameters.values()
-        self.name = command.name
+        parameters = inspect.signature(function).parameters.values()
+        self.name = name
         self.words = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
         self.open_ended = any(one.kind is one.VAR_POSITIONAL for one in parameters)
         self.own_plugins = any(one.name == "plugins" for one in parameters)
-        self.add_function_arguments(command.function, as_group=False)
+        self.add_function_arguments(function, as_group=False)
         if not self.own_plugins:
             text = "Your own file or module, loaded first; may be repeated."
             self.add_argument("--plugins", type=list[str], default=[], help=text)
-        self.actions: dict[str, Action] = {action.dest: action for action in self._actions}
+        self.actions: dict[str, Action] = {action.dest: action for action in self.options()}
         self.given: dict[str, str] = {}
         for name in self.words:
             self.actions[name].option_strings = []  # type: ignore[misc]
@@ -126,7 +124,7 @@ class CommandParser(ArgumentParser):
         flat = " ".join(message.split())
         if (match := re.match(r'Parser key "(\w+)"', flat)) and match[1] in self.given:
             name = match[1]
-            wanted = _wanted(_hint(self.actions[name]))
+            wanted = _wanted(type_of(self.actions[name]))
             raise SailUsageError(f"{self.shown(name)} must be {wanted}, not {self.given[name]}") from None
         raise SailUsageError(flat) from None
 
@@ -146,7 +144,7 @@ class CommandParser(ArgumentParser):
             name, value = _option(word)
             name = name if name in self.actions else f"{name}_"
             if name in self.actions and name not in self.words:
-                hint = _hint(self.actions[name])
+                hint = type_of(self.actions[name])
                 values = [value] if value is not None else self._values(word, hint, queue)
                 given[name] = given.get(name, []) + values if _element(hint) else values
             elif self.open_ended and word.startswith("--"):
@@ -179,7 +177,7 @@ class CommandParser(ArgumentParser):
 
     def _text(self, name: str, values: list[str]) -> str:
         """Values as one word that jsonargparse reads as this type."""
-        element = _element(_hint(self.actions[name]))
+        element = _element(type_of(self.actions[name]))
         if element is None:
             return values[-1]
         if element is not Path:
@@ -197,18 +195,18 @@ class CommandParser(ArgumentParser):
         return " ".join([self.prog, *named, *needed, "[options]"])
 
 
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+class _Help(HelpFormatter):
     """Help as people type it: dashes, flags without a value, a default where there is one."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=30, width=118)
 
-    def _format_action_invocation(self, action: Action) -> str:
+    def spelling(self, action: Action) -> str:
         if not action.option_strings:
             return action.dest.upper()
         return f"{_spelled(action)} {_metavar(action)}".rstrip()
 
-    def _get_help_string(self, action: Action) -> str:
+    def explanation(self, action: Action) -> str:
         text = (action.help or "").strip()
         default = action.default
         if action.required or not action.option_strings or default is None or default is False or default == []:
@@ -236,12 +234,12 @@ def _option(word: str) -> tuple[str, str | None]:
 
 def _metavar(action: Action) -> str:
     """What stands for an option's value."""
-    parts = _parts(_hint(action))
+    parts = _parts(type_of(action))
     if parts == [bool]:
         return ""
     if bool in parts:
         return "[NAME]"
-    element = _element(_hint(action))
+    element = _element(type_of(action))
     kind = element or parts[0]
     if typing.get_origin(kind) is Literal:
         return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
@@ -254,10 +252,6 @@ def _metavar(action: Action) -> str:
     else:
         name = action.dest.upper() if element is None else "NAME"
     return f"{name},..." if element not in (None, Path) else name
-
-
-def _hint(action: Action) -> Any:
-    return getattr(action, "_typehint", action.type)
 
 
 def _parts(hint: Any) -> list[Any]:

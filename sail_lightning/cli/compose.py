@@ -73,7 +73,7 @@ def read_layers(options: Iterable[Option]) -> list[Config]:
 
 def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[str]:
     """All plugin files and modules, of the `plugins:` keys and of `--plugins`, each once."""
-    from sail_lightning.cli.command import comma_list
+    from sail_lightning.cli.words import comma_list
 
     found: list[str] = []
     for layer in layers:

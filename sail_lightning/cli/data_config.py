@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from sail_lightning.encoding.transform import Encoder
 
 SPLITS = ("train", "val", "test")
-OF_ENCODER = ("tokenizer", "max_side", "max_tokens")
-"""Arguments of the model that decide about lengths, beside its backbone and prompt encoder."""
+OF_ENCODER = {"tokenizer": str, "max_side": int, "max_tokens": int}
+"""Arguments of the model that set lengths, with their types; its backbone and prompt encoder set the rest."""
 
 
 def read_source(
@@ -105,35 +104,17 @@ class DataConfig:
         """
         if self._node("model.backbone") is None:
             return None
-        import torch
-
         from sail_lightning.cli.config_validation import check_config
-        from sail_lightning.encoding.transform import Encoder
-        from sail_lightning.interfaces import Backbone, Dims, PromptEncoder
-        from sail_lightning.model import contract
+        from sail_lightning.interfaces import Backbone, PromptEncoder
+        from sail_lightning.model.bundle import encoder_without_weights
         from sail_lightning.module import PixelSAIL
-        from sail_lightning.sequence.tokenizer import SailTokenizer
 
         node = self.described()["model"]
         check_config({"model": node}, {"model": PixelSAIL}, ())
         sockets = {"model.backbone": Backbone, "model.prompt_encoder": PromptEncoder}
         made = _made({"model": {key: node[key] for key in ("backbone", "prompt_encoder") if key in node}}, sockets)
-        backbone, prompts = made["model"]["backbone"], made["model"]["prompt_encoder"]
-        defaults = inspect.signature(PixelSAIL).parameters
-        own = {name: node.get(name, defaults[name].default) for name in OF_ENCODER}
-        tokens = SailTokenizer(own["tokenizer"], prompts.num_prompts, backbone.chat, backbone.image_layout)
-        with torch.device("meta"):
-            dims = contract.build(backbone, Dims(vocab_size=len(tokens), num_added_tokens=len(tokens.added)))
-        return Encoder(
-            tokens,
-            dims.patch_size,
-            prompts.num_prompts,
-            int(own["max_side"]),
-            int(own["max_tokens"]),
-            resize=backbone.resize_mode,
-            overlap=prompts.overlap,
-            coverage=prompts.rasterization,
-        )
+        own: dict[str, Any] = {name: kind(node[name]) for name, kind in OF_ENCODER.items() if name in node}
+        return encoder_without_weights(made["model"]["backbone"], made["model"]["prompt_encoder"], **own)
 
     def described(self) -> dict[str, Any]:
         """The sections `data` and `model`, options put in."""

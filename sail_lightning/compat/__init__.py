@@ -4,5 +4,5 @@ A library may change such names in any version. `tests/compat` holds each of the
 and the ranges of `pyproject.toml` end at the newest versions that were tested. Three libraries have one file of their
 own elsewhere: mmengine (`registry.py`), timm (`plugins/timm_models.py`), xformers (`plugins/attention/xformers.py`).
 
-The modules know each other and the rest of the package as little as possible: `errors` and `interfaces`.
+The modules know nothing of the rest of the package but `errors`.
 """

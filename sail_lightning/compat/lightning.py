@@ -55,7 +55,7 @@ class ComposedCLI(LightningCLI):
 
 
 class Averaging(WeightAveraging):
-    """WeightAveraging whose device is chosen at setup, and whose average can be put into the model at any time."""
+    """WeightAveraging on a device that is chosen at setup; its average can be put into the model at any time."""
 
     def place(self, device: torch.device) -> None:
         """Keeps the average on a device; call it before `setup`."""

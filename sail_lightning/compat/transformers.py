@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import transformers
 from torch import Tensor
@@ -21,7 +21,6 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 from sail_lightning.errors import SailError
-from sail_lightning.interfaces import KeyValueCache
 
 __all__ = [
     "GradientCheckpointingLayer",
@@ -42,6 +41,12 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 """The argument of a decoder that takes the KV cache: the name since transformers 5.24, and the name before."""
 
 
+class KeysAndValues(Protocol):
+    """What is asked of a KV cache here; `interfaces.KeyValueCache` is one."""
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]: ...
+
+
 class LayerCache:
     """Our KV cache in the form that transformers' decoder layers call.
 
@@ -49,7 +54,7 @@ class LayerCache:
     5.24) tells the library's own caches where tokens belong; ours knows that from its plan, and needs nothing of it.
     """
 
-    def __init__(self, cache: KeyValueCache) -> None:
+    def __init__(self, cache: KeysAndValues) -> None:
         self._cache = cache
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -75,7 +80,7 @@ def cache_keyword(decoder: type) -> str:
 
 
 def read_embeddings(
-    decoder: Any, embeddings: Tensor, positions: Tensor, cache: KeyValueCache | None = None, **for_attention: Any
+    decoder: Any, embeddings: Tensor, positions: Tensor, cache: KeysAndValues | None = None, **for_attention: Any
 ) -> Tensor:
     """Runs a decoder's layers and final norm.
 

@@ -1,1 +1,1 @@
-"""Checkpoints of any kind to weights by name, and official weights to and from ours."""
+"""Official weights to and from ours, and official configs to ours; `weights.reading` reads the files."""

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from sail_lightning import registry
 from sail_lightning.compat.lightning import module_of_checkpoint
 from sail_lightning.conversion import official
-from sail_lightning.conversion.reading import Checkpoint, read_tensors
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
 from sail_lightning.pretrained import model_folder
+from sail_lightning.weights.reading import Checkpoint, read_tensors
 
 
 def open_model(source: str | Path, base: Path | None = None, special_tokens: Sequence[str] | None = None) -> PixelSAIL:

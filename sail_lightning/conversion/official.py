@@ -30,7 +30,7 @@ from sail_lightning.module import PixelSAIL
 from sail_lightning.pretrained.lora import merged_state
 from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG, prompt_token
 from sail_lightning.sequence.tokenizer import open_tokenizer
-from sail_lightning.weights.state_dict import fill, some
+from sail_lightning.weights.state_dict import load_strict, truncate_list
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,9 @@ def to_model(source: OfficialSource) -> PixelSAIL:
         )
     words = len(model.tokens)
     if model.tokens.added:
-        raise SailError(f"{source.name}: the tokenizer lacks {some(list(model.tokens.added))}; is it the right one?")
+        raise SailError(
+            f"{source.name}: the tokenizer lacks {truncate_list(list(model.tokens.added))}; is it the right one?"
+        )
     if rows < words:
         raise SailError(f"{source.name} has {rows} words, the tokenizer {words}; is it the right one?")
     if rows > words:
@@ -225,7 +227,9 @@ def to_model(source: OfficialSource) -> PixelSAIL:
                 tensors[name] = tensors[name][:words]
     model.configure_model()
     names = official_names(model)
-    fill({names[key]: value for key, value in model.model.state_dict().items() if key in names}, tensors, source.name)
+    load_strict(
+        {names[key]: value for key, value in model.model.state_dict().items() if key in names}, tensors, source.name
+    )
     return model.eval()
 
 
@@ -250,7 +254,7 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
         raise SailUsageError(f"the official code has no {type(network.upsampler).__name__}; only DeconvUpsampler")
     known = {f"upsampler.{key}": name for key, name in upsampler().items()}
     names = {}
-    for key in merged_state(model):
+    for key in merged_state(model.model, model.adapter):
         if tied and key == "backbone.lm_head.weight":
             continue
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
@@ -367,7 +371,7 @@ def to_official(model: PixelSAIL) -> tuple[dict[str, Tensor], dict[str, Any]]:
         SailUsageError: the model has parts that the official code does not know.
     """
     model.configure_model()
-    names, state = official_names(model), merged_state(model)
+    names, state = official_names(model), merged_state(model.model, model.adapter)
     tensors = {official: state[own].detach().cpu().contiguous() for own, official in names.items()}
     backbone: Any = model.model.backbone
     words = backbone.model.config.to_dict()

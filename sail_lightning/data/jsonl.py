@@ -39,8 +39,8 @@ import numpy as np
 from PIL import Image
 
 from sail_lightning.errors import SailError
-from sail_lightning.generation.prediction import encode_rle
 from sail_lightning.image.preprocessing import image_size, load_mask
+from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.sample import (
     BoolMask,

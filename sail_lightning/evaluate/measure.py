@@ -6,14 +6,13 @@ import lightning as L
 
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.data.sources import Source
-from sail_lightning.module import PixelSAIL
 
 
-def measure(model: PixelSAIL, source: Source, callbacks: list[L.Callback] | None = None) -> dict[str, float]:
+def measure(model: L.LightningModule, source: Source, callbacks: list[L.Callback] | None = None) -> dict[str, float]:
     """Answers all questions of a finite source and judges them.
 
     Args:
-        model: any PixelSAIL; built if it is not yet.
+        model: Any `PixelSAIL`; built if it is not yet.
         source: with a length.
         callbacks: of the Trainer, such as a progress bar.
 

@@ -39,7 +39,7 @@ from torch import Tensor
 from sail_lightning.errors import SailError
 from sail_lightning.evaluate.benchmarks import CAPTION_KINDS, CHOICE_KINDS, MASK_KINDS, Kind, kind_of
 from sail_lightning.evaluate.metrics.masks import Masks, as_pair
-from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.image.segmentations import decode
 from sail_lightning.sample import BoolMask, Task
 from sail_lightning.sequence.chat_template import phrases_of

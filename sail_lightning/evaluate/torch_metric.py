@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ import torch
 import torchmetrics
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.utilities.data import dim_zero_sum
 
+from sail_lightning.compat.torchmetrics import added, all_metrics, alone, is_additive, set_added
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate.fixed_point import scalar
 from sail_lightning.evaluate.metric import Floats, Metric, MetricResult
@@ -56,7 +55,7 @@ class TorchMetric(Metric):
             raise SailUsageError(f"takes must be {', '.join(get_args(Form))}, not {takes!r}")
         self.form: Form = takes
         self.metric = metric
-        for one in _all_metrics(metric):
+        for one in all_metrics(metric):
             one.compute_with_cache = False  # as `Metric` says
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -81,18 +80,15 @@ class TorchMetric(Metric):
         self.metric.reset()
 
     def evaluate(self, records: Sequence[EvalRecord]) -> MetricResult:
-        metric = _alone(self.metric)
-        additive = all(
-            isinstance(default, Tensor) and metric._reductions[name] is dim_zero_sum
-            for name, default in metric._defaults.items()
-        )
+        metric = alone(self.metric)
+        additive = is_additive(metric)
         samples, rows = [], []
         with _quiet():
             for record in records:
                 metric.reset()
                 with record.named():
                     metric.update(*self._inputs(record, metric.device))
-                rows.append(_states(metric) if additive else np.zeros(0))
+                rows.append(added(metric) if additive else np.zeros(0))
                 found = _numbers(metric.compute())
                 samples.append({name: None if math.isnan(value) else value for name, value in found.items()})
             metric.reset()
@@ -129,41 +125,10 @@ class TorchResult(MetricResult):
         found: dict[str, list[float]] = {name: [] for name in self.values}
         with _quiet():
             for sums in drawn @ self.table:
-                _set_states(self.metric, sums)
+                set_added(self.metric, sums)
                 for name, value in _numbers(self.metric.compute()).items():
                     found[name].append(value)
         return {name: np.array(values) for name, values in found.items()}
-
-
-def _all_metrics(metric: torchmetrics.Metric) -> Iterator[torchmetrics.Metric]:
-    return (one for one in metric.modules() if isinstance(one, torchmetrics.Metric))
-
-
-def _alone(metric: torchmetrics.Metric) -> torchmetrics.Metric:
-    """A copy that never waits for other ranks."""
-    other = copy.deepcopy(metric)
-    for one in _all_metrics(other):
-        one.sync_on_compute = one._to_sync = False
-    return other
-
-
-def _states(metric: torchmetrics.Metric) -> NDArray[np.float64]:
-    """What was added to the states since `reset`, one after the other."""
-    parts = [(getattr(metric, name) - default.to(metric.device)).flatten() for name, default in _defaults(metric)]
-    return torch.cat([part.double() for part in parts]).cpu().numpy() if parts else np.zeros(0)
-
-
-def _set_states(metric: torchmetrics.Metric, sums: NDArray[np.float64]) -> None:
-    start = 0
-    for name, default in _defaults(metric):
-        added = torch.from_numpy(sums[start : start + default.numel()]).reshape(default.shape)
-        setattr(metric, name, (default.cpu() + added).to(default.dtype).to(metric.device))
-        start += default.numel()
-    metric._update_count, metric._computed = 1, None
-
-
-def _defaults(metric: torchmetrics.Metric) -> list[tuple[str, Tensor]]:
-    return [(name, value) for name, value in metric._defaults.items() if isinstance(value, Tensor)]
 
 
 def _numbers(found: Any) -> dict[str, float]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sail_lightning.image.drawing import captioned, draw_prompt, enlarged, tint
-from sail_lightning.sample import BoolMask, Prompt
+from sail_lightning.image.run_lengths import encode_rle
+from sail_lightning.sample import Prompt
 from sail_lightning.sequence.chat_template import phrases_of
 
 COLOURS = ((230, 60, 60), (60, 140, 240), (60, 190, 90), (240, 180, 40), (170, 90, 220), (40, 200, 200))
@@ -74,11 +75,3 @@ class Prediction:
         for place, prompt in enumerate(self.prompts):
             draw_prompt(draw, prompt, place, scale, size)
         return captioned(drawn, [f"Q: {self.question}", f"A: {self.text}"] if self.question else [self.text], 240)
-
-
-def encode_rle(mask: BoolMask) -> dict[str, Any]:
-    """A mask (H, W) as a COCO compressed RLE, `counts` a string."""
-    from pycocotools import mask as coco
-
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -1,16 +1,27 @@
-"""Decodes COCO's compressed run lengths to numbers, so that a truncated or damaged code is noticed.
+"""COCO's compressed run lengths: masks to codes, and codes to numbers, so that a truncated or damaged one is noticed.
 
 pycocotools silently decodes a code with too few runs: the remaining pixels are uninitialised memory.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sail_lightning.errors import SailError
+from sail_lightning.sample import BoolMask
 
 _MOST = 8
 """Largest number of characters of one number: each has five bits, and no image has 2**40 pixels."""
+
+
+def encode_rle(mask: BoolMask) -> dict[str, Any]:
+    """A mask (H, W) as a COCO compressed RLE: `size` [H, W] and `counts`, a string."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def run_lengths(counts: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Rows of vocabulary tables, moved by the names of their tokens from one tokenizer's order to another's."""
+"""Reorders the rows of vocabulary tables from one tokenizer's order to another's, by the names of tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from torch.overrides import TorchFunctionMode
 from sail_lightning.errors import SailError
 from sail_lightning.interfaces import Backbone
 from sail_lightning.sequence.tokenizer import SailTokenizer
+from sail_lightning.settings.renames import renamed
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RowMap:
-    """Where each row of a table comes from: `source` (V,) int64, -1 for a token that the other table does not know.
+    """Where each row of a vocabulary table comes from.
 
-    `rows` is how many rows the other table has.
+    Args:
+        source: Row of the other table, (V,) int64; -1 for a token that it does not know.
+        rows: Number of rows of the other table.
     """
 
     source: Tensor
@@ -36,8 +39,13 @@ class RowMap:
         return moved
 
 
-def match(tokens: SailTokenizer, stored: Mapping[str, int], folder: Path) -> RowMap | None:
-    """How rows of a folder's tables, whose tokens are `stored`, come into the order of `tokens`; None if it is theirs.
+def match_vocab(tokens: SailTokenizer, stored: Mapping[str, int], folder: Path) -> RowMap | None:
+    """Maps the rows of a folder's vocabulary tables to the order of a tokenizer; None if the order is the same.
+
+    Args:
+        tokens: The tokenizer of the model.
+        stored: The vocabulary of the folder's tokenizer, token to row.
+        folder: The folder, for messages.
 
     Raises:
         SailError: the folder lacks a token that is not one of the model's special tokens.
@@ -79,14 +87,17 @@ class _Used(TorchFunctionMode):
 
 
 @torch.no_grad()
-def tables(backbone: Backbone, hidden_size: int, vocab_size: int) -> list[nn.Parameter]:
+def vocab_parameters(backbone: Backbone, hidden_size: int, vocab_size: int) -> list[nn.Parameter]:
     """The weights of a built backbone that have one row for each token: the embedding table, the language head.
 
     Found by what they do, not by name or size alone: they are what embeds a word and what gives its logits. (A matrix
-    of the network may happen to have as many rows.)
+    of the model may happen to have as many rows.)
     """
     like = next(backbone.parameters())
     with _Used() as used:
         backbone.embed_tokens(torch.zeros(1, dtype=torch.int64, device=like.device))
         backbone.logits(torch.zeros(1, hidden_size, dtype=like.dtype, device=like.device))
     return [parameter for parameter in used.parameters if parameter.shape[:1] == (vocab_size,)]
+
+
+__getattr__ = renamed(__name__, {"match": "match_vocab", "tables": "vocab_parameters"})

@@ -1,4 +1,4 @@
-"""Model folders to the Hugging Face Hub, when asked."""
+"""Uploads model folders to the Hugging Face Hub, when asked to."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def push(folder: Path, repo_id: str, private: bool = True, token: str | None = N
     """Uploads a model folder; weight files that are there under other names are removed.
 
     Args:
-        folder: that `save_folder` wrote.
+        folder: A folder that `save_folder` wrote.
         repo_id: `owner/name`; made if missing.
-        private: who sees a repository that is made; one that exists stays as it is.
-        token: of the account; None takes that of `hf auth login`.
-        message: of the commit.
+        private: Who sees a repository that is made; one that exists stays as it is.
+        token: Token of the account; None takes that of `hf auth login`.
+        message: Message of the commit.
 
     Returns:
         the address of the repository.
@@ -38,6 +38,6 @@ def push(folder: Path, repo_id: str, private: bool = True, token: str | None = N
         raise SailError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set; unset it") from None
     except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
-        mend = "check the name (owner/model), the network and the login (hf auth login)"
-        raise SailError(f"cannot push to {repo_id}: {reason}; {mend}") from error
+        fix = "check the name (owner/model), the network and the login (hf auth login)"
+        raise SailError(f"cannot push to {repo_id}: {reason}; {fix}") from error
     return address

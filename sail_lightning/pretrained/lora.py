@@ -16,8 +16,9 @@ import inspect
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,18 +27,18 @@ from torch import Tensor, nn
 
 from sail_lightning.compat import peft
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.model.bundle import ModelBundle
+from sail_lightning.model.model import SailModel
 from sail_lightning.registry import register, swap_point
+from sail_lightning.sequence.tokenizer import SailTokenizer
 from sail_lightning.settings.ranges import BelowOne, Checked, PositiveFloat, PositiveInt, refuse_empty
-from sail_lightning.weights.state_dict import differences, fill, some
-
-if TYPE_CHECKING:
-    from sail_lightning.module import PixelSAIL
+from sail_lightning.weights.state_dict import load_strict, state_dict_diff, truncate_list
 
 CONFIG, WEIGHTS, REST = "adapter_config.json", "adapter_model.safetensors", "rest.safetensors"
 NAME = "default"
-"""Of our adapter among PEFT's."""
+"""Name of our adapter among PEFT's."""
 PEFT_PREFIX = "base_model.model.model.layers."
-"""What PEFT puts before the names of a causal language model's layers."""
+"""PEFT's prefix of the names of a causal language model's layers."""
 INCIDENTAL = frozenset(
     {
         *("peft_version", "base_model_name_or_path", "revision", "auto_mapping", "task_type"),
@@ -50,19 +51,19 @@ INCIDENTAL = frozenset(
 @register
 @swap_point("model.adapter", name="Adapter")
 class LoRA(Checked):
-    """Low-rank adapters on the linear layers of a backbone's decoder, whose own weights are frozen.
+    """Low-rank adapters on the linear layers of a backbone's decoder; its own weights are frozen.
 
-    All that a pretrained decoder does not know stays trainable: the patch embedding, the upsampler, the heads, the
+    All that a pretrained decoder lacks stays trainable: the patch embedding, the upsampler, the heads, the
     prompt encoder. (The official setup has an adapter on the patch embedding in place of training it whole.)
 
     Args:
-        r: rank of the update of each matrix.
-        alpha: its scale: the update counts alpha / r.
-        dropout: on the adapters' input, 0 to 1.
-        targets: names of linear layers inside the decoder's layers, such as `q_proj`; null for all of them.
-        rslora: the update counts alpha / sqrt(r) instead, so that larger ranks do not learn more slowly.
-        dora: learn the length of each output's weights apart from their direction (slower; often better at low ranks).
-        train_embeddings: train the embedding table and the language head whole, as the new words need; tied if they
+        r: Rank of the update of each matrix.
+        alpha: Scale of the update, which counts alpha / r.
+        dropout: Dropout on the adapters' input, 0 to 1.
+        targets: Names of linear layers inside the decoder's layers, such as `q_proj`; null for all of them.
+        rslora: The update counts alpha / sqrt(r) instead, so that larger ranks do not learn more slowly.
+        dora: Learn the length of each output's weights apart from their direction (slower; often better at low ranks).
+        train_embeddings: Train the embedding table and the language head whole, as the added tokens need; tied if they
             were.
     """
 
@@ -111,7 +112,7 @@ class LoRA(Checked):
 
     @torch.no_grad()
     def remove(self, backbone: nn.Module, merge: bool) -> None:
-        """Takes the adapters out again, folded into the weights or not; what `apply` froze can be trained again."""
+        """Takes the adapters out, merged into the weights or not; frozen weights can be trained again."""
         layers = decoder_layers(backbone)
         for name, layer in list(adapted(layers)):
             if merge:
@@ -160,15 +161,15 @@ def adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def merged_state(model: PixelSAIL) -> dict[str, Tensor]:
-    """The network's tensors by the names, and with the values, that they would have after `merge_adapter`.
+def merged_state(model: SailModel, adapter: LoRA | None) -> dict[str, Tensor]:
+    """The model's tensors by the names, and with the values, that they would have after `merge_adapter`.
 
     The model stays as it is; merged matrices are copies on the CPU, all else are its own tensors.
     """
-    state: dict[str, Tensor] = model.model.state_dict(keep_vars=True)
-    if model.adapter is None:
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    if adapter is None:
         return state
-    for name, layer in adapted(model.model):
+    for name, layer in adapted(model):
         plain = copy.deepcopy(layer)
         plain.merge()
         own = {f"{name}.{key}": value.cpu() for key, value in plain.get_base_layer().state_dict().items()}
@@ -179,24 +180,25 @@ def merged_state(model: PixelSAIL) -> dict[str, Tensor]:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def save(model: PixelSAIL, folder: Path) -> Path:
-    """Writes an adapter folder; see `PixelSAIL.save_adapter`.
+def save(bundle: ModelBundle, adapter: LoRA, folder: Path) -> Path:
+    """Writes an adapter folder; see `Pretrained.save_adapter`.
+
+    Args:
+        bundle: The built model, with the adapter on it.
+        adapter: The adapter that was trained.
+        folder: Made if missing.
 
     Raises:
         SailError: a file has the folder's name.
-        SailUsageError: the model has no adapter.
     """
-    model.configure_model()
-    if model.adapter is None:
-        raise SailUsageError("this model has no adapter to save; it is made with one: PixelSAIL(adapter=LoRA())")
     if folder.exists() and not folder.is_dir():
         raise SailError(f"{folder} is a file; name a folder to save the adapter to")
     folder.mkdir(parents=True, exist_ok=True)
-    config = decoder_layers(model.model.backbone).peft_config[NAME].to_dict()  # type: ignore[index, union-attr]
-    trained, rest = _adapter_tensors(model), _rest(model)
-    metadata = {"format": "pt", "train_embeddings": str(model.adapter.train_embeddings).lower()}
-    if model.adapter.train_embeddings:
-        metadata["vocabulary"] = _vocabulary(model)
+    config = decoder_layers(bundle.model.backbone).peft_config[NAME].to_dict()  # type: ignore[index, union-attr]
+    trained, rest = _adapter_tensors(bundle.model), _rest(bundle.model)
+    metadata = {"format": "pt", "train_embeddings": str(adapter.train_embeddings).lower()}
+    if adapter.train_embeddings:
+        metadata["vocabulary"] = _vocabulary(bundle.tokens)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
         unfinished = Path(scratch)
         text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets
@@ -209,59 +211,94 @@ def save(model: PixelSAIL, folder: Path) -> Path:
     return folder
 
 
-def load(model: PixelSAIL, folder: Path) -> LoRA:
-    """Puts a folder's adapter on a model, and its other tensors into it; see `PixelSAIL.load_adapter`.
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter folder that was read.
+
+    Args:
+        folder: Where it was read from.
+        adapter: The settings of the adapter.
+        tensors: The adapter's own tensors by PEFT's names.
+        rest: The other trained tensors, by the names of a model folder.
+        vocabulary: Which token each row of the embedding table is, as a digest; None if embeddings were not trained.
+    """
+
+    folder: Path
+    adapter: LoRA
+    tensors: dict[str, Tensor]
+    rest: dict[str, Tensor]
+    vocabulary: str | None
+
+
+def read(folder: Path) -> StoredAdapter:
+    """Reads an adapter folder.
 
     Raises:
-        SailError: a missing or damaged file, or one that does not fit the model; the model is then as before.
+        SailError: a missing or damaged file.
     """
-    found, rest, metadata = _read(folder / WEIGHTS)[0], *_read(folder / REST)
-    stored = _read_lora(folder / CONFIG, metadata.get("train_embeddings") != "false")
-    model.configure_model()
-    if metadata.get("vocabulary", vocabulary := _vocabulary(model)) != vocabulary:
+    tensors, rest, metadata = _read(folder / WEIGHTS)[0], *_read(folder / REST)
+    adapter = _read_lora(folder / CONFIG, metadata.get("train_embeddings") != "false")
+    return StoredAdapter(folder, adapter, tensors, rest, metadata.get("vocabulary"))
+
+
+def load(bundle: ModelBundle, adapter: LoRA | None, stored: StoredAdapter) -> LoRA:
+    """Puts a stored adapter on a built model, and its other tensors into it; see `Pretrained.load_adapter`.
+
+    Args:
+        bundle: The built model.
+        adapter: The adapter that is on the model already; None puts the stored one on it.
+        stored: What was read from a folder.
+
+    Returns:
+        the adapter that is on the model.
+
+    Raises:
+        SailError: the stored adapter does not fit the model, which is then as before.
+    """
+    folder, model, on_model = stored.folder, bundle.model, adapter
+    if stored.vocabulary not in (None, _vocabulary(bundle.tokens)):
         raise SailError(f"{folder} does not fit this model: its embeddings are of another tokenizer, or another order")
-    backbone, adapter = model.model.backbone, model.adapter
-    if adapter is None:
-        adapter = stored
+    if on_model is None:
+        on_model = stored.adapter
         try:
-            adapter.apply(backbone)
+            on_model.apply(model.backbone)
         except SailUsageError as error:
             raise SailError(f"{folder / CONFIG} does not fit this model: {error}") from None
     for name in ("r", "alpha", "rslora", "dora", "train_embeddings"):
-        here, there = getattr(adapter, name), getattr(stored, name)
+        here, there = getattr(on_model, name), getattr(stored.adapter, name)
         if here != there:
             raise SailError(f"{folder} does not fit this model's adapter: {name} is {there} there and {here} here")
     own, own_rest = _adapter_tensors(model), _rest(model)
-    for name, mine, theirs in ((WEIGHTS, own, found), (REST, own_rest, rest)):
-        if faults := differences(mine, theirs):
-            if model.adapter is None:
-                adapter.remove(backbone, merge=False)
+    for name, mine, theirs in ((WEIGHTS, own, stored.tensors), (REST, own_rest, stored.rest)):
+        if faults := state_dict_diff(mine, theirs):
+            if adapter is None:
+                on_model.remove(model.backbone, merge=False)
             raise SailError(f"{folder / name} does not fit this model: {'; '.join(faults)}")
-    fill(own | own_rest, found | rest, str(folder))
-    return adapter
+    load_strict(own | own_rest, stored.tensors | stored.rest, str(folder))
+    return on_model
 
 
-def _adapter_tensors(model: PixelSAIL) -> dict[str, Tensor]:
+def _adapter_tensors(model: SailModel) -> dict[str, Tensor]:
     """The adapters' own tensors by PEFT's names; they share the model's memory."""
-    layers = decoder_layers(model.model.backbone)
+    layers = decoder_layers(model.backbone)
     state = peft.library().get_peft_model_state_dict(layers, adapter_name=NAME, save_embedding_layers=False)
     return {PEFT_PREFIX + key: value for key, value in state.items()}
 
 
-def _rest(model: PixelSAIL) -> dict[str, Tensor]:
-    """What is trained besides, and buffers; of tensors that share memory, the first name only."""
-    adapters = tuple(f"{name}." for name, _ in adapted(model.model))
+def _rest(model: SailModel) -> dict[str, Tensor]:
+    """The other trained tensors, and buffers; of tensors that share memory, the first name only."""
+    adapters = tuple(f"{name}." for name, _ in adapted(model))
     rest: dict[int, tuple[str, Tensor]] = {}
-    for key, value in model.model.state_dict(keep_vars=True).items():
+    for key, value in model.state_dict(keep_vars=True).items():
         frozen = isinstance(value, nn.Parameter) and not value.requires_grad
         if not frozen and not key.startswith(adapters):
             rest.setdefault(id(value), (key, value))
     return dict(rest.values())
 
 
-def _vocabulary(model: PixelSAIL) -> str:
+def _vocabulary(tokens: SailTokenizer) -> str:
     """Which token each row of the embedding table is, as a digest."""
-    return hashlib.sha256(json.dumps(model.tokens.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(tokens.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -302,5 +339,5 @@ def _read_lora(path: Path, train_embeddings: bool) -> LoRA:
     plain |= {"use_rslora": lora.rslora, "use_dora": lora.dora}
     others = [key for key in plain.keys() & found.keys() - INCIDENTAL if found[key] != plain[key]]
     if others:
-        raise SailError(f"{path} asks for what LoRA here does not do: {some(sorted(others))}")
+        raise SailError(f"{path} asks for what LoRA here does not do: {truncate_list(sorted(others))}")
     return lora

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -16,20 +16,19 @@ import yaml
 from sail_lightning import registry
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.interfaces import Plugin
-from sail_lightning.model.bundle import Network
-from sail_lightning.pretrained import embedding_remap, lora
+from sail_lightning.model.bundle import ModelBundle
+from sail_lightning.pretrained import embedding_remap
+from sail_lightning.pretrained.card import About, model_card
+from sail_lightning.pretrained.lora import LoRA, merged_state
 from sail_lightning.sequence.tokenizer import PACKAGED, SailTokenizer, open_tokenizer
 from sail_lightning.settings import renames
+from sail_lightning.settings.renames import renamed
 from sail_lightning.weights import safetensors_io
-from sail_lightning.weights.state_dict import differences
-
-if TYPE_CHECKING:
-    from sail_lightning.module import PixelSAIL
-    from sail_lightning.pretrained.card import Data, Figures
+from sail_lightning.weights.state_dict import state_dict_diff
 
 CONFIG, TOKENIZER, CARD = "config.yaml", "tokenizer.json", "README.md"
 MODEL, WEIGHTS = "model", "weights"
-"""Sections of config.yaml: arguments of `Network.of`, which `PixelSAIL` has too; weight files, each with its sha256."""
+"""Sections of config.yaml: arguments of `ModelBundle.of`, which `PixelSAIL` has too; weight files with their sha256."""
 
 
 def locate(name: str | Path) -> Path:
@@ -57,7 +56,7 @@ def is_folder(name: str | Path) -> bool:
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
-    """Arguments of `Network.of`, and so of `PixelSAIL`, from a model folder. Only registered plugins are made.
+    """Arguments of `ModelBundle.of`, and so of `PixelSAIL`, from a model folder. Only registered plugins are made.
 
     Raises:
         SailError: the folder or its config is missing, or the config names an unknown argument.
@@ -66,11 +65,11 @@ def read_config(name: str | Path) -> dict[str, Any]:
     folder = locate(name)
     registry.discover()
     spec: dict[str, Any] = renames.current_keys({MODEL: config_spec(folder)}, registry.find)[MODEL]
-    known = inspect.signature(Network.of).parameters
+    known = inspect.signature(ModelBundle.of).parameters
     if unknown := sorted(spec.keys() - known.keys()):
         raise SailError(f"{folder / CONFIG}: model has no argument {unknown[0]!r}; remove it")
     if missing := [key for key, p in known.items() if p.default is p.empty and not spec.get(key)]:
-        raise SailError(f"{folder / CONFIG} does not say what {', '.join(missing)} shall be; copy it again")
+        raise SailError(f"{folder / CONFIG} does not set {', '.join(missing)}; copy it again")
     return {key: _instantiate(value, folder) for key, value in spec.items()}
 
 
@@ -96,7 +95,7 @@ def _sections(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder; those whose sha256 config.yaml holds (not all older folders do) are as saved.
+    """The weight files of a folder, checked by the sha256 in config.yaml, which some older folders lack.
 
     Raises:
         SailError: a file is missing, damaged or changed.
@@ -115,7 +114,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def lasting_source(tokens: SailTokenizer) -> str:
-    """A name for a tokenizer whose file may be gone: that of a packaged one, if it is the same, else the whole path."""
+    """A name for a tokenizer that lasts if its file goes: that of an equal packaged one, else the whole path."""
     text = tokens.tokenizer.backend_tokenizer.to_str()
     for name in PACKAGED:
         if SailTokenizer(name, len(tokens.prompts)).tokenizer.backend_tokenizer.to_str() == text:
@@ -123,44 +122,44 @@ def lasting_source(tokens: SailTokenizer) -> str:
     return str(Path(tokens.source).resolve())
 
 
-def open_network(name: str | Path) -> Network:
-    """The network of a model folder, or of a packaged model, in eval mode: that of `PixelSAIL.from_pretrained`.
+def open_bundle(name: str | Path) -> ModelBundle:
+    """Opens a model folder, or a packaged model, in eval mode: the model of `PixelSAIL.from_pretrained`.
 
     Raises:
         SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
         SailUsageError: a plugin that is not loaded.
     """
-    network = Network.of(**read_config(name))
-    network.build()
-    load_weights(network, name)
-    network.model.eval()
-    return network
+    bundle = ModelBundle.of(**read_config(name))
+    bundle.build()
+    load_weights(bundle, name)
+    bundle.model.eval()
+    return bundle
 
 
 @torch.no_grad()
-def load_weights(network: Network, name: str | Path) -> None:
-    """Fills a built network from a folder, tensor by tensor; every name must agree.
+def load_weights(bundle: ModelBundle, name: str | Path) -> None:
+    """Fills a built model from a folder, tensor by tensor; every name must agree.
 
-    Where the network's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
+    Where the model's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
 
     Raises:
-        SailError: a broken file, names or shapes that differ, or a word that the folder has no row for.
+        SailError: a broken file, names or shapes that differ, or a token that the folder has no row for.
     """
     folder = locate(name)
     files = _weight_files(folder)
-    model, tokens = network.model, network.tokens
+    model, tokens = bundle.model, bundle.tokens
     own = _first_names(model.state_dict(keep_vars=True))
-    rows = embedding_remap.match(tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
+    rows = embedding_remap.match_vocab(tokens, open_tokenizer(str(folder / TOKENIZER)).get_vocab(), folder)
     moved: set[int] = set()
     if rows is not None:
-        moved = {id(t) for t in embedding_remap.tables(model.backbone, model.dims.hidden_size, len(tokens))}
+        moved = {id(t) for t in embedding_remap.vocab_parameters(model.backbone, model.dims.hidden_size, len(tokens))}
     with safetensors_io.opened(files) as stored:
         shapes = {key: torch.empty(item.shape, device="meta") for key, item in stored.items()}
         wanted = {
             key: torch.empty(rows.rows, *value.shape[1:], device="meta") if rows and id(value) in moved else value
             for key, value in own.items()
         }
-        if faults := differences(wanted, shapes):
+        if faults := state_dict_diff(wanted, shapes):
             where = files[0] if len(files) == 1 else folder
             raise SailError(f"{where} does not fit this model: {'; '.join(faults)}")
         for key, item in stored.items():
@@ -169,36 +168,39 @@ def load_weights(network: Network, name: str | Path) -> None:
 
 
 def save_folder(
-    model: PixelSAIL,
+    bundle: ModelBundle,
     folder: Path,
+    adapter: LoRA | None = None,
+    about: About = About(),  # noqa: B008 - it is frozen
     card: str = "",
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
-    metrics: Figures | None = None,
-    data: Data | None = None,
-    licence: str | None = None,
 ) -> Path:
-    """Writes a model folder; see `PixelSAIL.save_pretrained`.
+    """Writes a model folder; see `Pretrained.save_pretrained`.
 
     All files are written elsewhere first, and config.yaml, without which it is no model folder, is put there last: a
     run that is stopped leaves the folder as it was, or none.
 
+    Args:
+        bundle: The built model with its tokenizer.
+        folder: Made if missing; a model that is there is replaced.
+        adapter: The adapter on the model, which is stored merged.
+        about: What the card says beyond the model itself.
+        card: Text of the card; made from the model and `about` if empty.
+        dtype: Type of the stored weights; None keeps theirs.
+        max_shard_size: Largest weight file, such as `500MB`, or in bytes.
+
     Raises:
         SailError: a file has the folder's name.
-        SailUsageError: a size that cannot be read, or what a card cannot be made of.
+        SailUsageError: a size that cannot be read, or arguments that no card can be made of.
     """
-    from sail_lightning.pretrained.card import (
-        model_card,  # which needs torchmetrics: seconds that those who only read do not pay
-    )
-
-    if card and (metrics or data or licence):
+    if card and (about.metrics or about.data or about.licence):
         raise SailUsageError("give either a card, or metrics, data and licence to make one from")
-    model.configure_model()
-    state = _first_names(lora.merged_state(model))
+    state = _first_names(merged_state(bundle.model, adapter))
     split = safetensors_io.split(state, dtype, max_shard_size)
-    spec = {key: _short(value) for key, value in model.config.items()} | {"tokenizer": TOKENIZER}
+    spec = {key: _short(value) for key, value in bundle.config().items()} | {"tokenizer": TOKENIZER}
     text = yaml.safe_dump({MODEL: spec}, sort_keys=False)
-    card = card or model_card(model, text, state, dtype, metrics, data, licence)
+    card = card or model_card(bundle, text, state, dtype, about)
     if folder.exists() and not folder.is_dir():
         raise SailError(f"{folder} is a file; name a folder to save the model to")
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +211,7 @@ def save_folder(
         sums = {name: safetensors_io.digest(unfinished / name) for name in split.filename_to_tensors}
         if split.is_sharded:
             safetensors_io.write_index(split, unfinished / safetensors_io.INDEX)
-        model.tokens.tokenizer.backend_tokenizer.save(str(unfinished / TOKENIZER))
+        bundle.tokens.tokenizer.backend_tokenizer.save(str(unfinished / TOKENIZER))
         (unfinished / CARD).write_text(card, encoding="utf-8")
         (unfinished / CONFIG).write_text(text + yaml.safe_dump({WEIGHTS: sums}, sort_keys=False), encoding="utf-8")
         for name in sums:  # the library writes them for the owner alone
@@ -249,8 +251,8 @@ def _instantiate(value: Any, folder: Path) -> Any:
     name = str(value["class_path"]).rsplit(".", 1)[-1]
     found = registry.find(name, registry.SOCKETS)
     if found is None:
-        mend = "add --plugins FILE, or in Python registry.load(FILE)"
-        raise SailUsageError(f"{folder} needs the plugin {name}, which is not loaded; {mend}")
+        fix = "add --plugins FILE, or in Python registry.load(FILE)"
+        raise SailUsageError(f"{folder} needs the plugin {name}, which is not loaded; {fix}")
     arguments = {key: _instantiate(item, folder) for key, item in (value.get("init_args") or {}).items()}
     try:
         plugin: Plugin = found[1](**arguments)
@@ -259,3 +261,6 @@ def _instantiate(value: Any, folder: Path) -> Any:
     except SailError as error:
         raise type(error)(f"{folder / CONFIG}: {error}") from None
     return plugin
+
+
+__getattr__ = renamed(__name__, {"open_network": "open_bundle"})

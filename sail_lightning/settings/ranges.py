@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from jsonargparse.typing import register_type
 
+from sail_lightning.compat.jsonargparse import limited_type, limits_of
 from sail_lightning.errors import SailUsageError
 from sail_lightning.settings.renames import current_arguments
 from sail_lightning.settings.signatures import arguments_of, parts_of
@@ -42,12 +43,7 @@ def number_range(name: str, base: type, *limits: tuple[str, float]) -> Any:
         limits: comparisons with a number, such as `(">=", 1)`; the lower limit first.
     """
     restrictions = [(COMPARISONS[sign], limit) for sign, limit in limits]
-    # `_restrictions` is where jsonargparse looks for the limits of its own such types when it makes a JSON schema.
-    kind = type(
-        name,
-        (base,),
-        {"_restrictions": restrictions, "base": base, "limits": dict(limits), "words": _words(dict(limits))},
-    )
+    kind = limited_type(name, base, restrictions, base=base, limits=dict(limits), words=_words(dict(limits)))
     kind.__module__ = __name__
 
     def read(value: Any) -> Any:
@@ -206,7 +202,7 @@ def _number(base: type, value: Any, texts: bool) -> int | float | None:
 
 def _fits(kind: Any, number: Any) -> bool:
     finite = isinstance(number, int) or math.isfinite(number)
-    return finite and all(within(number, limit) for within, limit in kind._restrictions)
+    return finite and all(within(number, limit) for within, limit in limits_of(kind))
 
 
 # -- arguments of a call ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Finds the arguments of a class, with those of its parents that it passes on as `**kwargs`.
 
-The one place that asks jsonargparse how it follows `**kwargs`: what is listed and checked is what its parser takes.
+They are found as jsonargparse finds them: what is listed and checked is what its parser takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jsonargparse._parameter_resolvers import get_signature_parameters
+from sail_lightning.compat.jsonargparse import get_signature_parameters
 
 EMPTY = inspect.Parameter.empty
 """Default of a required argument, and the type of one that has none."""

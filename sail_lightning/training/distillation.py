@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sail_lightning.encoding.batch import PackedBatch
-from sail_lightning.errors import PictureError, SailError, SailUsageError
+from sail_lightning.errors import ImageError, SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.model import contract
 from sail_lightning.model.losses import DistillationLoss
 from sail_lightning.model.model import FeatureGroup, ModelOutput, put_together
 from sail_lightning.sample import Sample
-from sail_lightning.weights.state_dict import fill, some
+from sail_lightning.weights.state_dict import load_strict, truncate_list
 
 
 class Distillation(nn.ModuleDict):
@@ -66,7 +66,9 @@ class Distillation(nn.ModuleDict):
                 if key.startswith(f"{name}.")
             }
             if found:
-                fill(projection.state_dict(), found, f"the projection to teacher {name} in the checkpoint does not fit")
+                load_strict(
+                    projection.state_dict(), found, f"the projection to teacher {name} in the checkpoint does not fit"
+                )
             self[name] = projection
         self.pending_state = {}
 
@@ -119,8 +121,8 @@ class Distillation(nn.ModuleDict):
             with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
                 try:
                     target = contract.features(teacher, images)
-                except PictureError as error:
-                    names = _names(batch, [group.images[members[index]] for index in error.places])
+                except ImageError as error:
+                    names = _names(batch, [group.images[members[index]] for index in error.indices])
                     raise SailError(f"{names}: {error}" if names else str(error)) from None
             student = projection(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             total = total + loss(student, target).sum()
@@ -152,4 +154,4 @@ def _names(batch: PackedBatch, images: Iterable[int]) -> str:
     """Returns the records of some images of a batch, by source and id, for a message; empty if they have no names."""
     owners = _owners(batch)
     named = [" ".join(part for part in (owners[n].source, owners[n].id) if part) for n in images]
-    return some([name for name in dict.fromkeys(named) if name])
+    return truncate_list([name for name in dict.fromkeys(named) if name])

@@ -1,1 +1,1 @@
-"""Tensors by name: safetensors files, and how two state dicts differ."""
+"""Tensors by name: safetensors files, checkpoints of any kind without running code, and how state dicts differ."""

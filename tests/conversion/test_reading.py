@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from sail_lightning.conversion.reading import Checkpoint, read_tensors
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.weights.reading import Checkpoint, read_tensors
 
 
 def weights() -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ def test_what_a_backbone_froze_itself_stays_frozen_after_merging() -> None:
 @pytest.mark.parametrize("kind", ["plain", "dora"])
 def test_merged_state_is_what_merging_gives_and_changes_nothing(kind: str) -> None:
     model = train(adapted_model(**KINDS[kind]))
-    before, state = outputs(model), merged_state(model)
+    before, state = outputs(model), merged_state(model.model, model.adapter)
     assert_same(outputs(model), before)
     assert any(name.endswith("base_layer.weight") for name in model.state_dict())
     wanted = model.merge_adapter().model.state_dict()

@@ -97,7 +97,7 @@ def script(model: PixelSAIL, *ids: int) -> Iterator[None]:
 
     def logits(hidden: Tensor) -> Tensor:
         token = torch.tensor(next(said, model.tokens.end))
-        return torch.nn.functional.one_hot(token, size).expand(*hidden.shape[:-1], size)
+        return torch.nn.functional.one_hot(token, size).to(hidden.dtype).expand(*hidden.shape[:-1], size)
 
     with patched_logits(model, logits):
         yield

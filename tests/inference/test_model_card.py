@@ -136,9 +136,9 @@ def test_a_card_is_the_same_everywhere_and_says_how_far_the_model_goes(tmp_path:
 @pytest.mark.parametrize(
     ("saving", "words"),
     [
-        ({"metrics": {"ciou": 0.7}}, "metrics are rows of figures.*'ciou'"),
-        ({"metrics": {"val": {"ciou": "high"}}}, "metrics are rows of figures.*'val'"),
-        ({"metrics": {"val": {"protocol": "official"}}}, "metrics are rows of figures.*'val'"),
+        ({"metrics": {"ciou": 0.7}}, "metrics are rows of numbers.*'ciou'"),
+        ({"metrics": {"val": {"ciou": "high"}}}, "metrics are rows of numbers.*'val'"),
+        ({"metrics": {"val": {"protocol": "official"}}}, "metrics are rows of numbers.*'val'"),
         ({"data": "RefCOCO"}, "data is a list of names.*'RefCOCO'"),
         ({"card": "# Mine", "licence": "MIT"}, "either a card, or metrics, data and licence"),
     ],

@@ -27,7 +27,7 @@ from sail_lightning import Box, PixelSAIL
 from sail_lightning.cli import main
 from sail_lightning.cli.configs import read_config
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.model.bundle import Network
+from sail_lightning.model.bundle import ModelBundle
 from sail_lightning.plugins.backbones import SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import NoPrompts
 from sail_lightning.plugins.upsamplers import IdentityUpsampler
@@ -79,7 +79,7 @@ def test_whoever_may_read_the_config_may_read_the_weights(sharded: Path) -> None
 
 
 def test_a_folder_is_opened_without_lightning_as_the_same_network(saved: Path) -> None:
-    model, network = PixelSAIL.from_pretrained(saved), model_folder.open_network(saved)
+    model, network = PixelSAIL.from_pretrained(saved), model_folder.open_bundle(saved)
     assert not any(module.training for module in network.model.modules())
     ours, theirs = model.model.state_dict(), network.model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -88,7 +88,7 @@ def test_a_folder_is_opened_without_lightning_as_the_same_network(saved: Path) -
 
 
 def test_settings_of_a_folder_have_the_defaults_of_the_model() -> None:
-    ours, theirs = (inspect.signature(one).parameters for one in (Network.of, PixelSAIL))
+    ours, theirs = (inspect.signature(one).parameters for one in (ModelBundle.of, PixelSAIL))
     assert {name: one.default for name, one in ours.items()} == {name: theirs[name].default for name in ours}
     assert ours.keys() == tiny_model().config.keys()
 

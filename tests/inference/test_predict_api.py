@@ -16,8 +16,8 @@ from sail_lightning import Box, Mask, PixelSAIL, Point, Sample, Scribble, Turn
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.encoding.collate import pack
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.generation.answering import as_sample
 from sail_lightning.image.preprocessing import ExifImage, load_image, orientation
-from sail_lightning.module import as_sample
 
 TEXT = "please segment the red circle."
 

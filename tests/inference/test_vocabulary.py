@@ -21,7 +21,7 @@ from sail_lightning.interfaces import Backbone
 from sail_lightning.plugins.backbones import EncoderBackbone, EVEv2, SailDecoder, SailQwen
 from sail_lightning.plugins.prompt_encoders import PromptInjection
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
-from sail_lightning.pretrained.embedding_remap import tables
+from sail_lightning.pretrained.embedding_remap import vocab_parameters
 
 TEXT = "please segment the red circle."
 EMBEDDING, HEAD = "backbone.model.embed_tokens.weight", "backbone.lm_head.weight"
@@ -230,5 +230,5 @@ def test_vocabulary_tables_are_found_by_what_they_do() -> None:
     model = PixelSAIL(backbone, DeconvUpsampler(), PromptInjection(num_prompts=4)).bfloat16()
     model.configure_model()
     model.bfloat16()
-    found = tables(backbone, 32, len(model.tokens))
+    found = vocab_parameters(backbone, 32, len(model.tokens))
     assert {id(p) for p in found} == {id(backbone.table), id(backbone.bias), id(backbone.lm_head.weight)}

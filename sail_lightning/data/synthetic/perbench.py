@@ -26,7 +26,7 @@ from sail_lightning.data.synthetic.grammar import VRES_KINDS, Draft, Interviewer
 from sail_lightning.data.synthetic.laboratory import SCENES_TRIED, SPLITS, Split
 from sail_lightning.data.synthetic.scenes import ALL_PAIRS, HELD_OUT, SEEN_PAIRS, Scene, draw_scene
 from sail_lightning.errors import SailUsageError
-from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.sample import BoolMask, Mask, Prompt
 from sail_lightning.sequence.chat_template import SEG, prompt_token
 

@@ -24,7 +24,7 @@ from sail_lightning.evaluate.metric import GatheredMetric, MetricResult
 from sail_lightning.evaluate.metrics.image_order import image_order
 from sail_lightning.evaluate.metrics.masks import Masks, as_masks
 from sail_lightning.evaluate.record import EvalRecord
-from sail_lightning.generation.prediction import encode_rle
+from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.registry import register
 
 Rle = dict[str, Any]

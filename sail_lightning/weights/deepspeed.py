@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sail_lightning.conversion import pickles
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.weights import pickles
 from sail_lightning.weights.state_dict import size
 
 MODEL, OPTIMIZER = "_model_states.pt", "_optim_states.pt"
@@ -66,8 +66,8 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif pieces and pieces == names:
         content, tensors = _rebuilt(folder)
     elif others := [name for name in names if name != WHOLE and name not in pieces]:
-        mend = "only data-parallel training is read; merge it with DeepSpeed first"
-        raise SailError(f"{folder / others[0]} is of a model that was split by layer or expert: {mend}")
+        fix = "only data-parallel training is read; merge it with DeepSpeed first"
+        raise SailError(f"{folder / others[0]} holds a model that was split by layer or expert: {fix}")
     elif names:
         raise SailError(f"{folder} mixes the files of two checkpoints, {names[0]} and {names[-1]}; copy it again")
     else:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sail_lightning.conversion import deepspeed, pickles, sharded
 from sail_lightning.errors import SailError
-from sail_lightning.weights.state_dict import some
+from sail_lightning.weights import deepspeed, pickles, sharded
+from sail_lightning.weights.state_dict import truncate_list
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -126,7 +126,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _bare(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and content and not any(isinstance(value, Tensor) for value in content.values()):
-        raise SailError(f"{path} has no state_dict but {some(list(map(str, content)))}; {pickles.MEND}")
+        raise SailError(f"{path} has no state_dict but {truncate_list(list(map(str, content)))}; {pickles.MEND}")
     return pickles.tensors_of(content, path)
 
 
@@ -142,9 +142,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise SailError(f"{path}, which {index.name} names, is missing; copy it again")
         found = _read_weights(path)
         if missing := sorted(names - found.keys()):
-            raise SailError(f"{path} lacks {some(missing)}, which {index.name} says it holds; copy it again")
+            raise SailError(f"{path} lacks {truncate_list(missing)}, which {index.name} says it holds; copy it again")
         if more := sorted(found.keys() - names):
-            raise SailError(f"{path} holds {some(more)}, which {index.name} does not say; copy both again")
+            raise SailError(f"{path} holds {truncate_list(more)}, which {index.name} does not say; copy both again")
         tensors |= found
     return tensors
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from sail_lightning.compat.torch import checkpoint_index_classes
-from sail_lightning.conversion import pickles
 from sail_lightning.errors import SailError
-from sail_lightning.weights.state_dict import some
+from sail_lightning.weights import pickles
+from sail_lightning.weights.state_dict import truncate_list
 
 INDEX, EXTRA = ".metadata", "meta.pt"
 """Where tensors lie; and what Lightning saves beside them."""
@@ -79,7 +79,7 @@ def _joined(folder: Path, key: str, index: Metadata) -> Tensor:
 def _read_chunk(path: Path, key: str, info: Any) -> Tensor:
     """What `torch.save` wrote into a part of a file."""
     if getattr(info, "transform_descriptors", None):
-        raise SailError(f"{path} is compressed ({some(list(info.transform_descriptors))}); save it without")
+        raise SailError(f"{path} is compressed ({truncate_list(list(info.transform_descriptors))}); save it without")
     pickles.start(path)
     with path.open("rb") as file:
         file.seek(info.offset)
@@ -142,8 +142,8 @@ def _read_index(path: Path) -> Metadata:
         with path.open("rb") as file:
             index = _IndexUnpickler(file).load()
     except _RefusedError as error:
-        mend = "do not use this folder"
-        raise SailError(f"{path} is refused: it names {error}, which is no part of an index; {mend}") from None
+        fix = "do not use this folder"
+        raise SailError(f"{path} is refused: it names {error}, which is no part of an index; {fix}") from None
     except Exception:  # pickle raises many kinds on broken files
         index = None
     if not isinstance(index, Metadata) or not isinstance(getattr(index, "state_dict_metadata", None), dict):
