@@ -17,7 +17,7 @@ from tiny_sail import records
 from torch import nn
 
 from sail_lightning.features.codec import StoredAs, encode
-from sail_lightning.features.store import FeatureWriter, Settings, picture_key
+from sail_lightning.features.store import FeatureWriter, Settings, image_key
 from sail_lightning.image.preprocessing import resize_image
 from sail_lightning.plugin_check.sockets import IMAGES
 
@@ -115,7 +115,7 @@ def cache(folder: Path, pictures: Iterable[np.ndarray], stored_as: StoredAs = "f
         for number, pixels in enumerate(pictures):
             grid = (pixels.shape[1] // 8, pixels.shape[2] // 8)
             features = torch.from_numpy(rng.standard_normal((channels, *grid), np.float32))
-            writer.add(picture_key(pixels), *encode(features, stored_as), str(number))
+            writer.add(image_key(pixels), *encode(features, stored_as), str(number))
     return folder
 
 

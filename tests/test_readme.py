@@ -135,7 +135,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / written[1]).write_text(written[2], encoding="utf-8")
 
     plugins = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
-    loaded, modules = dict(registry.SOURCES), {"my_upsampler", "boundary_iou", "greet_command", Path(written[1]).stem}
+    loaded, modules = (
+        dict(registry.SOURCES),
+        {"my_upsampler", "boundary_iou", "my_source", "greet_command", Path(written[1]).stem},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("SAIL_PLUGINS", raising=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sail_lightning.errors import ImageError
-from sail_lightning.features.store import FeatureStore, picture_key
+from sail_lightning.features.store import FeatureStore, image_key
 from sail_lightning.interfaces import Dims
 from sail_lightning.plugins.teachers.frozen import ScheduledTeacher, StudentFeatures
 from sail_lightning.registry import register
@@ -56,7 +56,7 @@ class CachedTeacher(ScheduledTeacher):
             ImageError: an image is not in the cache.
         """
         pixels = images.cpu().numpy()
-        stored = list(_readers().map(lambda one: self.store.read(picture_key(one)), pixels))
+        stored = list(_readers().map(lambda one: self.store.read(image_key(one)), pixels))
         if missing := [index for index, entry in enumerate(stored) if entry is None]:
             height, width = images.shape[-2:]
             raise ImageError(

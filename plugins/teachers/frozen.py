@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sail_lightning.image.resizing import resize_batch
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.sample import Task
 from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, refuse_empty
@@ -108,27 +108,14 @@ class FrozenTeacher(ScheduledTeacher):
         size = self.input_size((images.shape[-2], images.shape[-1]))
         dtype = next(self.network.parameters()).dtype
         found = [
-            self.look(((resized(some, size) - self.mean) / self.std).to(dtype)) for some in images.split(self.at_once)
+            self.look(((resize_batch(some, size) - self.mean) / self.std).to(dtype))
+            for some in images.split(self.at_once)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in evaluation mode, whatever mode the model is in."""
         return super().train(False)
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes images (B, 3, height, width) uint8 to a (height, width); returns float32 in 0 .. 255.
-
-    The filter is bilinear with antialiasing, along rows and then along columns, rounded to whole numbers after each.
-    PIL and the experts' own image processors do the same; single pixels may differ by one level.
-    """
-    pixels = images.float()
-    for part in ((images.shape[-2], size[1]), size):
-        if pixels.shape[-2:] != part:
-            pixels = F.interpolate(pixels, part, mode="bilinear", align_corners=False, antialias=True)
-            pixels = pixels.round().clamp(0, 255)
-    return pixels
 
 
 @contextlib.contextmanager

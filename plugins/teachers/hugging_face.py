@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sail_lightning.compat.transformers_logging import quiet_transformers
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
 from sail_lightning.weights.state_dict import truncate_list
@@ -49,7 +49,7 @@ def load(who: str, folder: str, model: Any, foreign: str = "$^") -> Any:
         SailError: the weights are missing or damaged, or names or shapes do not agree.
     """
     where = Path(folder).expanduser()
-    with quiet():
+    with quiet_transformers():
         try:
             network, found = model.from_pretrained(
                 str(where),
@@ -105,19 +105,3 @@ def _json(who: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SailError(f"{who}: {path} is damaged; copy it again")
     return content
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the library's progress bar and reports: faults are reported in one sentence of ours."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

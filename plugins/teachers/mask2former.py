@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from sail_lightning.image.resizing import mask2former_size
 from sail_lightning.plugins.teachers import hugging_face
 from sail_lightning.plugins.teachers.frozen import FrozenTeacher, StudentFeatures
 from sail_lightning.registry import register
@@ -15,10 +15,6 @@ from sail_lightning.settings.ranges import PositiveInt
 
 SHORTER = 800
 """Shorter side in pixels that the published models were trained with."""
-LONGEST = 1333 / 800
-"""Largest ratio of the longer side to the target of the shorter side (the model's own image processor)."""
-DIVISOR = 32
-"""Sides are rounded up to a multiple of this many pixels (the model's own image processor)."""
 
 
 @register
@@ -66,24 +62,8 @@ class Mask2FormerTeacher(FrozenTeacher):
         return hugging_face.statistics(who, self.folder)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return input_size(size, self.side)
+        return mask2former_size(size, self.side)
 
     def look(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(pixels).decoder_last_hidden_state
         return features
-
-
-def input_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns the (height, width) that Mask2Former's own image processor resizes an image of (height, width) to.
-
-    The shorter side becomes `side` pixels, then both are rounded up to a multiple of 32.
-    """
-    shorter, longer = min(size), max(size)
-    wanted, most = side, side * LONGEST
-    exact = float(wanted)
-    if longer / shorter * wanted > round(most):
-        exact = round(most) * shorter / longer
-        wanted = round(exact)
-    other = longer if shorter == wanted else int(exact * longer / shorter)
-    sides = (wanted, other) if size[0] <= size[1] else (other, wanted)
-    return math.ceil(sides[0] / DIVISOR) * DIVISOR, math.ceil(sides[1] / DIVISOR) * DIVISOR

@@ -1,4 +1,4 @@
-"""One model from whatever holds it, to a model folder or an official checkpoint."""
+"""Opens a model from any kind of checkpoint, and saves it as an official checkpoint."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sail_lightning.weights.reading import Checkpoint, read_tensors
 
 
 def open_model(source: str | Path, base: Path | None = None, special_tokens: Sequence[str] | None = None) -> PixelSAIL:
-    """The model in a model folder, a Lightning checkpoint (plain, FSDP, DeepSpeed) or an official checkpoint.
+    """Returns the model of a model folder, a Lightning checkpoint (plain, FSDP, DeepSpeed) or an official checkpoint.
 
     Args:
-        source: file, folder, or the name of a packaged model.
-        base: for an official checkpoint, the folder with its config.json and tokenizer; that of the source if None.
-        special_tokens: for an official checkpoint, the tokens that training added, in order; read from the config, or
-            by the official rule, if None.
+        source: File, folder, or the name of a packaged model.
+        base: For an official checkpoint, the folder with its config.json and tokenizer; None is that of the source.
+        special_tokens: For an official checkpoint, the tokens that training added, in order; None reads them from
+            the config, or uses the official rule.
 
     Raises:
-        SailError: nothing that can be read, or names, shapes or vocabularies that do not agree.
+        SailError: The checkpoint cannot be read, or names, shapes or vocabularies do not agree.
     """
     registry.discover()
     if model_folder.is_folder(source):
@@ -68,7 +68,7 @@ def save_official(model: PixelSAIL, target: Path) -> Path:
     """Writes an official checkpoint: to a `.pth` or `.safetensors` file, or else to a folder with config and tokenizer.
 
     Raises:
-        SailUsageError: the model has parts that the official code does not know.
+        SailUsageError: The model has parts that the official code does not know.
     """
     tensors, config = official.to_official(model)
     if target.suffix in (".pth", ".safetensors"):

@@ -1,4 +1,4 @@
-"""The official Pixel-SAIL checkpoints, to and from ours: names, sizes and the token table.
+"""Converts official Pixel-SAIL checkpoints to our models and back: names, sizes and the token table.
 
 Both families are read: SOLO and SAIL style (one set of weights, 2-D positions) and EVEv2 style (weights by modality).
 The official names and what they hold are in `docs/parity.md`. Sizes are read from the tensors where they show there;
@@ -45,14 +45,14 @@ PREFIXES = {
     "mask_head.seg_projector.": "seg_token_projector.",
     "mask_head.feature_projector.": "image_feature_projector.",
 }
-"""Our names to the official ones, by their beginnings; the upsampler knows its own."""
+"""Prefixes of our names, and the official ones; the upsampler gives its own names."""
 
 IGNORED = {
     r".*rotary_emb\.inv_freq": "computed from the config",
     r"single_transformer\.vp_embed\.weight": "EVE's, which the official code makes and never uses",
     r"(mask2former|sam2|radio)_distill_linear\..*": "leads to a teacher; of use in training only",
 }
-"""All tensors of official checkpoints that are left out, and why."""
+"""Tensors of official checkpoints that are left out, each with the reason."""
 
 EMBEDDING, HEAD = "single_transformer.model.embed_tokens.weight", "single_transformer.lm_head.weight"
 TOKENIZERS = ("tokenizer_base.json", "tokenizer.json")
@@ -76,10 +76,10 @@ def open_source(
     name: str,
     special_tokens: Sequence[str] | None = None,
 ) -> OfficialSource:
-    """Joins what belongs together; the tokenizer gets the tokens that training added, in the order of their ids.
+    """Returns an official checkpoint; its tokenizer gets the tokens that training added, in the order of their ids.
 
     Raises:
-        SailError: it is no official checkpoint, or its vocabulary is not that of the tokenizer.
+        SailError: The tensors are not an official checkpoint, or its vocabulary is not that of the tokenizer.
     """
     rows = len(_tensor(tensors, EMBEDDING, name))
     known = len(tokenizer)
@@ -92,10 +92,10 @@ def open_source(
 
 
 def find_state_dict(folder: Path) -> Path | None:
-    """The state dict in a folder of state dict, config and tokenizer; None if there is none.
+    """Returns the state dict in a folder of state dict, config and tokenizer; None if there is none.
 
     Raises:
-        SailUsageError: several.
+        SailUsageError: The folder holds several state dicts.
     """
     found = sorted(folder.glob("*state_dict*.safetensors"))
     main = [path for path in found if not path.name.startswith("eve")]
@@ -105,10 +105,10 @@ def find_state_dict(folder: Path) -> Path | None:
 
 
 def read_config(folder: Path, state_dict: Path | None = None) -> dict[str, Any]:
-    """The config that belongs to a state dict: `eve_config.json` beside `eve_*`, else `config.json`.
+    """Returns the config that belongs to a state dict: `eve_config.json` beside `eve_*`, else `config.json`.
 
     Raises:
-        SailError: it is missing or no JSON object.
+        SailError: The config is missing or not a JSON object.
     """
     names = ["config.json", "eve_config.json"]
     if state_dict is not None and state_dict.name.startswith("eve"):
@@ -126,10 +126,10 @@ def read_config(folder: Path, state_dict: Path | None = None) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer beside a config.
+    """Returns the tokenizer beside a config.
 
     Raises:
-        SailError: there is none.
+        SailError: The folder has no tokenizer.
     """
     for name in TOKENIZERS:
         if (folder / name).is_file():
@@ -141,13 +141,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def added_tokens(config: Mapping[str, Any], known: int, rows: int) -> tuple[str, ...]:
-    """The tokens that training added to a tokenizer of `known` words, in order of their ids.
+    """Returns the tokens that training added to a tokenizer of `known` words, in the order of their ids.
 
-    From the config (`special_tokens`, or `token_ids`), else by the official rule for a table of `rows` rows: the
-    segmentation-only models added `<p> </p> [SEG]`, the others `[SEG] <p> </p> <Prompt0..N-1> <NO_Prompt>`.
+    They are read from the config (`special_tokens`, or `token_ids`), or else follow the official rule for a table of
+    `rows` rows: the segmentation-only models added `<p> </p> [SEG]`, the others `[SEG] <p> </p> <Prompt0..N-1>
+    <NO_Prompt>`.
 
     Raises:
-        SailError: ids with gaps, or a number of rows that no official model has.
+        SailError: The ids have gaps, or no official model has that number of rows.
     """
     if isinstance(config.get("special_tokens"), list):
         return tuple(config["special_tokens"])
@@ -172,13 +173,13 @@ def added_tokens(config: Mapping[str, Any], known: int, rows: int) -> tuple[str,
 
 
 def to_model(source: OfficialSource) -> PixelSAIL:
-    """A model with the weights of an official checkpoint.
+    """Returns a model with the weights of an official checkpoint.
 
     It behaves as the official one: mask features at the official stride, prompts covering patches by the official
     rules, the last of overlapping prompts on top.
 
     Raises:
-        SailError: tensors that are missing, unexpected or of other shapes, or sizes that do not agree.
+        SailError: Tensors are missing, unexpected or of other shapes, or sizes do not agree.
     """
     tensors, left_out = _wanted(source.tensors)
     for name, reason in left_out.items():
@@ -234,10 +235,10 @@ def to_model(source: OfficialSource) -> PixelSAIL:
 
 
 def official_names(model: PixelSAIL) -> dict[str, str]:
-    """Our tensors' names to the official ones; a tied language head has none.
+    """Returns the official names by our tensors' names; a tied language head has none.
 
     Raises:
-        SailUsageError: the model has parts that the official code does not know.
+        SailUsageError: The model has parts that the official code does not know.
     """
     network = model.model
     backbone = network.backbone
@@ -246,9 +247,7 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
     )
     layout, official = backbone.image_layout, type(backbone).image_layout
     if (layout.bidirectional, layout.grid_positions) != (official.bidirectional, official.grid_positions):
-        raise SailUsageError(
-            "the official code reads pictures wholly and by rows and columns, which this model does not"
-        )
+        raise SailUsageError("the official code reads images wholly and by rows and columns, which this model does not")
     upsampler = getattr(network.upsampler, "official_names", None)
     if upsampler is None:
         raise SailUsageError(f"the official code has no {type(network.upsampler).__name__}; only DeconvUpsampler")
@@ -265,7 +264,7 @@ def official_names(model: PixelSAIL) -> dict[str, str]:
 
 
 def _wanted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors that have a place, and those left out with the reason."""
+    """Returns the tensors that are used, and the names of the others with the reason."""
     kept, left_out = {}, {}
     for name, tensor in tensors.items():
         reason = next((why for pattern, why in IGNORED.items() if re.fullmatch(pattern, name)), None)
@@ -283,7 +282,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
 
 
 def _sail(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[Any, int]:
-    """The backbone of SOLO and SAIL style, and its patch size."""
+    """Returns the backbone of SOLO and SAIL style, and its patch size."""
     pixels = _tensor(tensors, "single_transformer.model.vis_embed.weight", "the checkpoint").shape[1]
     patch_size = math.isqrt(pixels // 3)
     if 3 * patch_size**2 != pixels:
@@ -298,7 +297,7 @@ def _sail(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[Any, i
 
 
 def _eve(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> tuple[Any, int]:
-    """The backbone of EVEv2 style, and its patch size."""
+    """Returns the backbone of EVEv2 style, and its patch size."""
     tower = "single_transformer.model.vision_tower.patch_embedding"
     first, second = (_tensor(tensors, f"{tower}.{place}.weight", "the checkpoint") for place in (0, 2))
     words = _decoder_words(config)
@@ -324,7 +323,7 @@ DECODER_WORDS = (
     *("head_dim", "max_position_embeddings", "rope_theta", "rope_parameters", "rms_norm_eps", "hidden_act"),
     *("tie_word_embeddings", "attention_dropout", "initializer_range"),
 )
-"""What a decoder is made from, in Hugging Face's words."""
+"""Config keys of Hugging Face that a decoder is made from."""
 
 
 def _decoder_words(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -365,10 +364,10 @@ def _plugin(name: str, **arguments: Any) -> Plugin:
 
 
 def to_official(model: PixelSAIL) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The official state dict, and a config that reads it back.
+    """Returns the official state dict, and a config that reads it back.
 
     Raises:
-        SailUsageError: the model has parts that the official code does not know.
+        SailUsageError: The model has parts that the official code does not know.
     """
     model.configure_model()
     names, state = official_names(model), merged_state(model.model, model.adapter)

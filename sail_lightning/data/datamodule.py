@@ -196,7 +196,7 @@ class SailDataModule(Checked, L.LightningDataModule):
             raise SailUsageError(
                 f"{source.length} questions are too few for {ranks} processes; use at most {source.length} devices"
             )
-        return distributed_batches(source.pictures(), self.eval_batch_size, rank, ranks, completed)
+        return distributed_batches(source.image_keys(), self.eval_batch_size, rank, ranks, completed)
 
     def _loader(self, source: Source, batches: Sequence[Indices]) -> DataLoader:
         return DataLoader(_Questions(source, batches, self._encoder()), batch_size=None, collate_fn=OpaqueBatch)

@@ -144,7 +144,9 @@ class PackedStream(IterableDataset[PackedBatch]):
         for read, number in enumerate(chain(cursor.waiting, count(cursor.next)), 1):
             of_stream = shard + number * shards
             try:
-                sample = self.source.draw(self._index(of_stream), np.random.default_rng([self.seed, of_stream]))
+                sample = self.source.sample_record(
+                    self._index(of_stream), np.random.default_rng([self.seed, of_stream])
+                )
                 encoded = self.encoder.encode(sample)
             except SailError as error:
                 faults += 1

@@ -31,7 +31,7 @@ def files_digest(paths: list[Path]) -> str:
 def annotations_of(source: Source) -> dict[str, str]:
     """The sha256 of each annotation file of a source and its parts, by path; of a folder, that of its JSON files."""
     found: dict[str, str] = {}
-    for part in source.parts.values():
+    for part in source.children.values():
         found |= annotations_of(part)
     for path in source.files if isinstance(source, IndexedSource) else ():
         found[str(path)] = files_digest(sorted(path.glob("*.json")) if path.is_dir() else [path])

@@ -1,4 +1,4 @@
-"""Samples as an expert of instance segmentation learns them: a picture, the masks in it, and what each one shows."""
+"""Training samples of an instance segmentation expert: an image, its masks and their classes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.utils.data import Dataset
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import load_image, load_mask
-from sail_lightning.plugins.teachers.frozen import resized
+from sail_lightning.image.resizing import resize_batch
 from sail_lightning.sample import Sample
 from sail_lightning.sequence.chat_template import phrases_of
 
 UNNAMED = "object"
-"""The class of a mask without a phrase."""
+"""Class of a mask without a phrase."""
 TRIED, ENDLESS = 100, 2**31
-"""Records that are drawn in place of one without masks, at most; numbers that are drawn of a source without end."""
+"""Largest number of records that are tried in place of one without masks, and range of indices of an endless source."""
 InputSize = Callable[[tuple[int, int]], tuple[int, int]]
-"""From a picture's (height, width) to the one that the expert sees."""
+"""Maps an image's (height, width) to the size that the expert sees."""
 
 
 @dataclass(frozen=True)
 class Instances:
-    """A picture (3, H, W) uint8, RGB, masks (n, H, W) bool and their classes (n,) int64."""
+    """An image (3, H, W) uint8, RGB, masks (n, H, W) bool and their classes (n,) int64."""
 
     pixels: Tensor
     masks: Tensor
@@ -37,11 +37,12 @@ class Instances:
 
 
 def named_masks(sample: Sample, words: int) -> list[tuple[int, str]]:
-    """The masks that a sample's answers name, once each, and the class of each.
+    """Returns the indices of the masks that a sample's answers name, once each, and their classes.
 
     Args:
-        sample: with the phrases of its masks in its answers, `<p> a red circle </p> [SEG]`.
-        words: so many last words of a phrase are its class: `circle`, or `red circle`; 0 for one class of all.
+        sample: Sample whose answers hold the phrases of its masks, as in `<p> a red circle </p> [SEG]`.
+        words: Number of last words of a phrase that are its class, such as `circle` or `red circle`; 0 is one class for
+            all.
     """
     found: dict[int, str] = {}
     for turn in sample.turns:
@@ -55,28 +56,28 @@ def named_masks(sample: Sample, words: int) -> list[tuple[int, str]]:
 
 
 def class_names(source: Source, records: int, words: int) -> list[str]:
-    """The classes of the first `records` records, in alphabetical order.
+    """Returns the classes of the first `records` records in alphabetical order.
 
     Raises:
-        SailError: they hold no mask.
+        SailError: These records hold no mask.
     """
-    count = Counter(name for index in range(records) for _, name in named_masks(source.whole(index), words))
+    count = Counter(name for index in range(records) for _, name in named_masks(source.full_record(index), words))
     if not count:
         raise SailError(f"the first {records} records hold no mask, from which an expert could learn")
     return sorted(count)
 
 
 class InstanceDataset(Dataset[Instances | None]):
-    """So many records of a source, in order; or, for training, shuffled anew for each pass over a finite one.
+    """Dataset of `count` records of a source, in order, or for training shuffled anew for each pass.
 
     Args:
-        source: of the samples, all objects of which are taken (`Source.whole`).
-        classes: their names; what is called otherwise is left out.
-        words: of a phrase that are its class.
-        input_size: of the expert.
-        count: how many.
-        seed: for training: of the shuffling, and of what is drawn in place of records without masks, the same ones each
-            time; None keeps the order, and such records are None.
+        source: Source of the samples, which are read with all objects (`Source.full_record`).
+        classes: Names of the classes; masks of other names are left out.
+        words: Number of last words of a phrase that are its class.
+        input_size: Maps the size of an image to that of the expert's input.
+        count: Number of records.
+        seed: Seed of the shuffling for training, and of the records that replace those without masks; None keeps the
+            order, and records without masks are None.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class InstanceDataset(Dataset[Instances | None]):
         seed: int | None = None,
     ) -> None:
         self.source, self.words, self.input_size = source, words, input_size
-        self.places = {name: place for place, name in enumerate(classes)}
+        self.labels = {name: label for label, name in enumerate(classes)}
         self.count, self.seed = count, seed
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -97,10 +98,10 @@ class InstanceDataset(Dataset[Instances | None]):
         return self.count
 
     def __getitem__(self, place: int) -> Instances | None:
-        """None where a record has no picture, or no mask of a known class; never in training.
+        """Returns a record; None if it has no image or no mask of a known class, which never happens in training.
 
         Raises:
-            SailError: a picture or a mask that cannot be read, which it names; or no record that can be taken.
+            SailError: An image or a mask cannot be read, or no record has a known mask.
         """
         found = self._read(self._record(place))
         if found is not None or self.seed is None:
@@ -113,21 +114,21 @@ class InstanceDataset(Dataset[Instances | None]):
         raise SailError(f"{type(self.source).__name__}: {TRIED} records, drawn one after the other, hold no known mask")
 
     def _read(self, record: int) -> Instances | None:
-        sample = self.source.whole(record)
-        named = [(mask, self.places[name]) for mask, name in named_masks(sample, self.words) if name in self.places]
+        sample = self.source.full_record(record)
+        named = [(mask, self.labels[name]) for mask, name in named_masks(sample, self.words) if name in self.labels]
         if not named or not sample.images:
             return None
         pixels = torch.from_numpy(load_image(sample.images[0]).transpose(2, 0, 1).copy())
         masks = torch.from_numpy(np.stack([load_mask(sample.masks[mask]) for mask, _ in named]))
         if masks.shape[-2:] != pixels.shape[-2:]:
-            raise SailError(f"{sample.source} {sample.id}: masks of another size than the picture")
+            raise SailError(f"{sample.source} {sample.id}: its masks and its image have different sizes")
         size = self.input_size((pixels.shape[-2], pixels.shape[-1]))
         seen = F.interpolate(masks[None].float(), size, mode="nearest")[0] > 0.5
         labels = torch.tensor([label for _, label in named])
-        there = seen.flatten(1).any(1)  # a small one may vanish where pictures are made smaller
+        there = seen.flatten(1).any(1)  # a small mask may vanish when its image is reduced
         if not there.any():
             return None
-        return Instances(resized(pixels[None], size)[0].to(torch.uint8), seen[there], labels[there])
+        return Instances(resize_batch(pixels[None], size)[0].to(torch.uint8), seen[there], labels[there])
 
     def _record(self, number: int) -> int:
         length = self.source.length
@@ -143,8 +144,8 @@ class InstanceDataset(Dataset[Instances | None]):
 
 @dataclass(frozen=True)
 class InstanceBatch:
-    """Pictures (B, 3, H, W) uint8, smaller ones with black to the right and below; masks (n, H, W) bool and classes
-    (n,) int64 of each."""
+    """Batch of images (B, 3, H, W) uint8, padded with black on the right and below, and for each image its masks
+    (n, H, W) bool and classes (n,) int64."""
 
     pixels: Tensor
     masks: list[Tensor]
@@ -152,17 +153,17 @@ class InstanceBatch:
 
 
 def collate(found: Sequence[Instances | None]) -> InstanceBatch | None:
-    """Instances as one batch; None where there are none."""
+    """Returns instances as one batch; None if there are none."""
     batch = [one for one in found if one is not None]
     if not batch:
         return None
     height, width = (max(one.pixels.shape[side] for one in batch) for side in (1, 2))
 
-    def filled(maps: Tensor) -> Tensor:
+    def padded(maps: Tensor) -> Tensor:
         return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))
 
     return InstanceBatch(
-        torch.stack([filled(one.pixels) for one in batch]),
-        [filled(one.masks) for one in batch],
+        torch.stack([padded(one.pixels) for one in batch]),
+        [padded(one.masks) for one in batch],
         [one.labels for one in batch],
     )

@@ -1,4 +1,4 @@
-"""A small Mask2Former of the transformers library as a LightningModule, and the folder that it is kept in."""
+"""Training of a small Mask2Former of the transformers library, as a LightningModule, and its model folder."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
+from sail_lightning.compat.transformers_logging import quiet_transformers
 from sail_lightning.data.sources.base import Source
 from sail_lightning.experts.instances import InstanceBatch, InstanceDataset, collate
 from sail_lightning.experts.recipe import Recipe
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
-from sail_lightning.plugins.teachers.hugging_face import quiet
-from sail_lightning.plugins.teachers.mask2former import LONGEST, input_size
+from sail_lightning.image.resizing import MASK2FORMER_ASPECT, mask2former_size
 from sail_lightning.training.optim import WarmupCosine
 
 REPORT = "expert.json"
-"""In an expert's folder: what it was trained on, for how long, and how good it is."""
+"""File in an expert's folder with its data, training time and metrics."""
 
 
 def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
-    """A Mask2Former with random weights (about 3 million at a width of 64) on a ResNet of four stages."""
+    """Returns a Mask2Former with random weights (about 3 million at a width of 64) on a ResNet of four stages."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 
     stages = [width // 2 * factor for factor in (1, 2, 4, 8)]
@@ -44,7 +44,7 @@ def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
         layer_type="basic",
         **settings,
     )
-    with quiet():  # it warns of any backbone but Swin; others work
+    with quiet_transformers():  # it warns about any backbone but Swin; others work
         config = Mask2FormerConfig(
             backbone_config=backbone,
             feature_size=width,
@@ -64,12 +64,12 @@ def make_network(classes: Sequence[str], width: int, queries: int) -> Any:
 
 
 class Mask2FormerExpert(L.LightningModule):
-    """Trains a Mask2Former by its own loss: each mask is matched with a query.
+    """Trains a Mask2Former by its own loss, which matches each mask with a query.
 
     Args:
-        source: of samples with masks.
-        classes: their names.
-        recipe: how.
+        source: Source of samples with masks.
+        classes: Names of the classes.
+        recipe: Settings of the model and its training.
     """
 
     mean: Tensor
@@ -78,26 +78,26 @@ class Mask2FormerExpert(L.LightningModule):
     def __init__(self, source: Source, classes: Sequence[str], recipe: Recipe) -> None:
         super().__init__()
         self.seconds = 0.0
-        """That training took, before a stop too."""
+        """Training time in seconds, including that before a stop."""
         self.source, self.classes, self.recipe = source, list(classes), recipe
         self.network = make_network(classes, recipe.width, recipe.queries)
         self.register_buffer("mean", 255 * torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGE_STD).view(1, 3, 1, 1), persistent=False)
 
     def dataset(self, source: Source, count: int, seed: int | None = None) -> InstanceDataset:
-        """Records of a source as this expert sees them; a `seed` is for training."""
+        """Returns records of a source as this expert sees them; a `seed` shuffles them for training."""
         recipe = self.recipe
-        sized = partial(input_size, side=recipe.size)
+        sized = partial(mask2former_size, side=recipe.size)
         return InstanceDataset(source, self.classes, recipe.words, sized, count, seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """All steps; after a stop, from the step on that the checkpoint has reached."""
+        """Returns the batches of all steps; after a stop, from the step of the checkpoint on."""
         recipe = self.recipe
         data = self.dataset(self.source, recipe.steps * recipe.batch, recipe.seed)
         return DataLoader(data, batch_sampler=_Steps(self), num_workers=recipe.workers, collate_fn=collate)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The loss draws points: the same ones in a step, whether the run was stopped before it or not."""
+        """Seeds the points that the loss draws, so that a resumed run draws the same ones."""
         torch.manual_seed(hash((self.recipe.seed, self.global_step)) % 2**32)
 
     def training_step(self, batch: InstanceBatch, batch_idx: int) -> Tensor:
@@ -134,9 +134,11 @@ class Mask2FormerExpert(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, source: Source, count: int) -> dict[str, float] | None:
-        """COCO's average precision of masks (`map`, `map_50`, in 0 .. 1) on the first `count` records of a source, and
-        `pictures`, how many of them hold a mask of a known class; None where none does."""
-        recipe, pictures = self.recipe, 0
+        """Returns COCO's average precision of masks (`map`, `map_50`, 0 to 1) on the first `count` records of a source.
+
+        `images` is the number of records with a mask of a known class; None is returned if there are none.
+        """
+        recipe, images = self.recipe, 0
         loader = DataLoader(self.dataset(source, count), recipe.batch, num_workers=recipe.workers, collate_fn=collate)
         metric = MeanAveragePrecision(iou_type="segm")
         training = self.training
@@ -145,22 +147,25 @@ class Mask2FormerExpert(L.LightningModule):
             if batch is not None:
                 moved = self.transfer_batch_to_device(batch, self.device, 0)
                 metric.update(self._predicted(moved.pixels), _wanted(batch))
-                pictures += len(batch.masks)
+                images += len(batch.masks)
         self.train(training)
-        if not pictures:
+        if not images:
             return None
         found = metric.compute()
-        return {"pictures": pictures, **{name: float(found[name]) for name in ("map", "map_50")}}
+        return {"images": images, **{name: float(found[name]) for name in ("map", "map_50")}}
 
     def _predicted(self, pixels: Tensor) -> list[dict[str, Tensor]]:
-        """Masks (n, H, W) bool, scores and classes of each picture: a query's best class, and how sure it is of the
-        class and, on average, of the mask's pixels (the official score)."""
+        """Returns masks (n, H, W) bool, scores and classes for each image.
+
+        A query's score is the probability of its best class times the mean probability of the mask's pixels, as in the
+        official code.
+        """
         output = self.network(pixel_values=self._normalised(pixels))
-        chances, labels = output.class_queries_logits.softmax(-1)[..., :-1].max(-1)
+        probabilities, labels = output.class_queries_logits.softmax(-1)[..., :-1].max(-1)
         logits = F.interpolate(output.masks_queries_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
         masks = logits > 0
-        sure = (logits.sigmoid() * masks).sum((2, 3)) / masks.sum((2, 3)).clamp(min=1)
-        scores = chances * sure
+        mask_scores = (logits.sigmoid() * masks).sum((2, 3)) / masks.sum((2, 3)).clamp(min=1)
+        scores = probabilities * mask_scores
         return [
             {"masks": mask, "scores": score, "labels": label}
             for mask, score, label in zip(masks.cpu(), scores.cpu(), labels.cpu(), strict=True)
@@ -171,8 +176,10 @@ class Mask2FormerExpert(L.LightningModule):
 
 
 class _Steps:
-    """The places of each step's records, from the step on that an expert has reached; its length is that of a whole
-    training, as Lightning counts the steps before a stop too."""
+    """Batch sampler that starts at the step that an expert has reached.
+
+    Its length is that of the whole training, as Lightning also counts the steps before a stop.
+    """
 
     def __init__(self, expert: Mask2FormerExpert) -> None:
         self.expert = expert
@@ -191,26 +198,26 @@ def _wanted(batch: InstanceBatch) -> list[dict[str, Tensor]]:
 
 
 def save_folder(expert: Mask2FormerExpert, folder: Path, report: dict[str, Any]) -> None:
-    """Writes the folder that `Mask2FormerTeacher` reads, whole or not at all: weights, config, image processor, report.
+    """Writes the folder that `Mask2FormerTeacher` reads atomically: weights, config, image processor, report.
 
     Args:
-        expert: trained.
-        folder: is not there, or is empty.
-        report: anything that JSON holds.
+        expert: Trained expert.
+        folder: Folder that does not exist or is empty.
+        report: Content of the report, as JSON.
     """
     from transformers import Mask2FormerImageProcessor
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with quiet():
+        with quiet_transformers():
             expert.network.save_pretrained(draft)
-        size = {"shortest_edge": expert.recipe.size, "longest_edge": round(expert.recipe.size * LONGEST)}
+        size = {"shortest_edge": expert.recipe.size, "longest_edge": round(expert.recipe.size * MASK2FORMER_ASPECT)}
         Mask2FormerImageProcessor(size=size, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)).save_pretrained(
             draft
         )
         (draft / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        # mkdtemp lets nobody else in, and the library neither to the weights.
+        # mkdtemp and the library grant access to the owner only.
         draft.chmod(0o755)
         for path in draft.glob("*.safetensors"):
             shutil.copymode(draft / "config.json", path)

@@ -1,4 +1,4 @@
-"""How an expert is made and trained; torch is not needed to say it."""
+"""Settings of an expert and its training, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from sail_lightning.settings.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 
 GROUPS = 32
-"""Groups of channels in the pixel decoder's norms."""
+"""Number of channel groups in the norms of the pixel decoder."""
 SMALLEST = 64
-"""Pixels of an image's side: the coarsest features are of 32 pixels, and one alone has no spread to be normed by."""
+"""Smallest side of an image in pixels; the coarsest features have a stride of 32, and a single one cannot be normed."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an expert is made and trained.
+    """Settings of an expert and its training.
 
     Args:
-        steps: Optimiser steps.
-        batch: Images a step.
-        size: Shorter side of its images in pixels, 64 or more.
-        width: Channels of its features, a multiple of 32.
-        queries: Most objects it finds in an image.
-        words: Last words of a phrase that are its class; 0 is one class of all.
+        steps: Number of optimiser steps.
+        batch: Number of images per step.
+        size: Shorter side of the images in pixels, 64 or more.
+        width: Number of feature channels, a multiple of 32.
+        queries: Largest number of objects that are found in an image.
+        words: Number of last words of a phrase that are its class; 0 gives all one class.
         lr: Highest learning rate.
-        seed: Of weights and order.
-        workers: Processes that read; 0 is this one.
+        seed: Seed of weights and order.
+        workers: Number of reading processes; 0 reads in this one.
 
     Raises:
         SailUsageError: A number is out of range.

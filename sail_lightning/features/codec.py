@@ -1,4 +1,4 @@
-"""Features as they are stored: float16, or int8 with a scale per channel; and what that costs in exactness."""
+"""Stored form of features, float16 or int8 with a scale per channel, and its error."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ StoredAs = Literal["float16", "int8"]
 
 @dataclass(frozen=True)
 class Entry:
-    """Stored features of one picture: `values` (C, h, w) float16, or int8 with `scale` (C,) float32."""
+    """Stored features of one image: `values` (C, h, w) float16, or int8 with `scale` (C,) float32."""
 
     values: Tensor
     scale: Tensor | None = None
 
     def decoded(self, device: torch.device | str = "cpu") -> Tensor:
-        """The features (C, h, w), float32, on a device."""
+        """Returns the features (C, h, w) in float32 on a device."""
         values = self.values.to(device, non_blocking=True).float()
         return values if self.scale is None else values * self.scale.to(device, non_blocking=True)[:, None, None]
 
     @property
     def size(self) -> int:
-        """Bytes on disk, but for names."""
+        """Size on disk in bytes, without names."""
         scale = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
         return self.values.numel() * self.values.element_size() + scale
 
 
 @dataclass(frozen=True)
 class Error:
-    """How far decoded features are from the teacher's: the largest difference, and sums of squares."""
+    """Error of decoded features: the largest difference, and sums of squares of the differences and the features."""
 
     largest: float = 0.0
     squares: float = 0.0
@@ -48,15 +48,15 @@ class Error:
 
     @property
     def relative(self) -> float:
-        """Root of the mean squared difference, as a share of that of the features."""
+        """Root mean square of the differences, relative to that of the features."""
         return math.sqrt(self.squares / self.of_features) if self.of_features else 0.0
 
 
 def encode(features: Tensor, stored_as: StoredAs) -> tuple[Entry, Error]:
-    """Features (C, h, w) of any floating type and device, stored on the CPU; and the error that this makes.
+    """Encodes features (C, h, w) of any floating dtype and device; returns them on the CPU, and their error.
 
     Raises:
-        SailError: features that are not finite, or too large for float16.
+        SailError: Features are not finite, or too large for float16.
     """
     exact = features.float().cpu()
     if not exact.isfinite().all():

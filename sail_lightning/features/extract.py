@@ -1,4 +1,4 @@
-"""Fills a folder with a teacher's features of a source's pictures, and goes on where an earlier run was stopped."""
+"""Writes a teacher's features of a source's images to a folder, and resumes a run that was stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from sail_lightning.data.sources.base import Source
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.features.codec import encode
-from sail_lightning.features.images import Place, Read, read
+from sail_lightning.features.images import ImageLocation, LoadedImage, load_images
 from sail_lightning.features.store import FeatureWriter, Settings
 from sail_lightning.interfaces import Teacher, to_spec
 from sail_lightning.model import contract
@@ -25,7 +25,7 @@ OF_TRAINING = ("weight", "every_n_steps", "tasks")
 
 @dataclass
 class Extraction:
-    """What a run did: pictures computed now, those that were there before, and faults of those that cannot be read."""
+    """Result of a run: number of images computed, number found in the folder, and faults of unreadable images."""
 
     computed: int = 0
     known: int = 0
@@ -33,7 +33,14 @@ class Extraction:
 
 
 def settings_for(teacher: Teacher, encoder: Encoder, stored_as: str, stride: int | None) -> Settings:
-    """What the features of a built teacher will be."""
+    """Returns the settings of a built teacher's features.
+
+    Args:
+        teacher: Teacher after `build`.
+        encoder: Encoder of the student.
+        stored_as: `float16` or `int8`.
+        stride: Pixels per feature of the student, which larger feature maps are reduced to; None keeps them.
+    """
     spec = to_spec(teacher)
     arguments = {name: value for name, value in spec["init_args"].items() if name not in OF_TRAINING}
     return Settings(
@@ -53,31 +60,31 @@ def extract(
     encoder: Encoder,
     teacher: Teacher,
     writer: FeatureWriter,
-    wanted: Sequence[Place],
+    wanted: Sequence[ImageLocation],
     device: torch.device | str = "cpu",
     workers: int = 0,
     batch_size: int = 8,
     tell: Tell = lambda done, total: None,
 ) -> Extraction:
-    """Writes the features of the pictures at these places; those that are there are not read again.
+    """Writes the features of images; those that are in the folder already are not read again.
 
     Args:
-        source: of the pictures.
-        encoder: of the student: pictures are resized as it does.
-        teacher: built.
-        writer: of the folder.
-        wanted: where pictures are (`pictures.places`).
-        device: that the teacher computes on.
-        workers: processes that read pictures.
-        batch_size: pictures of one size that the teacher sees at once.
-        tell: called with the numbers of pictures that are done and of all.
+        source: Source of the images.
+        encoder: Encoder of the student, which decides about the size of images.
+        teacher: Teacher after `build`.
+        writer: Writer of the folder.
+        wanted: Locations of the images (`images.locate_images`).
+        device: Device that the teacher computes on.
+        workers: Number of processes that read images; 0 reads in this one.
+        batch_size: Number of images of one size that the teacher computes at once.
+        tell: Called with the number of images that are done and the number of all.
     """
-    left = [place for place in wanted if place.name not in writer.names]
+    left = [location for location in wanted if location.name not in writer.names]
     done = Extraction(known=len(wanted) - len(left))
     teacher.to(device)
-    for group in _batches(read(source, encoder, left, workers), batch_size, writer, done):
+    for group in _batches(load_images(source, encoder, left, workers), batch_size, writer, done):
         for one, features in zip(group, _features(teacher, group, device, writer.settings.stride), strict=True):
-            writer.add(one.key, *encode(features, writer.settings.stored_as), one.place.name)
+            writer.add(one.key, *encode(features, writer.settings.stored_as), one.location.name)
         done.computed += len(group)
         tell(done.computed + done.known + len(done.faults), len(wanted))
     if done.computed == 0:
@@ -85,30 +92,32 @@ def extract(
     return done
 
 
-def _batches(pictures: Iterator[Read], size: int, writer: FeatureWriter, done: Extraction) -> Iterator[list[Read]]:
-    """Pictures of one size together; faults, and pictures that are there already, are noted and left out.
+def _batches(
+    images: Iterator[LoadedImage], size: int, writer: FeatureWriter, done: Extraction
+) -> Iterator[list[LoadedImage]]:
+    """Yields batches of images of one size; faults and images that are already stored are noted and left out.
 
-    At most four batches' worth of pictures wait for others of their size.
+    At most four batches of images wait for others of their size.
     """
-    waiting: dict[tuple[int, ...], list[Read]] = {}
+    waiting: dict[tuple[int, ...], list[LoadedImage]] = {}
     twins: dict[str, list[str]] = {}
-    """Of the pictures that wait: places where the same ones are."""
+    """Names of the locations of each waiting image beyond the first, by its key."""
 
-    def go(shape: tuple[int, ...]) -> Iterator[list[Read]]:
+    def go(shape: tuple[int, ...]) -> Iterator[list[LoadedImage]]:
         group = waiting.pop(shape)
         yield group
         for one in group:  # now it is written
             for name in twins.pop(one.key):
-                writer.again(name)
+                writer.add_name(name)
 
-    for one in pictures:
+    for one in images:
         if one.pixels is None:
             done.faults.append(one.fault)
         elif one.key in writer.keys:
-            writer.again(one.place.name)
+            writer.add_name(one.location.name)
             done.known += 1
         elif one.key in twins:
-            twins[one.key].append(one.place.name)
+            twins[one.key].append(one.location.name)
             done.known += 1
         else:
             twins[one.key] = []
@@ -121,13 +130,13 @@ def _batches(pictures: Iterator[Read], size: int, writer: FeatureWriter, done: E
 
 
 @torch.no_grad()
-def _features(teacher: Teacher, group: Sequence[Read], device: torch.device | str, stride: int | None) -> Tensor:
-    """Features (B, C, h, w) of pictures of one size, at the student's stride where that leaves fewer of them."""
+def _features(teacher: Teacher, group: Sequence[LoadedImage], device: torch.device | str, stride: int | None) -> Tensor:
+    """Returns features (B, C, h, w) of images of one size, at the student's stride if that makes them smaller."""
     pixels = torch.from_numpy(np.stack([one.pixels for one in group if one.pixels is not None]))
     features = contract.features(teacher, pixels.to(device))
     if stride is not None:
         grid = (pixels.shape[-2] // stride, pixels.shape[-1] // stride)
         if grid[0] * grid[1] < features.shape[-2] * features.shape[-1]:
-            # As the loss would: resized there again, it stays what it is.
+            # The loss resizes in the same way, which then changes nothing.
             features = F.interpolate(features.float(), grid, mode="bilinear", align_corners=False)
     return features

@@ -1,4 +1,4 @@
-"""The pictures of a source, each file once, read side by side as the student sees them."""
+"""Loads the images of a source, each file once, in parallel and at the size that the student sees."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 from sail_lightning.data.sources.base import Source
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
-from sail_lightning.features.store import picture_key
+from sail_lightning.features.store import image_key
 from sail_lightning.image.preprocessing import load_image, resize_image
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a picture is: the `number`-th of a record of the source. `name` is the same in each run on the same data:
-    that of its file, or of the data and the place, where it has none."""
+class ImageLocation:
+    """Location of an image in a source.
+
+    Attributes:
+        record: Index of the record.
+        number: Index of the image within the record.
+        name: Name that is the same in each run on the same data: the path of the file, or else one that is made of
+            the settings of the data and the location.
+    """
 
     record: int
     number: int
@@ -31,26 +37,35 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A picture (3, height, width) uint8 as the student sees it, and its key; or why it cannot be read."""
+class LoadedImage:
+    """An image as the student sees it, or its fault.
 
-    place: Place
+    Attributes:
+        location: Location of the image.
+        key: `store.image_key` of the pixels; empty if the image cannot be read.
+        pixels: Pixels (3, height, width) uint8, RGB; None if the image cannot be read.
+        fault: Message of the error if the image cannot be read.
+    """
+
+    location: ImageLocation
     key: str = ""
     pixels: NDArray[np.uint8] | None = None
     fault: str = ""
 
 
-def places(source: Source, records: int, data: Any, tell: Callable[[int, int], None]) -> tuple[list[Place], list[str]]:
-    """Where the pictures of the first `records` records are, each file once; and the faults of records.
+def locate_images(
+    source: Source, records: int, data: Any, tell: Callable[[int, int], None]
+) -> tuple[list[ImageLocation], list[str]]:
+    """Returns the locations of the images of the first `records` records, each file once, and faults of records.
 
     Args:
-        source: what training will read.
-        records: how many of it.
-        data: its settings, as JSON, which name pictures without a file.
-        tell: called with the numbers of records that are seen and of all.
+        source: Source of the training.
+        records: Number of records that are read.
+        data: Settings of the data as JSON, from which images without a file get their names.
+        tell: Called with the number of records that are done and the number of all.
     """
     unnamed = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    found: dict[str, Place] = {}
+    found: dict[str, ImageLocation] = {}
     faults = []
     for record in range(records):
         try:
@@ -60,31 +75,35 @@ def places(source: Source, records: int, data: Any, tell: Callable[[int, int], N
             images = ()
         for number, image in enumerate(images):
             own = str(Path(image).resolve()) if isinstance(image, str | Path) else f"{unnamed} {record} {number}"
-            found.setdefault(own, Place(record, number, own))
+            found.setdefault(own, ImageLocation(record, number, own))
         tell(record + 1, records)
     return list(found.values()), faults
 
 
-def read(source: Source, encoder: Encoder, wanted: Sequence[Place], workers: int) -> Iterator[Read]:
-    """The pictures at these places, in order, read by so many processes (0: this one)."""
-    pictures = _Pictures(source, encoder.patch_size, encoder.max_side, encoder.resize, wanted)
-    yield from DataLoader(pictures, batch_size=None, num_workers=workers)
+def load_images(
+    source: Source, encoder: Encoder, wanted: Sequence[ImageLocation], workers: int
+) -> Iterator[LoadedImage]:
+    """Yields the images at these locations in order, read by `workers` processes; 0 reads in this one."""
+    images = _Images(source, encoder.patch_size, encoder.max_side, encoder.resize, wanted)
+    yield from DataLoader(images, batch_size=None, num_workers=workers)
 
 
-class _Pictures(Dataset[Read]):
-    def __init__(self, source: Source, patch_size: int, max_side: int, resize: Any, wanted: Sequence[Place]) -> None:
+class _Images(Dataset[LoadedImage]):
+    def __init__(
+        self, source: Source, patch_size: int, max_side: int, resize: Any, wanted: Sequence[ImageLocation]
+    ) -> None:
         self.source, self.patch_size, self.max_side, self.resize = source, patch_size, max_side, resize
         self.wanted = wanted
 
     def __len__(self) -> int:
         return len(self.wanted)
 
-    def __getitem__(self, index: int) -> Read:
-        place = self.wanted[index]
+    def __getitem__(self, index: int) -> LoadedImage:
+        location = self.wanted[index]
         try:
-            image = load_image(self.source[place.record].images[place.number])
+            image = load_image(self.source[location.record].images[location.number])
             pixels = resize_image(image, self.patch_size, self.max_side, self.resize)
         except SailError as error:
-            return Read(place, fault=str(error))
+            return LoadedImage(location, fault=str(error))
         turned = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        return Read(place, picture_key(turned), turned)
+        return LoadedImage(location, image_key(turned), turned)

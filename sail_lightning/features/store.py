@@ -1,7 +1,7 @@
-"""A folder of features: shards in safetensors, each whole or not there, and features.json, which says what they are.
+"""A folder of features: safetensors shards, written atomically, and features.json, which describes them.
 
-A picture is named by its pixels as the student sees them (`picture_key`), which training has at hand whatever file,
-archive or generator they came from.
+An image is identified by its pixels as the student sees them (`image_key`), which training knows whatever file, archive
+or generator they came from.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SCALE = ".scale"
 FORMAT = 1
 
 
-def picture_key(pixels: NDArray[np.uint8]) -> str:
-    """What names a picture (3, height, width) uint8: a hash of its size and pixels."""
+def image_key(pixels: NDArray[np.uint8]) -> str:
+    """Returns the key of an image (3, height, width) uint8: a hash of its size and pixels."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
@@ -45,11 +45,17 @@ def picture_key(pixels: NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the features of a folder are: runs that add to it must agree.
+    """Settings of the features of a folder, which runs that add to it must share.
 
-    `teacher` is its class and arguments; `channels` of its features, for the student's `tap`; `stored_as` how they lie
-    there; `stride` the pixels per feature that they were resized to, None where they were not; `patch_size`, `max_side`
-    and `resize` how the student sees pictures.
+    Attributes:
+        teacher: Class and arguments of the teacher.
+        channels: Number of channels of the features.
+        tap: Student features that they teach.
+        stored_as: Stored form, `float16` or `int8`.
+        stride: Pixels per feature that they were resized to; None if they were not.
+        patch_size: Patch size of the student in pixels.
+        max_side: Longest side of images for the student in pixels.
+        resize: Rule by which the student resizes images.
     """
 
     teacher: dict[str, Any]
@@ -63,31 +69,31 @@ class Settings:
 
     @property
     def seen(self) -> str:
-        """How its pictures are seen, for messages."""
+        """Size of its images, for messages."""
         return f"seen with patches of {self.patch_size} and a longest side of {self.max_side} pixels"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a folder holds: pictures, their bytes, and the error of the way they are stored."""
+    """Content of a folder: number of images, size in bytes, and error of the stored form."""
 
-    pictures: int
+    images: int
     bytes: int
     error: Error
 
     def __add__(self, other: Summary) -> Summary:
-        return Summary(self.pictures + other.pictures, self.bytes + other.bytes, self.error + other.error)
+        return Summary(self.images + other.images, self.bytes + other.bytes, self.error + other.error)
 
     @property
-    def bytes_per_picture(self) -> float:
-        return self.bytes / max(1, self.pictures)
+    def bytes_per_image(self) -> float:
+        return self.bytes / max(1, self.images)
 
     def to_dict(self) -> dict[str, Any]:
-        """For features.json."""
+        """Returns the summary for features.json."""
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "bytes": self.bytes,
-            "bytes_per_picture": round(self.bytes_per_picture),
+            "bytes_per_image": round(self.bytes_per_image),
             "largest_error": self.error.largest,
             "relative_error": self.error.relative,
         }
@@ -95,7 +101,7 @@ class Summary:
 
 @dataclass
 class _Shard:
-    """An open file: its pictures, which records of the source they answer, and the error."""
+    """An open shard: keys of its images, names of their locations in the source, and the error."""
 
     path: Path
     file: Any
@@ -105,13 +111,13 @@ class _Shard:
 
 
 class FeatureStore:
-    """Features by picture, mapped into memory. Copies made for other processes open the files anew.
+    """Reads features by image key, mapped into memory. A copy in another process opens the files anew.
 
     Args:
-        folder: that `FeatureWriter` wrote.
+        folder: Folder that `FeatureWriter` wrote.
 
     Raises:
-        SailError: no such folder, or a damaged file.
+        SailError: The folder does not exist, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,7 +136,7 @@ class FeatureStore:
         return key in self._where
 
     def read(self, key: str) -> Entry | None:
-        """The features of a picture, None if they are not there."""
+        """Returns the features of an image; None if it is not in the folder."""
         shard = self._where.get(key)
         if shard is None:
             return None
@@ -140,16 +146,16 @@ class FeatureStore:
 
 @dataclass
 class FeatureWriter:
-    """Adds features to a folder, in shards; goes on where an earlier run ended. A context: the last shard is written at
-    its end, also where that is a fault or an interrupt.
+    """Adds features to a folder in shards, after those of earlier runs. Used as a context, it writes the last shard at
+    its end, also after an error or an interrupt.
 
     Args:
-        folder: made if missing.
-        settings: what the features are.
-        shard_size: bytes at which a shard is written.
+        folder: Folder of the features; made if missing.
+        settings: Settings of the features.
+        shard_size: Size in bytes at which a shard is written.
 
     Raises:
-        SailUsageError: the folder holds features of other settings, or no features but something else, or another
+        SailUsageError: The folder holds features of other settings, or other files but no features, or another
             process writes to it.
     """
 
@@ -157,25 +163,25 @@ class FeatureWriter:
     settings: Settings
     shard_size: int = 256 * 2**20
     keys: set[str] = field(default_factory=set, init=False)
-    """Pictures that are there."""
+    """Keys of the images in the folder."""
     names: set[str] = field(default_factory=set, init=False)
-    """What else is known to be there: see `add`."""
+    """Names of the locations of these images in the source."""
 
     def __post_init__(self) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         self._names: list[str] = []
         self._error, self._bytes = Error(), 0
         self.written = Summary(0, 0, Error())
-        self._hold()
+        self._acquire()
         try:
             self._check()
             self._read()
         except BaseException:
-            self._let_go()
+            self._release()
             raise
 
-    def _hold(self) -> None:
-        """Makes the folder, and sees to it that no other process writes there."""
+    def _acquire(self) -> None:
+        """Makes the folder, and locks it against other writers."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -191,13 +197,13 @@ class FeatureWriter:
                 f"another process writes features to {self.folder}; wait for it, or name another folder"
             ) from None
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         with suppress(OSError):  # Windows removes no open file
             (self.folder / LOCK).unlink(missing_ok=True)  # before another can hold it
         self._lock.release()
 
     def _check(self) -> None:
-        for stale in self.folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
+        for stale in self.folder.glob(f"{UNFINISHED}*"):  # left by a run that was killed
             stale.unlink()
         if not (self.folder / SUMMARY).exists():
             self._write_summary()
@@ -211,7 +217,7 @@ class FeatureWriter:
 
     def _read(self) -> None:
         shards = _files(self.folder)
-        # One of them may have been removed, as damaged: the others keep their names.
+        # A damaged one may have been removed; the others keep their names.
         self._number = max((int(path.stem.rpartition("-")[2]) for path in shards), default=-1) + 1
         for shard in map(_open, shards):
             self.keys.update(shard.keys)
@@ -227,27 +233,27 @@ class FeatureWriter:
         try:
             self.flush()
         finally:
-            self._let_go()
+            self._release()
 
     def add(self, key: str, entry: Entry, error: Error, name: str) -> None:
-        """Adds a picture; `name` says which one of the source it is, so that a later run need not read it again."""
+        """Adds an image; `name` identifies it in the source, so that a later run does not read it again."""
         self.keys.add(key)
         self._tensors[key] = entry.values.contiguous()
         if entry.scale is not None:
             self._tensors[key + SCALE] = entry.scale
         self._error += error
         self._bytes += entry.size
-        self.again(name)
+        self.add_name(name)
         if self._bytes >= self.shard_size:
             self.flush()
 
-    def again(self, name: str) -> None:
-        """Notes that a picture of the source is one that is there already."""
+    def add_name(self, name: str) -> None:
+        """Notes another name of an image that is already in the folder."""
         self.names.add(name)
         self._names.append(name)
 
     def flush(self) -> None:
-        """Writes what was added since the last shard."""
+        """Writes the images that were added since the last shard."""
         if not self._names:
             return
         note = {"names": self._names, "error": asdict(self._error)}
@@ -255,8 +261,8 @@ class FeatureWriter:
         save_file(self._tensors, unfinished, metadata={"sail_features": json.dumps(note)})
         shutil.copymode(self.folder / SUMMARY, unfinished)  # the library writes for the owner alone
         os.replace(unfinished, path)
-        pictures = sum(not key.endswith(SCALE) for key in self._tensors)
-        self.written += Summary(pictures, path.stat().st_size, self._error)
+        images = sum(not key.endswith(SCALE) for key in self._tensors)
+        self.written += Summary(images, path.stat().st_size, self._error)
         self._tensors, self._names, self._error, self._bytes = {}, [], Error(), 0
         self._number += 1
         self._write_summary()
@@ -272,10 +278,10 @@ class FeatureWriter:
 
 
 def read_settings(folder: Path) -> Settings:
-    """What the features of a folder are.
+    """Returns the settings of the features of a folder.
 
     Raises:
-        SailError: no features there, or a damaged features.json.
+        SailError: The folder has no features, or its features.json is damaged.
     """
     path = folder / SUMMARY
     try:

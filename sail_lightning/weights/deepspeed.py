@@ -1,9 +1,9 @@
-"""DeepSpeed's folders, read without DeepSpeed.
+"""Reads DeepSpeed's checkpoint folders without DeepSpeed.
 
 Each process writes a `*_model_states.pt` and a `*_optim_states.pt`. Up to ZeRO-2 the first holds all weights. Under
-ZeRO-3 every parameter is cut into as many pieces as there are processes, all of the same length, the last one padded.
-Trained parameters lie in the optimiser's files, piece after piece in the order of `param_shapes`, in float32; frozen
-ones lie in the model's files, by name. (Layout: DeepSpeed's own `zero_to_fp32.py`.)
+ZeRO-3 every parameter is split into as many pieces as there are processes, all of the same length, the last one padded.
+Trained parameters are in the optimiser's files, piece after piece in the order of `param_shapes`, in float32; frozen
+ones are in the model's files by name. (Layout: DeepSpeed's own `zero_to_fp32.py`.)
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sail_lightning.weights.state_dict import size
 MODEL, OPTIMIZER = "_model_states.pt", "_optim_states.pt"
 WHOLE = f"mp_rank_00{MODEL}"
 LAYOUT = ("param_shapes", "buffer_names", "shared_params", "frozen_param_shapes", "frozen_param_fragments")
-"""Entries that say where weights lie."""
+"""Entries that describe the layout of the weights."""
 
 
 def locate(folder: Path) -> Path | None:
-    """The folder of the files: itself, the one that `latest` names, or the only one below; None if there is none.
+    """Returns the folder of the files: itself, the one that `latest` names, or the only one below; None without one.
 
     Raises:
-        SailError: `latest` names a folder that is not there.
-        SailUsageError: there are several and nothing says which.
+        SailError: `latest` names a missing folder.
+        SailUsageError: There are several folders and no `latest`.
     """
     if _is_deepspeed(folder):
         return folder
@@ -53,10 +53,10 @@ def _is_deepspeed(folder: Path) -> bool:
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights, and everything else that was saved with them.
+    """Returns the weights, and everything else that was saved with them.
 
     Raises:
-        SailError: a part is missing, damaged or of another checkpoint, or the model was split in another way.
+        SailError: A part is missing, damaged or of another checkpoint, or the model was split in another way.
     """
     names = sorted(path.name for path in folder.glob(f"*{MODEL}"))
     pieces = [name for name in names if re.fullmatch(rf"zero_pp_rank_\d+_mp_rank_00{MODEL}", name)]
@@ -79,12 +79,12 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _content(path: Path) -> dict[str, Any]:
     content = pickles.load(path)
     if not isinstance(content, dict) or not isinstance(content.get("module"), dict):
-        raise SailError(f"{path} has no module: it is no model state of DeepSpeed; copy it again")
+        raise SailError(f"{path} has no module: it is not a model state of DeepSpeed; copy it again")
     return content
 
 
 def _whole(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights of a file that holds them all, as they are."""
+    """Returns the weights of a file that holds all of them."""
     tensors = pickles.tensors_of(content["module"], path)
     for name, shape in _shapes(content.get("param_shapes"), path).items():
         if name not in tensors:
@@ -95,7 +95,7 @@ def _whole(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _rebuilt(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the first process saved, and the weights put together from the pieces of all."""
+    """Returns the content that the first process saved, and the weights joined from the pieces of all processes."""
     first = _flat_groups(folder, 0)
     world = first.get("partition_count")
     world = max(world) if isinstance(world, list) and world else world
@@ -131,7 +131,7 @@ def _rebuilt(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _shapes(groups: Any, path: Path) -> dict[str, torch.Size]:
-    """Shapes of parameters by name, in the order of their pieces: a mapping, or one for each group of parameters."""
+    """Returns shapes by parameter name, in the order of their pieces, from one mapping or one per parameter group."""
     try:
         groups = [groups or {}] if isinstance(groups, dict | None) else groups
         return {name: torch.Size(shape) for group in groups for name, shape in group.items()}
@@ -150,22 +150,22 @@ def _flat_groups(folder: Path, rank: int) -> dict[str, Any]:
     state: Any = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     groups = state.get("fp32_flat_groups") if isinstance(state, dict) else None
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Tensor) for group in groups):
-        raise SailError(f"{path} has no fp32_flat_groups: it is no ZeRO-3 state of DeepSpeed; copy it again")
+        raise SailError(f"{path} has no fp32_flat_groups: it is not a ZeRO-3 state of DeepSpeed; copy it again")
     return dict(state)
 
 
 class _Pieces:
-    """One process's pieces, read one after another; a list of flat tensors of any lengths holds them."""
+    """Pieces of one process, read one after another from a list of flat tensors of any lengths."""
 
     def __init__(self, groups: Sequence[Tensor], path: Path) -> None:
         self.groups = [group.flatten() for group in groups]
         self.path = path
 
     def take(self, length: int, name: str) -> Tensor:
-        """The next values.
+        """Returns the next `length` values.
 
         Raises:
-            SailError: there are not so many left.
+            SailError: Fewer values are left.
         """
         parts = []
         while length and self.groups:

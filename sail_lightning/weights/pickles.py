@@ -1,4 +1,4 @@
-"""torch's pickled files, read without importing or running anything that they name."""
+"""Reads torch's pickled files without importing or running anything that they name."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sail_lightning.errors import SailError
 
-HARMFUL = re.compile(
+DENYLIST = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|shutil|socket|importlib|runpy|ctypes|pickle|_pickle|webbrowser)\..*"
     r"|(io|_io)\.open.*|builtins\.(eval|exec|compile|open|input|breakpoint|__import__|setattr|delattr|globals|vars)"
 )
-"""What no checkpoint names in good faith. It would not be run either way; the user shall know of it."""
+"""Names that no honest checkpoint contains. They would not be run in any case, but the file is refused."""
 
 MEND = "open it where it was written and save its state_dict alone with torch.save"
 
 
-class Inert:
-    """Stands for an object of a class that is neither imported nor run; forgets all that it is given."""
+class UnpickledStub:
+    """Placeholder for an object of a class that is neither imported nor run; it ignores all arguments."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> UnpickledStub:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,8 +38,8 @@ class Inert:
         pass
 
 
-def _inert_class(*args: Any) -> type[Inert]:
-    return Inert
+def _stub_class(*args: Any) -> type[UnpickledStub]:
+    return UnpickledStub
 
 
 def _empty_dict(*args: Any) -> dict[Any, Any]:
@@ -50,28 +50,28 @@ def _empty_list(*args: Any) -> list[Any]:
     return []
 
 
-# What a name is replaced by. An attribute may be a nested class, which is then called; containers are filled later.
+# Replacements of names. An attribute may be a nested class, which is then called; containers are filled later.
 STAND_INS = {
-    "builtins.getattr": _inert_class,
+    "builtins.getattr": _stub_class,
     "collections.defaultdict": _empty_dict,
     "collections.deque": _empty_list,
 }
 
 
 def load(path: Path) -> Any:
-    """What `torch.save` wrote: tensors on the CPU, mapped into memory if the file is a zip archive (torch 1.6 on).
+    """Returns what `torch.save` wrote: tensors on the CPU, mapped into memory if the file is a zip archive.
 
-    Objects of classes that torch does not know come as `Inert`: their classes are neither imported nor run.
+    Objects of classes that torch does not know become `UnpickledStub`: their classes are neither imported nor run.
 
     Raises:
-        SailError: the file is missing, damaged or foreign, or names what runs commands.
+        SailError: The file is missing, damaged or foreign, or names something that can run commands.
     """
     zipped = start(path).startswith(b"PK\x03\x04")
     try:
         names = sorted(get_unsafe_globals_in_checkpoint(str(path))) if zipped else []
-        if harmful := next(filter(HARMFUL.fullmatch, names), None):
+        if harmful := next(filter(DENYLIST.fullmatch, names), None):
             raise _refusal(path, harmful)
-        stand_ins: list[Any] = [(STAND_INS.get(name, Inert), name) for name in names]
+        stand_ins: list[Any] = [(STAND_INS.get(name, UnpickledStub), name) for name in names]
         with safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on storage types and protocols of old files
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and _is_stored(path))
@@ -88,22 +88,22 @@ def load(path: Path) -> Any:
 
 
 def _refusal(path: Path, name: str) -> SailError:
-    if HARMFUL.fullmatch(name) or HARMFUL.fullmatch(f"builtins.{name}"):  # torch's messages leave `builtins` out
+    if DENYLIST.fullmatch(name) or DENYLIST.fullmatch(f"builtins.{name}"):  # torch's messages leave `builtins` out
         return SailError(f"{path} is refused: it names {name}, which can run commands; do not use this file")
     return SailError(f"{path} is refused: it names {name}, which is no weight; {MEND}")
 
 
 def _is_stored(archive: Path) -> bool:
-    """Whether nothing in an archive is compressed. Of one that was packed anew, a map would show what was packed."""
+    """Returns whether nothing in an archive is compressed; compressed content cannot be mapped into memory."""
     with zipfile.ZipFile(archive) as content:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in content.infolist())
 
 
 def start(path: Path) -> bytes:
-    """The first bytes of a file.
+    """Returns the first bytes of a file.
 
     Raises:
-        SailError: it is missing, empty, cannot be opened, or stands for a large file that was not fetched.
+        SailError: The file is missing, empty, cannot be opened, or is a pointer to a large file.
     """
     try:
         with path.open("rb") as file:
@@ -120,10 +120,10 @@ def start(path: Path) -> bytes:
 
 
 def tensors_of(content: Any, where: Path) -> dict[str, Tensor]:
-    """A state dict's tensors by name. State that modules keep beside their tensors (`_extra_state`) is left out.
+    """Returns a state dict's tensors by name, without the extra state of modules (`_extra_state`).
 
     Raises:
-        SailError: it is no mapping, or holds anything else.
+        SailError: The content is not a mapping, or holds anything else.
     """
     if not isinstance(content, Mapping):
         raise SailError(f"{where} holds no tensors by name; {MEND}")
@@ -132,6 +132,6 @@ def tensors_of(content: Any, where: Path) -> dict[str, Tensor]:
         if isinstance(name, str) and isinstance(value, Tensor):
             tensors[name] = value.detach()
         elif not str(name).endswith("_extra_state"):
-            kind = "an object of a class that is not read" if isinstance(value, Inert) else type(value).__name__
+            kind = "an object of a class that is not read" if isinstance(value, UnpickledStub) else type(value).__name__
             raise SailError(f"{where}: {name} is no tensor but {kind}; {MEND}")
     return tensors

@@ -1,4 +1,4 @@
-"""Checkpoints of any kind to tensors by name. No code in them is run, and optimiser states are ignored.
+"""Reads checkpoints of any kind to tensors by name. No code in them is run, and optimiser states are ignored.
 
 A file is safetensors, or one that `torch.save` wrote (mmengine, Lightning, a bare state dict). A folder is one of
 torch.distributed.checkpoint (FSDP), of DeepSpeed, or of Hugging Face, sharded or not.
@@ -22,27 +22,27 @@ from sail_lightning.weights.state_dict import truncate_list
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Hugging Face's names: all weights in one file, or the index of many."""
+"""Names of Hugging Face: all weights in one file, or the index of many."""
 
 SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 PARTS = (deepspeed.MODEL, deepspeed.OPTIMIZER, ".distcp", sharded.INDEX)
-"""How files end that hold only a part of the weights, or none."""
+"""Suffixes of files that hold only a part of the weights, or none."""
 
 WRAPPERS = ("module.", "_orig_mod.", "_forward_module.")
-"""What data-parallel training, torch.compile and Lightning put before every name."""
+"""Prefixes that data-parallel training, torch.compile and Lightning add to every name."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Args:
-        tensors: weights and buffers by name, on the CPU, in the dtype they were saved in. Where the format allows it
+        tensors: Weights and buffers by name, on the CPU, in the dtype they were saved in. Where the format allows it
             they are mapped into memory: do not overwrite the source while they are in use.
         kind: `safetensors`, `huggingface`, `mmengine`, `lightning`, `torch` (a bare state dict), `deepspeed`, `fsdp`.
-        source: where it was read from.
-        hyper_parameters: Lightning's, of the module; else empty.
-        dropped: names of what was saved beside the weights and is ignored.
+        source: File or folder that it was read from.
+        hyper_parameters: Hyperparameters of the Lightning module; empty for other kinds.
+        dropped: Names of other entries, which are ignored.
     """
 
     tensors: dict[str, Tensor]
@@ -56,8 +56,9 @@ def read_tensors(path: Path) -> Checkpoint:
     """Reads a checkpoint: a file, or a folder of many.
 
     Raises:
-        SailError: it is missing, damaged, incomplete, no checkpoint, or names what runs commands.
-        SailUsageError: a folder that holds several.
+        SailError: The checkpoint is missing, damaged, incomplete, of an unknown kind, or names something that can run
+            commands.
+        SailUsageError: The folder holds several checkpoints.
     """
     path = Path(path)
     if path.is_dir():
@@ -112,7 +113,7 @@ def _read_file(path: Path) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """A file that holds nothing but tensors by name."""
+    """Reads a file that holds nothing but tensors by name."""
     if path.suffix != ".safetensors":
         return _bare(pickles.load(path), path)
     pickles.start(path)
@@ -131,7 +132,7 @@ def _bare(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """All shards of an index, each holding exactly the tensors that the index says."""
+    """Reads all shards of an index, each of which must hold exactly the tensors that the index says."""
     shards: dict[str, set[str]] = {}
     for name, shard in _weight_map(index).items():
         shards.setdefault(shard, set()).add(name)
@@ -150,7 +151,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Returns the file of each tensor."""
     pickles.start(index)
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -166,16 +167,16 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value holds no object of a class that was not read."""
+    """Returns whether a value holds no object of a class that was not read."""
     if isinstance(value, dict):
         return all(_is_plain(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
-    return not (isinstance(value, pickles.Inert) or value is pickles.Inert)
+    return not (isinstance(value, pickles.UnpickledStub) or value is pickles.UnpickledStub)
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; what wrappers put before every name is taken off."""
+    """Returns the same tensors, without prefixes that wrappers add to every name."""
     while prefix := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

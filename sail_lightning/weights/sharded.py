@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint (FSDP), read in one process."""
+"""Reads folders of torch.distributed.checkpoint (FSDP) in one process."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sail_lightning.weights import pickles
 from sail_lightning.weights.state_dict import truncate_list
 
 INDEX, EXTRA = ".metadata", "meta.pt"
-"""Where tensors lie; and what Lightning saves beside them."""
+"""Index of the tensors, and the file that Lightning saves beside them."""
 
 WEIGHTS = ("state_dict", "model")
-"""What Lightning calls the weights: its model-parallel strategy, its FSDP strategy."""
+"""Names of the weights in Lightning's model-parallel and FSDP strategies."""
 
 
 def is_sharded(folder: Path) -> bool:
-    """Whether a folder is one of torch.distributed.checkpoint, complete or not."""
+    """Returns whether a folder is one of torch.distributed.checkpoint, complete or not."""
     return (folder / INDEX).is_file() or any(folder.glob("*.distcp"))
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights, and everything else that was saved with them (None for what is not read).
+    """Returns the weights, and everything else that was saved with them (None for what is not read).
 
     Raises:
-        SailError: a part is missing, damaged, or names anything but tensors.
+        SailError: A part is missing, damaged, or names anything but tensors.
     """
     index = _read_index(folder / INDEX)
     names, others = _weights(index)
@@ -44,7 +44,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _weights(index: Metadata) -> tuple[dict[str, str], list[str]]:
-    """Keys of the weights with their names, and what else there is; all is weights if nothing is called so."""
+    """Returns the keys of the weights with their names, and other entries; without a known name all are weights."""
     paths: dict[str, tuple[Any, ...]] = {key: (key,) for key in index.state_dict_metadata}
     if isinstance(index.planner_data, dict):  # keys are paths joined by dots, and names have dots too
         paths |= {key: tuple(path) for key, path in index.planner_data.items() if key in paths}
@@ -58,16 +58,16 @@ def _weights(index: Metadata) -> tuple[dict[str, str], list[str]]:
 
 
 def _joined(folder: Path, key: str, index: Metadata) -> Tensor:
-    """A tensor, put together from its chunks."""
+    """Returns a tensor, joined from its chunks."""
     entry = index.state_dict_metadata[key]
     assert isinstance(entry, TensorStorageMetadata)
     if sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
-        raise SailError(f"{folder / INDEX} does not say where all of {key} lies; copy the folder again")
+        raise SailError(f"{folder / INDEX} does not say where all of {key} is; copy the folder again")
     whole = torch.empty(entry.size, dtype=entry.properties.dtype)
     for chunk in entry.chunks:
         info = (index.storage_data or {}).get(MetadataIndex(key, chunk.offsets))
         if info is None or Path(info.relative_path).name != info.relative_path:
-            raise SailError(f"{folder / INDEX} does not say where {key} lies; copy the folder again")
+            raise SailError(f"{folder / INDEX} does not say where {key} is; copy the folder again")
         part = _read_chunk(folder / info.relative_path, key, info)
         if part.shape != chunk.sizes:
             raise SailError(f"{folder / info.relative_path} holds another {key}; copy the folder again")
@@ -77,7 +77,7 @@ def _joined(folder: Path, key: str, index: Metadata) -> Tensor:
 
 
 def _read_chunk(path: Path, key: str, info: Any) -> Tensor:
-    """What `torch.save` wrote into a part of a file."""
+    """Returns a tensor that `torch.save` wrote into a part of a file."""
     if getattr(info, "transform_descriptors", None):
         raise SailError(f"{path} is compressed ({truncate_list(list(info.transform_descriptors))}); save it without")
     pickles.start(path)
@@ -99,7 +99,7 @@ def _read_chunk(path: Path, key: str, info: Any) -> Tensor:
 
 
 def _member(owner: Any, name: str) -> enum.Enum:
-    """How some versions of Python pickle a member of an enumeration: as an attribute."""
+    """Returns a member of an enumeration, which some versions of Python pickle as an attribute."""
     if not (isinstance(owner, type) and issubclass(owner, enum.Enum)):
         raise _RefusedError("builtins.getattr")
     return owner[name]
@@ -123,11 +123,11 @@ _ALLOWED: dict[str, Any] = {
 
 
 class _RefusedError(Exception):
-    """A name that no index has."""
+    """Raised for a name that no index contains."""
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows the classes of an index, and imports nothing."""
+    """Reads the classes of an index, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -147,5 +147,5 @@ def _read_index(path: Path) -> Metadata:
     except Exception:  # pickle raises many kinds on broken files
         index = None
     if not isinstance(index, Metadata) or not isinstance(getattr(index, "state_dict_metadata", None), dict):
-        raise SailError(f"{path} is damaged or no index of torch.distributed.checkpoint; copy it again")
+        raise SailError(f"{path} is damaged or not an index of torch.distributed.checkpoint; copy it again")
     return index

@@ -56,7 +56,7 @@ def test_help_lists_all_four_and_imports_no_torch(sail: Command) -> None:
 def test_a_clean_set_is_exit_code_0(sail: Command, sets: Path, workdir: Path) -> None:
     shown = sail(*CHECK)
     assert shown.code == 0, shown.out + shown.err
-    assert "No fault. Lengths were not looked at: the config has no model." in shown.out
+    assert "No fault. Lengths were not checked: the config has no model." in shown.out
     assert shown.err == "0 of 24 records\n24 of 24 records\n"
     content = json.loads((workdir / "runs/check/mine/report.json").read_text())
     assert [(one["split"], one["name"]) for one in content["sources"]] == [
@@ -72,10 +72,10 @@ def test_a_fault_is_exit_code_1_and_named(sail: Command, sets: Path, workdir: Pa
     path.unlink()
     shown = sail(*CHECK, "--split=train", "--out=found")
     assert shown.code == 1
-    assert f"{path} 1: no image {path}" in shown.out and "missing_picture" in shown.out
+    assert f"{path} 1: no image {path}" in shown.out and "missing_image" in shown.out
     assert "2 faults." in shown.out and "found/report.md, found/report.json" in shown.out
     content = json.loads((workdir / "found/report.json").read_text())
-    assert [one["faults"]["missing_picture"]["count"] for one in content["sources"]] == [1, 1]
+    assert [one["faults"]["missing_image"]["count"] for one in content["sources"]] == [1, 1]
 
 
 def test_lengths_are_those_of_the_configs_model(sail: Command, sets: Path) -> None:

@@ -104,7 +104,7 @@ def test_pictures_are_copied_once_under_their_own_names(sail: Command, own: Coco
     assert (Path("moved/d_images/b/0.jpg")).read_bytes() == Path("photos/b/0.jpg").read_bytes()
     read, source = JsonlSource("moved/d.jsonl"), CocoInstances("coco.json", "photos", "phrase", separate=True)
     assert all_same(read, source)
-    assert np.array_equal(read.pictures(), source.pictures())
+    assert np.array_equal(read.image_keys(), source.image_keys())
 
 
 def test_shards_hold_the_same_samples(sail: Command, own: CocoInstances) -> None:
@@ -184,7 +184,7 @@ def test_broken_records_can_be_left_out_each_by_name(sail: Command, own: CocoIns
     assert result.code == 0 and result.out == "data.jsonl: 1 samples of data.train, 2 broken ones left out\n"
     assert result.err.splitlines() == [
         "left out: coco.json 1: no image photos/b/0.jpg",
-        "left out: coco.json 2: the key 'height' is missing; mend the record",
+        "left out: coco.json 2: the key 'height' is missing; fix the record",
     ]
     assert [line["id"] for line in lines("data.jsonl")] == ["0"]
     Path("photos/a/0.jpg").unlink()
@@ -210,7 +210,7 @@ MISUSES = {
     "size": (["--shards", "b", "--shard-size", "big"], "a size is written such as 512MB or 2GB, not big"),
     "passes": (["--out", "a.jsonl", "--passes", "0"], "--passes must be 1 or more, not 0"),
     "count": (["--out", "a.jsonl", "--count", "-1"], "--count must be 1 or more, not -1"),
-    "no file": (["--out", "a.jsonl"], "the image of val-0-0 is not a file; add --copy-images to write one"),
+    "no file": (["--out", "a.jsonl"], "the image of val-0-0 is no file; add --copy-images to write one"),
     "there": (["--out", "there.jsonl"], "there.jsonl exists already; name another file or remove it"),
     "pictures there": (
         ["--out", "x.jsonl", "--copy-images"],

@@ -616,7 +616,7 @@ class TestSharded:
 
     def test_a_tensor_that_is_not_all_there_is_named(self, tmp_path: Path) -> None:
         self._split(tmp_path, keep=1)
-        refused(tmp_path, ".metadata", "where all of state_dict.a lies")
+        refused(tmp_path, ".metadata", "where all of state_dict.a is")
 
     def test_a_faulty_part_is_named(self, tmp_path: Path) -> None:
         part = next(write_sharded(tmp_path).glob("*.distcp"))

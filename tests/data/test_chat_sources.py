@@ -33,7 +33,7 @@ def test_llava_reads_questions_and_answers_with_their_picture(data_root: Path) -
         ("And on the right?", "Another thing, naïvely drawn.", "chat"),
     ]
     assert source[1].turns[0].question == "Who wrote this book?"
-    assert all(source[index] == source.whole(index) for index in range(source.length))
+    assert all(source[index] == source.full_record(index) for index in range(source.length))
 
 
 def test_e28_a_conversation_without_a_picture_passes(data_root: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_record_can_be_laid_out(data_root: Path) -> None:
 
 
 def test_pictures_are_known_by_name_and_none_is_none(data_root: Path) -> None:
-    assert [bool(picture) for picture in Llava().pictures()] == [True, True, False]
+    assert [bool(picture) for picture in Llava().image_keys()] == [True, True, False]
 
 
 def test_answers_before_the_first_question_are_dropped_and_questions_in_a_row_are_one(data_root: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_mark_of_the_picture_is_taken_out(text: str) -> None:
         ({"id": 7, "conversations": said("gpt: a")}, "7: no question with an answer"),
         ({"id": 7, "conversations": []}, "7: no question with an answer"),
         ({"id": 7}, "7: no question with an answer"),
-        ({"id": 7, "conversations": [{"from": "human"}]}, "7: the key 'value' is missing; mend the record"),
+        ({"id": 7, "conversations": [{"from": "human"}]}, "7: the key 'value' is missing; fix the record"),
         ({"conversations": [{"value": "a"}]}, "record 1: the key 'from' is missing"),
         (None, "record 1: no question with an answer"),
     ],

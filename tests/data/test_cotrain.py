@@ -31,11 +31,11 @@ def cotrain(data_root: Path) -> Iterator[Mixture]:
 
 
 def test_a_pass_holds_every_set_as_often_as_the_official_recipe_says(cotrain: Mixture) -> None:
-    assert len(cotrain.parts) == 20
-    alone = sum(source.length or 0 for source in cotrain.parts.values())
+    assert len(cotrain.children) == 20
+    alone = sum(source.length or 0 for source in cotrain.children.values())
     repeated = {"grandf": 9, "pix2cap_prompts": 9, "osprey_detail": 9, "refcoco": 3, "refcoco_plus": 3, "refcocog": 3}
     repeated |= {"grefcoco": 2, "pix2cap": 1}
-    assert cotrain.length == alone + sum(more * (cotrain.parts[name].length or 0) for name, more in repeated.items())
+    assert cotrain.length == alone + sum(more * (cotrain.children[name].length or 0) for name, more in repeated.items())
 
 
 def test_every_record_of_a_pass_is_encoded(cotrain: Mixture) -> None:
@@ -43,7 +43,7 @@ def test_every_record_of_a_pass_is_encoded(cotrain: Mixture) -> None:
     tasks: Counter[str] = Counter()
     assert cotrain.length is not None
     for number in range(cotrain.length):
-        sample = cotrain.draw(number, np.random.default_rng(number))
+        sample = cotrain.sample_record(number, np.random.default_rng(number))
         encoded = encoder.encode(sample)
         assert len(encoded.seg_rows) == len(encoded.masks)
         tasks.update(turn.task for turn in sample.turns)
@@ -71,5 +71,5 @@ def test_a_recipe_is_a_small_file_and_names_sets_that_are_there(path: Path, data
     command = text.splitlines()[0]
     configs = [word for word in command.split() if "/" in word and not word.startswith("#")]
     source = read_source([name for name in configs if not name.startswith("model/")], "train", [], [])
-    sources = source.parts or {"": source}
+    sources = source.children or {"": source}
     assert all(part.length for part in sources.values())

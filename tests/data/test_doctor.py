@@ -17,7 +17,7 @@ from dataset_writers.scenes import dump, photo
 from PIL import Image
 
 from sail_lightning.data import sources
-from sail_lightning.data.doctor import KINDS, Report, check, leaves
+from sail_lightning.data.doctor import KINDS, Report, check, flatten_sources
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import GRefCOCO, IndexedSource, LaboratorySource, Mixture, RefCOCO, Source
@@ -28,7 +28,7 @@ from sail_lightning.sample import Box, Mask, Sample, Turn
 from sail_lightning.sequence.tokenizer import SailTokenizer
 
 RECORDS = 24
-COUNTS = {"records": RECORDS, "pictures": RECORDS, "turns": 2 * RECORDS, "masks": RECORDS, "prompts": RECORDS}
+COUNTS = {"records": RECORDS, "images": RECORDS, "turns": 2 * RECORDS, "masks": RECORDS, "prompts": RECORDS}
 ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=4), patch_size=8, num_prompts=4, max_side=64, max_tokens=400)
 
 
@@ -55,7 +55,7 @@ class Lines(IndexedSource):
         return [f"span {b} overlaps {a}; give it words of its own" for a, b in pairwise(spans) if b[0] < a[1]]
 
     def __getitem__(self, index: int) -> Sample:
-        return self.whole(index)
+        return self.full_record(index)
 
 
 def record(number: int) -> Row:
@@ -120,9 +120,9 @@ def test_clean_sets_have_no_fault_and_are_counted(root: Path, tmp_path: Path) ->
     assert messages(report) == []
     by_name = {(leaf.split, leaf.name): leaf.counts for leaf in report.leaves}
     assert by_name["train", "lines"] == COUNTS
-    assert by_name["train", "refcoco"] == {"records": 3, "pictures": 3, "turns": 6, "masks": 6, "prompts": 0}
-    assert by_name["train", "grefcoco"] == {"records": 3, "pictures": 3, "turns": 12, "masks": 12, "prompts": 0}
-    assert by_name["val", "RefCOCO"] == {"records": 18, "pictures": 3, "turns": 18, "masks": 18, "prompts": 0}
+    assert by_name["train", "refcoco"] == {"records": 3, "images": 3, "turns": 6, "masks": 6, "prompts": 0}
+    assert by_name["train", "grefcoco"] == {"records": 3, "images": 3, "turns": 12, "masks": 12, "prompts": 0}
+    assert by_name["val", "RefCOCO"] == {"records": 18, "images": 3, "turns": 18, "masks": 18, "prompts": 0}
 
 
 def turned(path: Path) -> None:
@@ -165,10 +165,10 @@ IN_RECORD: dict[str, Callable[[Row], Any]] = {
 }
 """Faults that are planted in a record of `lines.jsonl`, in this order."""
 IN_PICTURE: dict[str, Callable[[Path], Any]] = {
-    "missing_picture": lambda path: path.unlink(),
-    "corrupt_picture": cut_short,
-    "turned_picture": turned,
-    "picture_size": lambda path: Image.new("RGB", (70, 70)).save(path),
+    "missing_image": lambda path: path.unlink(),
+    "corrupt_image": cut_short,
+    "turned_image": turned,
+    "image_size": lambda path: Image.new("RGB", (70, 70)).save(path),
 }
 
 
@@ -189,7 +189,7 @@ def damage(root: Path) -> set[tuple[str, str, str, str, str]]:
     expect("duplicate_record", file, "copy")
     leaked = referring.file_name(photo(100))
     rows.append({**record(100), "image": leaked})
-    expect("leaked_picture", str(root / "lines" / leaked), "record-100")
+    expect("leaked_image", str(root / "lines" / leaked), "record-100")
     write_lines(root, rows)
     shutil.copyfile(root / "coco/train2014" / leaked, root / "lines" / leaked)
     for place, plant_in in enumerate(IN_PICTURE.values(), len(IN_RECORD)):
@@ -229,7 +229,7 @@ def test_without_a_model_all_but_lengths_is_checked(kind: str, root: Path, tmp_p
     write_lines(root, [row])
     report = check({"train": Lines()}, tmp_path / "out")
     assert [fault.kind for fault in report.leaves[0].faults] == [kind]
-    assert "Lengths were not looked at" in report.to_text()
+    assert "Lengths were not checked" in report.to_text()
 
 
 def test_the_faults_of_the_published_files_are_named_too(root: Path, tmp_path: Path) -> None:
@@ -298,12 +298,13 @@ def test_lost_pictures_of_all_published_sets_are_named_and_nothing_else(
     clean = check({"train": train}, tmp_path / "out", replace(ENCODER, num_prompts=15))
     assert messages(clean) == [] and all(leaf.counts["records"] > 0 for leaf in clean.leaves)
     samples = {
-        name: [source.whole(index) for index in range(source.length or 0)] for name, source in train.parts.items()
+        name: [source.full_record(index) for index in range(source.length or 0)]
+        for name, source in train.children.items()
     }
     lost: dict[str, str] = {}
     for some in samples.values():
         first, second, *_ = dict.fromkeys(str(sample.image) for sample in some if sample.image)
-        lost |= {first: "missing_picture"} | ({} if second in lost else {second: "corrupt_picture"})
+        lost |= {first: "missing_image"} | ({} if second in lost else {second: "corrupt_image"})
     for path, kind in lost.items():
         IN_PICTURE[kind](Path(path))
     report = check({"train": train}, tmp_path / "out", replace(ENCODER, num_prompts=15))
@@ -333,7 +334,7 @@ def test_a_lost_panoptic_file_is_a_mask_that_cannot_be_decoded(root: Path, tmp_p
     Path(row["png"]).unlink()
     report = check({"train": source}, tmp_path / "out", ENCODER)
     assert {(fault.kind, fault.record) for fault in report.leaves[0].faults} == {("undecodable_mask", row["id"])}
-    assert len(messages(report)) == len(source.whole(0).masks)
+    assert len(messages(report)) == len(source.full_record(0).masks)
 
 
 def test_pictures_in_shards_are_leaked_by_the_name_that_they_had(root: Path, tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_pictures_in_shards_are_leaked_by_the_name_that_they_had(root: Path, tmp
     train = sources.ShardSource(str(tmp_path / "shards"))
     assert check({"train": train}, tmp_path / "out").faults == 0
     report = check({"train": train, "val": RefCOCO("refcoco", split="train")}, tmp_path / "out")
-    assert [fault.kind for fault in report.leaves[0].faults] == ["leaked_picture"] * 3
+    assert [fault.kind for fault in report.leaves[0].faults] == ["leaked_image"] * 3
 
 
 def test_all_objects_are_looked_at_though_a_reading_takes_one(root: Path, tmp_path: Path) -> None:
@@ -378,7 +379,7 @@ def test_faults_of_a_corrupt_picture_hide_no_fault_of_its_masks(root: Path, tmp_
     write_lines(root, [row])
     cut_short(root / "lines/500.jpg")
     report = check({"train": Lines()}, tmp_path / "out", ENCODER)
-    assert [fault.kind for fault in report.leaves[0].faults] == ["corrupt_picture", "empty_mask"]
+    assert [fault.kind for fault in report.leaves[0].faults] == ["corrupt_image", "empty_mask"]
 
 
 class Strange(Source):
@@ -449,7 +450,7 @@ def test_a_picture_of_the_same_name_is_leaked_only_if_it_is_the_same(root: Path,
     photo(502).save(root / "val/501.jpg")
     both: dict[str, Source] = {"train": Lines("train/lines.jsonl"), "val": Lines("val/lines.jsonl")}
     assert {fault for fault in named(check(both, tmp_path / "out")) if fault[0] == "train"} == {
-        ("train", "Lines", "leaked_picture", str(root / "train/500.jpg"), "record-500")
+        ("train", "Lines", "leaked_image", str(root / "train/500.jpg"), "record-500")
     }
 
 
@@ -469,7 +470,7 @@ def test_a_number_alone_is_no_name_of_coco(train: str, val: str, leaked: bool, r
         write_lines(root, [{**record(number), "image": name}], folder)
     both: dict[str, Source] = {"train": Lines("train/lines.jsonl"), "val": Lines("val/lines.jsonl")}
     found = [kind for split, _, kind, _, _ in named(check(both, tmp_path / "out")) if split == "train"]
-    assert found == ["leaked_picture"] * leaked
+    assert found == ["leaked_image"] * leaked
 
 
 def test_a_held_out_picture_under_another_name_is_found_by_its_bytes(root: Path, tmp_path: Path) -> None:
@@ -479,9 +480,9 @@ def test_a_held_out_picture_under_another_name_is_found_by_its_bytes(root: Path,
     write_lines(root, [record(502), {**record(501), "image": "mine.jpg"}], "train")
     both: dict[str, Source] = {"train": Lines("train/lines.jsonl"), "val": Lines("val/lines.jsonl")}
     report = check(both, tmp_path / "out", chunk=1)
-    assert named(report) == {("train", "Lines", "leaked_picture", str(root / "train/mine.jpg"), "record-501")}
+    assert named(report) == {("train", "Lines", "leaked_image", str(root / "train/mine.jpg"), "record-501")}
     assert messages(report) == [
-        f"its picture is, byte by byte, also in val: record record-501 of {root / 'val/lines.jsonl'}"
+        f"its image is, byte by byte, also in val: record record-501 of {root / 'val/lines.jsonl'}"
     ]
 
 
@@ -489,7 +490,7 @@ def test_held_out_splits_count_though_they_are_not_read(root: Path, tmp_path: Pa
     both: dict[str, Source] = {"train": RefCOCO("refcoco"), "test": RefCOCO("refcoco", split="train", separate=True)}
     report = check(both, tmp_path / "out", only=["train"])
     assert [leaf.split for leaf in report.leaves] == ["train"]
-    assert [fault.kind for fault in report.leaves[0].faults] == ["leaked_picture"] * 3
+    assert [fault.kind for fault in report.leaves[0].faults] == ["leaked_image"] * 3
     assert "is also in test: record 0/" in messages(report)[0]
 
 
@@ -520,7 +521,7 @@ def test_a_source_without_an_end_is_read_up_to_a_limit(tmp_path: Path) -> None:
     train: dict[str, Source] = {"train": LaboratorySource(size=32)}
     report = check(train, tmp_path / "out", ENCODER, limit=7)
     assert report.leaves[0].counts["records"] == 7 and messages(report) == []
-    assert len(leaves("train", train["train"])[0]) == 1000
+    assert len(flatten_sources("train", train["train"])[0]) == 1000
 
 
 class Killed(BaseException):
@@ -539,14 +540,14 @@ def test_a_check_that_was_killed_goes_on_and_ends_with_the_same_report(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage(root)
-    whole = check(splits(), tmp_path / "whole", ENCODER, chunk=4)
+    whole = check(splits(), tmp_path / "full_record", ENCODER, chunk=4)
     with pytest.raises(Killed):
         check(splits(), tmp_path / "out", ENCODER, chunk=4, tell=killed_after(16))
     with (tmp_path / "out/state.jsonl").open("a") as file:
         file.write('{"chunk": 4, "counts": [4, 8')  # the line that was being written
     read: list[int] = []
-    once = Lines.whole
-    monkeypatch.setattr(Lines, "whole", lambda self, index: read.append(index) or once(self, index))
+    once = Lines.full_record
+    monkeypatch.setattr(Lines, "full_record", lambda self, index: read.append(index) or once(self, index))
     again = check(splits(), tmp_path / "out", ENCODER, chunk=4)
     assert again.to_dict() == whole.to_dict()
     assert min(read) == 16  # nothing that was done is looked at again
@@ -621,12 +622,12 @@ def test_the_report_names_file_record_and_mend_in_both_forms(root: Path, tmp_pat
     text, content = markdown.read_text(), json.loads(machine.read_text())
     for _, leaf, kind, file, name in expected:
         section = text.partition(f"## train, {leaf}: {kind} (1)\n")[2].partition("##")[0]
-        assert f"Mend: {KINDS[kind]}." in section and f"| {file} | {name} |" in section
+        assert f"Fix: {KINDS[kind]}." in section and f"| {file} | {name} |" in section
     assert content["faults"] == len(expected) and content["max_tokens"] == 400
     lines = next(source for source in content["sources"] if source["name"] == "lines")
     assert (lines["split"], lines["class"], lines["counts"]["records"]) == ("train", "Lines", RECORDS + 2)
-    found = lines["faults"]["missing_picture"]
-    assert found["count"] == 1 and found["mend"] == KINDS["missing_picture"]
+    found = lines["faults"]["missing_image"]
+    assert found["count"] == 1 and found["fix"] == KINDS["missing_image"]
     assert set(found["records"][0]) == {"file", "record", "index", "message"}
     path = root / "lines/513.jpg"
     assert found["examples"] == [f"{path} record-513: no image {path}"]
@@ -637,4 +638,4 @@ def test_many_faults_of_a_kind_are_few_lines_and_all_in_the_json(root: Path, tmp
         path.unlink()
     report = check({"train": Lines()}, tmp_path)
     assert "and 21 more" in report.to_text() and "4 more are in report.json." in report.to_markdown("")
-    assert len(report.to_dict()["sources"][0]["faults"]["missing_picture"]["records"]) == RECORDS
+    assert len(report.to_dict()["sources"][0]["faults"]["missing_image"]["records"]) == RECORDS

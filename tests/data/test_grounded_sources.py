@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_lightning.data.sources import FlickrGCG, GranDf, GranDfBenchmark, OpenPsgGCG, RefCOCOgGCG
-from sail_lightning.data.sources.spans import Grounding, found, grounded, places
+from sail_lightning.data.sources.spans import Grounding, found, grounded, occurrences
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
@@ -58,7 +58,7 @@ def test_a_record_is_one_question_with_a_phrase_and_a_mask_for_each_seg(kind: An
 
 @pytest.mark.parametrize("kind", [GranDf, OpenPsgGCG, RefCOCOgGCG, FlickrGCG])
 def test_the_question_is_drawn_and_the_answer_is_not(kind: Any, data_root: Path) -> None:
-    read = [kind().draw(0, np.random.default_rng(seed)).turns[0] for seed in range(60)]
+    read = [kind().sample_record(0, np.random.default_rng(seed)).turns[0] for seed in range(60)]
     assert {turn.question for turn in read} == set(prompt_templates.GROUNDED)
     assert len({turn.answer for turn in read}) == 1
 
@@ -124,7 +124,7 @@ def test_the_benchmark_drops_no_phrase_and_keeps_the_bare_caption(data_root: Pat
 
 
 def test_e20_the_benchmark_asks_in_the_words_of_training_always_the_same(data_root: Path) -> None:
-    asked = {GranDfBenchmark().draw(0, np.random.default_rng(seed)).turns[0].question for seed in range(9)}
+    asked = {GranDfBenchmark().sample_record(0, np.random.default_rng(seed)).turns[0].question for seed in range(9)}
     assert asked == {prompt_templates.GROUNDED[0]} and "  " not in prompt_templates.GROUNDED[0]
 
 
@@ -199,7 +199,7 @@ def test_spans_count_characters_of_any_script(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_read_is_named_by_its_sample_and_not_by_faults(tmp_path: Path) -> None:
     content = [{"file_name": "a.jpg", "caption": "x", "groundings": {"x": {"token_positives": None}}}, {"caption": "y"}]
     source = GranDf(str(dump(tmp_path / "grandf.json", content)))
-    for index, message in enumerate(("grandf.json a.jpg: .*mend the record", "'groundings' is missing")):
+    for index, message in enumerate(("grandf.json a.jpg: .*fix the record", "'groundings' is missing")):
         assert source.faults(index) == []
         with pytest.raises(SailError, match=message):
             source[index]
@@ -207,7 +207,7 @@ def test_a_record_that_cannot_be_read_is_named_by_its_sample_and_not_by_faults(t
 
 def test_a_record_without_a_photo_is_named(tmp_path: Path) -> None:
     content = [{"image_id": "b", "caption": "y", "groundings": {}}]
-    with pytest.raises(SailError, match="grandf.json b: it names no picture; give it `file_name`"):
+    with pytest.raises(SailError, match="grandf.json b: it names no image; give it `file_name`"):
         GranDf(str(dump(tmp_path / "grandf.json", content)))[0]
 
 
@@ -257,7 +257,7 @@ def test_e10_a_phrase_takes_its_next_place_where_the_first_is_taken(tmp_path: Pa
 
 
 def test_places_are_found_in_captions_of_any_case_across_any_space() -> None:
-    assert places("A Red  Ball, a red\nball, a redball", "red ball") == [(2, 11), (15, 23)]
+    assert occurrences("A Red  Ball, a red\nball, a redball", "red ball") == [(2, 11), (15, 23)]
     assert found("Red ball", ["red BALL", " "]) == [(0, 8), None]
 
 
@@ -281,4 +281,4 @@ def test_found_places_are_of_the_phrase_and_an_unfound_one_is_nowhere(caption: s
         if span is None:
             assert f" {' '.join(phrase.split())} " not in f" {' '.join(caption.split())} " or not phrase.strip()
         else:
-            assert caption[slice(*span)].split() == phrase.split() and span in places(caption, phrase)
+            assert caption[slice(*span)].split() == phrase.split() and span in occurrences(caption, phrase)

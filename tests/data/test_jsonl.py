@@ -72,7 +72,7 @@ def test_a_line_is_a_sample_whose_files_lie_relative_to_the_file(folder: Path) -
     assert sample.turns == (Turn("Please segment the thing.", "It is [SEG].", "refer", (0,)),)
     assert (sample.source, sample.id, sample.meta) == (str(folder / "data.jsonl"), "a", {"kind": "façade"})
     assert source[1].id == "7"
-    assert source.pictures().tolist() == [source.pictures()[0]] * 2 != [0, 0]
+    assert source.image_keys().tolist() == [source.image_keys()[0]] * 2 != [0, 0]
 
 
 def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(folder: Path) -> None:
@@ -80,10 +80,10 @@ def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(
     for name in ("train", "val"):
         (folder / name).mkdir()
         source = written(folder / name, record(image="0001.png"))
-        hashes += [source.pictures()[0], image_hash(folder / name / "0001.png")]
+        hashes += [source.image_keys()[0], image_hash(folder / name / "0001.png")]
     assert hashes[0] == hashes[1] and hashes[2] == hashes[3] and hashes[0] != hashes[2]
     other = JsonlSource(str(folder / "train/data.jsonl"), images=str(folder / "val"))
-    assert other.pictures()[0] == hashes[3], "not that of the index that was made before"
+    assert other.image_keys()[0] == hashes[3], "not that of the index that was made before"
 
 
 def test_pictures_and_masks_may_lie_in_another_folder(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_a_turn_asks_follows_from_its_words_unless_it_says_so(folder: Path)
 def test_a_line_may_have_no_picture_or_several(folder: Path) -> None:
     said = [turn(answer="Yes.")]
     words = written(folder, record(image=None, turns=said, masks=...))
-    assert words[0].image is None and words.pictures().tolist() == [0]
+    assert words[0].image is None and words.image_keys().tolist() == [0]
     several = written(folder, record(image=["photos/0.png", "photos/1.png"]))[0]
     assert several.image == (str(folder / "photos/0.png"), str(folder / "photos/1.png"))
 
@@ -182,7 +182,7 @@ def test_half_a_surrogate_pair_in_a_text_is_no_fault_of_the_file(folder: Path) -
 # -- what is said of wrong lines --------------------------------------------------------------------------------------
 
 WRONG = {
-    "broken": ('{"id": ', "no valid JSON"),
+    "broken": ('{"id": ', "not valid JSON"),
     "list": ([1], "the record must be an object, not [1]"),
     "missing": (record(image=...), "the record has no key image"),
     "unknown": (record(promts=[]), "the record has an unknown key promts; did you mean prompts?"),
@@ -417,7 +417,7 @@ def test_parquet_holds_nested_values_or_their_json_text(form: str, folder: Path)
         assert ours.meta == theirs.meta
         for one, other in zip(ours.masks, theirs.masks, strict=True):
             assert np.array_equal(load_mask(one), load_mask(other))
-    assert np.array_equal(source.pictures(), expected.pictures())
+    assert np.array_equal(source.image_keys(), expected.image_keys())
 
 
 def test_a_wrong_row_of_parquet_is_named(folder: Path) -> None:
@@ -443,7 +443,7 @@ def test_a_folder_in_place_of_a_file_is_one_sentence(folder: Path) -> None:
 def test_a_file_that_is_no_parquet_is_named(folder: Path) -> None:
     pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
     (folder / "data.parquet").write_text("no")
-    with pytest.raises(SailError, match=r"data.parquet is no readable Parquet file .*; write it again"):
+    with pytest.raises(SailError, match=r"data.parquet is not a readable Parquet file .*; write it again"):
         ParquetSource(str(folder / "data.parquet")).length  # noqa: B018
 
 

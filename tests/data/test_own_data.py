@@ -72,7 +72,7 @@ PLAIN = {"questions": ["{}?"], "answers": ["[SEG]."]}
 
 def test_a_mask_belongs_to_the_picture_whose_name_its_own_begins_with(folder: Path) -> None:
     read = source(folder, **PLAIN)
-    found = {sample.id: sample for sample in map(read.whole, range(read.length))}
+    found = {sample.id: sample for sample in map(read.full_record, range(read.length))}
     assert list(found) == ["0", "1", "1_a", "deep/er/2"]
     assert found["deep/er/2"].image == str(folder / "images/deep/er/2.png")
     masks = {f"{name} {question}": mask for name in found for question, mask in by_phrase(found[name]).items()}
@@ -92,7 +92,7 @@ def test_a_mask_belongs_to_the_picture_whose_name_its_own_begins_with(folder: Pa
 
 def test_training_asks_about_several_masks_in_the_words_of_the_recipe(folder: Path) -> None:
     read = source(folder)
-    drawn = [read.draw(0, np.random.default_rng(seed)) for seed in range(40)]
+    drawn = [read.sample_record(0, np.random.default_rng(seed)) for seed in range(40)]
     turns = [turn for sample in drawn for turn in sample.turns]
     asked = {text.format(phrase) for text in prompt_templates.SEGMENT for phrase in ("The thing", "a façade")}
     assert {turn.question for turn in turns} <= asked
@@ -150,7 +150,7 @@ FAULTS = {
     "no tab": ("0 the thing", r"line 1 of phrases.txt has no phrase; write a mask's name, a tab and a phrase"),
     "no phrase": ("0\t.", "line 1 of phrases.txt has no phrase"),
     "no mask": ("9\tit", r"line 1 of phrases.txt names a mask that is absent, .*masks/9.png"),
-    "no picture": ("alone\tit", r"the mask .*masks/alone.png belongs to no picture of .*; call it as its picture"),
+    "no picture": ("alone\tit", r"the mask .*masks/alone.png belongs to no image of .*; name it after its image"),
 }
 
 
@@ -168,7 +168,7 @@ def test_a_mask_of_which_nothing_is_said_is_told_to_a_check(folder: Path) -> Non
     read = source(folder)
     assert [read.faults(index) for index in range(3)] == [[], [], []]
     (fault,) = read.faults(3)
-    assert fault.startswith("nothing is said of the mask") and "deep/er/2/third.png; add its phrase" in fault
+    assert fault.startswith("the mask ") and "deep/er/2/third.png has no phrase; add one to" in fault
     apart = source(folder, separate=True)
     assert [len(apart.faults(index)) for index in range(8)] == [0, 0, 0, 0, 0, 0, 1, 0]  # once, not for each phrase
 
@@ -182,7 +182,7 @@ def test_faults_of_the_whole_folder_are_one_sentence(folder: Path) -> None:
     with pytest.raises(SailError, match=r"list.json must be an object such as"):
         source(folder, "list.json").length  # noqa: B018
     (folder / "latin.txt").write_bytes("0\tfaçade".encode("latin-1"))
-    with pytest.raises(SailError, match=r"latin.txt is no text in UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(SailError, match=r"latin.txt is not UTF-8 text .*; save it as UTF-8"):
         source(folder, "latin.txt").length  # noqa: B018
     save_mask(folder / "masks/deep/er/2/second.png", np.ones((3, 3), bool))
     with pytest.raises(SailError, match=r"second.png has \(3, 3\) pixels \(height, width\), .*first.png has"):
@@ -196,7 +196,9 @@ def test_a_mask_that_may_be_of_two_pictures_is_told_and_the_others_are_read(fold
     assert read.length > before.length - 1
     with pytest.raises(SailError, match=r"the mask .*0\.png may belong to .*0\.jpg or .*0\.png; rename one"):
         read[0]
-    assert by_phrase(read.whole(read.length - 1)).keys() == by_phrase(before.whole(before.length - 1)).keys()
+    assert (
+        by_phrase(read.full_record(read.length - 1)).keys() == by_phrase(before.full_record(before.length - 1)).keys()
+    )
 
 
 def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
@@ -207,11 +209,11 @@ def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> 
     (tmp_path / "phrases.txt").write_text("01_cup\tthe cup\n01_cup_2\tthe other")
     read = FolderSource(*(str(tmp_path / name) for name in ("images", "images/masks", "phrases.txt")), **PLAIN)
     assert [read[index].image for index in range(read.length)] == [str(tmp_path / "images/01.png")]
-    assert by_phrase(read.whole(0)).keys() == {"the cup?", "the other?"}
+    assert by_phrase(read.full_record(0)).keys() == {"the cup?", "the other?"}
 
 
 def test_one_folder_for_pictures_and_masks_is_refused(folder: Path) -> None:
-    with pytest.raises(SailUsageError, match=r"images and masks are one folder, .*; put the masks into a folder of"):
+    with pytest.raises(SailUsageError, match=r"images and masks are one folder, .*; move the masks into a folder of"):
         FolderSource(str(folder / "images"), str(folder / "masks/../images"), str(folder / "phrases.txt"))
 
 
@@ -224,7 +226,7 @@ def test_of_a_mask_with_transparency_only_what_is_seen_is_on(mode: str, folder: 
     Image.fromarray(pixels).convert(mode).save(folder / "masks/0.png")
     mask = mask.copy()
     mask[0, 0] = False
-    assert all(np.array_equal(found, mask) for found in by_phrase(source(folder).whole(0)).values())
+    assert all(np.array_equal(found, mask) for found in by_phrase(source(folder).full_record(0)).values())
     line = {
         "id": "a",
         "image": "images/0.jpg",
@@ -237,7 +239,7 @@ def test_of_a_mask_with_transparency_only_what_is_seen_is_on(mode: str, folder: 
 
 def test_a_phrase_may_hold_any_sign_but_a_line_end(folder: Path) -> None:
     (folder / "phrases.txt").write_text("1_left\tleft\u2028side\n1_right\tright", encoding="utf-8")
-    assert set(by_phrase(source(folder, **PLAIN).whole(0))) == {"left side?", "right?"}
+    assert set(by_phrase(source(folder, **PLAIN).full_record(0))) == {"left side?", "right?"}
 
 
 def test_wordings_of_your_own_are_checked(folder: Path) -> None:
@@ -273,7 +275,7 @@ def coco(folder: Path, annotations: list[dict[str, Any]], photos: int = 1, **set
 def test_categories_speak_for_the_only_one_or_for_every_one(tmp_path: Path) -> None:
     things = [{"category_id": 1, "thing": 0}, {"category_id": 1, "thing": 1}, {"category_id": 2, "thing": 2}]
     a, b, c = (thing.mask for thing in photo(0).things)
-    masks = by_phrase(coco(tmp_path, things).whole(0))
+    masks = by_phrase(coco(tmp_path, things).full_record(0))
     assert masks.keys() == {"every dog?", "the cat?"}
     assert np.array_equal(masks["every dog?"], a | b) and np.array_equal(masks["the cat?"], c)
     crowd = {"category_id": 3, "iscrowd": 1, "segmentation": photo(0).things[0].uncompressed()}
@@ -295,7 +297,7 @@ def test_phrases_of_annotations_come_before_categories(tmp_path: Path) -> None:
     expected = {"the left dog?": a, "the cat on the mat?": c, "the pets?": a | c}
     assert masks.keys() == expected.keys()  # no dog is "the dog", no one is "every dog"
     assert all(np.array_equal(masks[name], expected[name]) for name in masks)
-    assert by_phrase(coco(tmp_path, [things[1], things[3]], phrase_key="caption").whole(0)).keys() == {
+    assert by_phrase(coco(tmp_path, [things[1], things[3]], phrase_key="caption").full_record(0)).keys() == {
         "the dog?",
         "the pets?",
     }
@@ -317,7 +319,7 @@ def test_a_file_of_phrases_needs_no_categories(tmp_path: Path) -> None:
     dump(tmp_path / "coco.json", content)
     paths = (str(tmp_path / "coco.json"), str(tmp_path / "images"))
     read = CocoInstances(*paths, phrase_key="caption", **PLAIN)
-    assert by_phrase(read.whole(0)).keys() == {"the left dog?", "a cat?"}
+    assert by_phrase(read.full_record(0)).keys() == {"the left dog?", "a cat?"}
     with pytest.raises(SailError, match="1: annotation 2 has neither a phrase nor a category_id; give it one of them"):
         read[1]
     with pytest.raises(SailError, match="coco.json is not laid out as .* the key 'categories' is missing"):
@@ -330,10 +332,14 @@ def test_turns_are_referring_ones_with_their_targets(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "photo": ({"image_id": 0, "id": 5}, {"image_id": 9}, "annotation 5: image_id 9 is that of no photo; mend"),
+    "photo": ({"image_id": 0, "id": 5}, {"image_id": 9}, "annotation 5: image_id 9 belongs to no image; fix"),
     "category": ({"category_id": 8}, {}, "0: category_id 8 of annotation 0 is not among the categories"),
     "segmentation": ({"category_id": 1}, {"segmentation": None}, "0: an annotation of 'the dog' has no segmentation"),
-    "caption": ({"category_id": 1, "caption": 3}, {}, "0: caption of annotation 0 is no text or list of texts"),
+    "caption": (
+        {"category_id": 1, "caption": 3},
+        {},
+        "0: caption of annotation 0 is neither a text nor a list of texts",
+    ),
 }
 
 

@@ -152,7 +152,7 @@ def test_an_answer_that_names_no_mask_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "record", "message"),
     [
-        ("caption", {"image_name": "a.jpg"}, "a.jpg/1.0: the key 'segmentation' is missing; mend the record"),
+        ("caption", {"image_name": "a.jpg"}, "a.jpg/1.0: the key 'segmentation' is missing; fix the record"),
         ("caption", None, "record/1.0: the key 'segmentation' is missing"),
         (
             "choice",

@@ -89,7 +89,7 @@ def test_each_source_reads_alike_by_number_and_anew_by_chance(
 ) -> None:
     source = kind(**arguments)
     assert source[0] == source[0]
-    read = [source.draw(0, np.random.default_rng(seed)) for seed in range(20)]
+    read = [source.sample_record(0, np.random.default_rng(seed)) for seed in range(20)]
     assert len({tuple(prompt.id for prompt in sample.prompts) for sample in read}) > 10
 
 
@@ -156,7 +156,7 @@ def test_coco_asks_for_the_class_among_candidates(data_root: Path) -> None:
 def test_coco_leaves_crowds_out(data_root: Path) -> None:
     source = CocoPrompts()
     for index in range(source.length):
-        sample = source.whole(index)
+        sample = source.full_record(index)
         found = panoptic.segments(panoptic.scene(int(sample.id)))
         expected = {segment.mask.tobytes() for segment in found if not segment.crowd}
         assert {mask_of(prompt).tobytes() for prompt in sample.prompts} == expected
@@ -164,7 +164,9 @@ def test_coco_leaves_crowds_out(data_root: Path) -> None:
 
 def test_coco_removes_the_right_class_one_time_in_twenty(data_root: Path) -> None:
     source = CocoPrompts(absent=0.0)
-    answers = [text for seed in range(200) for _, text in described(source.draw(0, np.random.default_rng(seed)))]
+    answers = [
+        text for seed in range(200) for _, text in described(source.sample_record(0, np.random.default_rng(seed)))
+    ]
     assert 0.03 < answers.count("others") / len(answers) < 0.075
 
 
@@ -175,13 +177,13 @@ def test_pix2cap_asks_for_the_description_of_its_described_segments(data_root: P
     source = Pix2CapPrompts(absent=0.0)
     assert source.length == len(panoptic.NUMBERS) - 1
     for index in range(source.length):
-        sample = source.whole(index)
+        sample = source.full_record(index)
         found = panoptic.segments(panoptic.scene(int(sample.id)))
         truth = {s.mask.tobytes(): " ".join(pix2cap.described(s.colour).split()) for s in found if s.colour}
         prompts = by_name(sample)
         assert {prompts[name].tobytes(): text for name, text in described(sample)} == truth
         assert all(re.sub(r"<Prompt\d+>", "{}", turn.question) in prompt_templates.DESCRIBE for turn in sample.turns)
-    assert {len(source.draw(0, np.random.default_rng(seed)).turns) for seed in range(60)} >= {1, 2, 3}
+    assert {len(source.sample_record(0, np.random.default_rng(seed)).turns) for seed in range(60)} >= {1, 2, 3}
 
 
 # -- Osprey -----------------------------------------------------------------------------------------------------------
@@ -245,19 +247,19 @@ def test_osprey_short_answers_are_asked_for(data_root: Path) -> None:
 def test_osprey_descriptions_lose_the_parts_that_name_regions(data_root: Path) -> None:
     source = Osprey("detail_description", absent=0.0)
     truth = {osprey.told(photo(720), place): photo(720).things[place].mask for place in range(3)}
-    sample = source.whole(0)
+    sample = source.full_record(0)
     prompts = by_name(sample)
     found = {text: prompts[name] for name, text in described(sample)}
     assert list(found) == list(truth)
     assert all(np.array_equal(found[text], mask) for text, mask in truth.items())
-    assert [text for _, text in described(source.whole(1))] == [
+    assert [text for _, text in described(source.full_record(1))] == [
         osprey.told(photo(721), 0)
     ]  # nothing is left of the other
 
 
 def test_osprey_descriptions_are_of_one_region_or_more_up_to_the_limit(data_root: Path) -> None:
     source = Osprey("detail_description", objects=4, absent=0.0)
-    counts = {len(source.draw(2, np.random.default_rng(seed)).turns) for seed in range(60)}
+    counts = {len(source.sample_record(2, np.random.default_rng(seed)).turns) for seed in range(60)}
     assert counts == {1, 2, 3, 4}
 
 
@@ -269,7 +271,7 @@ def test_e34_osprey_finds_each_photo_in_whichever_of_cocos_folders_it_lies(data_
 def test_e34_a_photo_that_is_missing_is_told_and_found_once_it_is_there(data_root: Path, tmp_path: Path) -> None:
     source = Osprey(images=[str(tmp_path / "a"), str(tmp_path / "b")])
     assert source.length == 3
-    with pytest.raises(SailError, match=r"0*720/0: no picture 0*720.jpg in .*/a, .*/b; copy it there, or set images"):
+    with pytest.raises(SailError, match=r"0*720/0: no image 0*720.jpg in .*/a, .*/b; copy it there, or set images"):
         source[0]
     photo(720).save(tmp_path / "b" / osprey.file_name(720))
     assert source[0].image == str(tmp_path / "b" / osprey.file_name(720))
@@ -284,7 +286,7 @@ def test_e34_a_photo_that_is_missing_is_told_and_found_once_it_is_there(data_roo
         ),
         ({"conversations": [{"from": "gpt", "value": "Hello."}]}, "no question with an answer"),
         ({"conversations": [{"from": "system", "value": "?"}]}, "message 1 is from 'system'; write human or gpt"),
-        ({"annotation": [{"bbox": [0, 0, 1, 1]}]}, "the key 'segmentation' is missing; mend the record"),
+        ({"annotation": [{"bbox": [0, 0, 1, 1]}]}, "the key 'segmentation' is missing; fix the record"),
         ({"height": None}, None),
     ],
 )
@@ -361,7 +363,7 @@ def test_region_captions_are_the_phrases_of_refcocog(data_root: Path) -> None:
             assert phrase == phrase.lower() and not phrase.endswith(".")
             (colour,) = [colour for colour in things if colour in phrase]
             assert np.array_equal(prompts[name], things[colour])
-    assert {len(source.draw(0, np.random.default_rng(seed)).turns) for seed in range(40)} == {1, 2}
+    assert {len(source.sample_record(0, np.random.default_rng(seed)).turns) for seed in range(40)} == {1, 2}
 
 
 def test_the_region_caption_benchmark_asks_one_question_of_each_picture(data_root: Path) -> None:
@@ -382,7 +384,7 @@ def test_a_benchmark_picture_without_a_region_is_told(data_root: Path, tmp_path:
     regions = [{"id": 1, "image_id": 6, "segmentation": [[0, 0, 4, 0, 4, 4]]}]
     path = dump(tmp_path / "region.json", {"images": pictures, "annotations": regions})
     source = RegionCaptionBenchmark(str(path))
-    with pytest.raises(SailError, match=r"region.json 5: no mask; give the picture's annotation one"):
+    with pytest.raises(SailError, match=r"region.json 5: no mask; give the image's annotation one"):
         source[0]
     with pytest.raises(SailError, match=r"region.json 6: no caption"):
         source[1]

@@ -87,7 +87,7 @@ def test_a_broken_record_is_named_with_its_file(tmp_path: Path) -> None:
     file.write_text("good\nbad")
     source = Lines([file])
     assert source[0].id == "good"
-    with pytest.raises(SailError, match=r"lines.txt bad: the key 'answer' is missing; mend the record"):
+    with pytest.raises(SailError, match=r"lines.txt bad: the key 'answer' is missing; fix the record"):
         source[1]
 
 
@@ -179,13 +179,10 @@ def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None
 
 def test_choices_are_drawn_without_replacement_or_all_taken() -> None:
     drawn = RandomSampler(np.random.default_rng(0))
-    assert sorted(drawn.sample(range(9))) == list(range(9)) and len(set(drawn.sample(range(9), 4))) == 4
-    assert {drawn.integer(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.choice("ab") for _ in range(30)} == {
-        "a",
-        "b",
-    }
+    assert sorted(drawn.some(range(9))) == list(range(9)) and len(set(drawn.some(range(9), 4))) == 4
+    assert {drawn.number(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.one("ab") for _ in range(30)} == {"a", "b"}
     whole = ExhaustiveSampler()
-    assert whole.sample(range(9), 4) == list(range(9)) and whole.choice("ab") == "a" and not whole.bernoulli(1.0)
+    assert whole.some(range(9), 4) == list(range(9)) and whole.one("ab") == "a" and not whole.chance(1.0)
 
 
 def test_plain_pickles_of_either_python_are_read(tmp_path: Path) -> None:
@@ -221,9 +218,9 @@ def test_e3_masks_that_overlap_are_united() -> None:
         ([[1, 1, 2, 2]], "a polygon needs three or more points"),
         ([[1, 1, 2, 2, float("nan"), 3]], "a polygon needs three or more points"),
         ({"size": [8, 9], "counts": "a"}, r"an RLE of size \[8, 9\], but the image has \[8, 8\]"),
-        ({"size": [8, 8], "counts": [60]}, "with counts that add up to 60, not to 8 x 8 pixels"),
-        ({"size": [8, 8], "counts": "?!"}, "are not a compressed RLE"),
-        ({"size": [8, 8], "counts": "0"}, "with counts that add up to 0, not to 8 x 8 pixels"),  # cut off
+        ({"size": [8, 8], "counts": [60]}, "whose counts add up to 60, not to 8 x 8 pixels"),
+        ({"size": [8, 8], "counts": "?!"}, "are no compressed RLE"),
+        ({"size": [8, 8], "counts": "0"}, "whose counts add up to 0, not to 8 x 8 pixels"),  # cut off
         ({"size": [8, 8]}, "an RLE cannot be decoded"),
         ({"size": None, "counts": [64]}, "an RLE of size None, but the image has"),
         ([[1, 2, None, 3, 4, 5]], "a polygon needs three or more points"),
@@ -253,7 +250,7 @@ def test_one_item_that_cannot_be_parsed_is_one_record_with_a_fault(tmp_path: Pat
     source = Items([file])
     assert source.length == 4 and source[0].id == "a" and source[3].id == "b"
     for number in (1, 2):
-        with pytest.raises(SailError, match=rf"items.json item {number}: .*; mend the record"):
+        with pytest.raises(SailError, match=rf"items.json item {number}: .*; fix the record"):
             source[number]
 
 

@@ -49,7 +49,7 @@ def test_separate_questions_are_every_phrase_once_photo_by_photo(name: str, data
 
 def test_e39_wording_and_phrase_are_drawn_at_each_reading_and_no_object_twice(data_root: Path) -> None:
     source = RefCOCO("refcoco")
-    read = [source.draw(0, np.random.default_rng(seed)) for seed in range(30)]
+    read = [source.sample_record(0, np.random.default_rng(seed)) for seed in range(30)]
     assert len({sample.turns for sample in read}) > 10
     assert {turn.question.split()[-1] for sample in read for turn in sample.turns} >= {"image", "image."}
     assert all(len({load_mask(mask).tobytes() for mask in sample.masks}) == 2 for sample in read)
@@ -77,7 +77,7 @@ def test_e40_a_pickle_that_names_a_function_is_refused_and_not_run(tmp_path: Pat
 def test_e41_masks_in_any_encoding_are_the_same(data_root: Path) -> None:
     source = RefCOCO("refcoco")
     for index in range(source.length):
-        whole = source.whole(index)
+        whole = source.full_record(index)
         one = photo(int(whole.id))
         assert [load_mask(mask).sum() for mask in whole.masks] == [thing.mask.sum() for thing in one.things[:2]]
 
@@ -85,7 +85,7 @@ def test_e41_masks_in_any_encoding_are_the_same(data_root: Path) -> None:
 def test_grefcoco_unites_targets_leaves_crowds_out_and_has_empty_ones(data_root: Path) -> None:
     source = GRefCOCO()
     for index in range(source.length):
-        sample = source.whole(index)
+        sample = source.full_record(index)
         a, b, _ = (thing.mask for thing in photo(int(sample.id)).things)
         truth = [a, a | b, np.zeros_like(a), a]
         for mask, expected in zip(sample.masks, truth, strict=True):
@@ -103,7 +103,7 @@ def test_a_crowd_is_meant_where_a_phrase_means_nothing_else(data_root: Path, tmp
     refs = json.loads((folder / "grefs(unc).json").read_text())
     refs[0]["ann_id"] = [2]  # the crowd of photo 0
     (folder / "grefs(unc).json").write_text(json.dumps(refs))
-    whole = GRefCOCO(annotations=str(folder)).whole(0)
+    whole = GRefCOCO(annotations=str(folder)).full_record(0)
     assert whole.turns[0].answer != "No target [SEG]."
     assert np.array_equal(load_mask(whole.masks[0]), photo(0).things[2].mask)
 
@@ -130,5 +130,5 @@ def test_a_ref_or_a_photo_that_is_incomplete_is_one_broken_record(name: str, dat
             faults.append(str(error))
     assert len(faults) == 3 and source.length == 4
     assert "lacks 'sentences'" in faults[0]
-    assert "photo 1, which instances.json lacks" in faults[1]
-    assert "photo 2, which instances.json gives no file_name" in faults[2]
+    assert "image 1, which instances.json lacks" in faults[1]
+    assert "image 2, which instances.json gives no file_name" in faults[2]

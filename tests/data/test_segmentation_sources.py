@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sail_lightning.data.records import image_name
 from sail_lightning.data.sources import CocoPanoptic, Muse, Pix2CapSegmentation, ReasonSeg, RefCOCOM
-from sail_lightning.data.sources.coco_names import CATEGORIES, said
+from sail_lightning.data.sources.coco_names import CATEGORIES, everyday_name
 from sail_lightning.data.sources.muse import joined
 from sail_lightning.data.sources.reason_seg import DrawnRegions, Outline
 from sail_lightning.encoding import prompt_templates
@@ -58,7 +58,7 @@ def test_every_seg_of_every_record_has_its_mask_at_the_size_of_the_photo(kind: A
     source = kind()
     assert source.length > 1
     for index in range(source.length):
-        for sample in (source[index], source.whole(index)):
+        for sample in (source[index], source.full_record(index)):
             targets = [target for turn in sample.turns for target in turn.targets]
             assert targets == list(range(len(sample.masks)))
             assert [turn.answer.count("[SEG]") for turn in sample.turns] == [len(turn.targets) for turn in sample.turns]
@@ -83,7 +83,7 @@ def test_e37_reading_records_leaves_the_source_as_it_was(kind: Any, data_root: P
     before = pickle.dumps(source)
     rows = [source.index[number] for number in range(source.length)]
     for index in range(source.length):
-        masks_of(source.whole(index))
+        masks_of(source.full_record(index))
     assert pickle.dumps(source) == before
     assert [source.index[number] for number in range(source.length)] == rows and source[0] == first
 
@@ -93,7 +93,7 @@ def test_e39_each_reading_draws_anew_and_no_mask_twice_but_for_one_asked_in_seve
     kind: Any, data_root: Path
 ) -> None:
     source = kind()
-    read = [source.draw(0, np.random.default_rng(seed)) for seed in range(20)]
+    read = [source.sample_record(0, np.random.default_rng(seed)) for seed in range(20)]
     assert len({sample.turns for sample in read}) > 5
     assert all(len({turn.question for turn in sample.turns}) == len(sample.turns) for sample in read)
 
@@ -106,7 +106,11 @@ def test_the_class_table_is_that_of_coco_panoptic_with_names_that_people_say() -
     assert min(CATEGORIES) == 1 and max(CATEGORIES) == 200
     names = [one.name for one in CATEGORIES.values()]
     assert len(set(names)) == 133 and not [name for name in names if re.search("[^a-z ]", name)]
-    assert said("wall-brick") == "brick wall" and said("floor-other-merged") == "floor" and said("t-shirt") == "t-shirt"
+    assert (
+        everyday_name("wall-brick") == "brick wall"
+        and everyday_name("floor-other-merged") == "floor"
+        and everyday_name("t-shirt") == "t-shirt"
+    )
 
 
 def test_instances_are_counted_from_left_to_right_and_stuff_is_one_mask(data_root: Path) -> None:
@@ -114,7 +118,7 @@ def test_instances_are_counted_from_left_to_right_and_stuff_is_one_mask(data_roo
     assert source.length == len(panoptic.NUMBERS)
     boxed = set()
     for index in range(source.length):
-        sample = source.whole(index)
+        sample = source.full_record(index)
         found = panoptic.segments(panoptic.scene(int(sample.id)))
         masks = masks_of(sample)
         for turn in sample.turns:
@@ -149,10 +153,10 @@ def test_a_conversation_has_at_most_so_many_classes_each_once(data_root: Path) -
     source = CocoPanoptic("semantic", objects=2)
     drawn = Counter()
     for seed in range(40):
-        names = [turn.question for turn in source.draw(0, np.random.default_rng(seed)).turns]
+        names = [turn.question for turn in source.sample_record(0, np.random.default_rng(seed)).turns]
         assert len(names) == 2
         drawn.update(asked(name, prompt_templates.SEMANTIC_MODE) for name in names)
-    assert len(drawn) == 6 and len(source.whole(0).turns) == 6
+    assert len(drawn) == 6 and len(source.full_record(0).turns) == 6
     assert len(CocoPanoptic("semantic")[0].turns) == 5
 
 
@@ -160,7 +164,7 @@ def test_crowds_are_never_asked_for(data_root: Path) -> None:
     for mode in ("instance", "semantic"):
         source = CocoPanoptic(mode)  # type: ignore[arg-type]
         for index in range(source.length):
-            sample = source.whole(index)
+            sample = source.full_record(index)
             crowds = [one.mask for one in panoptic.segments(panoptic.scene(int(sample.id))) if one.crowd]
             assert crowds
             assert not any((crowd & mask).any() for crowd in crowds for mask in masks_of(sample))
@@ -185,7 +189,7 @@ def one_photo(folder: Path, segments: list[dict[str, Any]], ids: np.ndarray, **m
 def test_segment_ids_beyond_65536_are_told_apart(tmp_path: Path) -> None:
     ids = np.array([[5, 5 + 256, 5 + 65536]])
     segments = [{"id": int(id), "category_id": 1} for id in ids[0]]
-    masks = masks_of(one_photo(tmp_path, segments, ids).whole(0))
+    masks = masks_of(one_photo(tmp_path, segments, ids).full_record(0))
     assert [mask.tolist() for mask in masks] == [[[i == place for i in range(3)]] for place in range(3)]
 
 
@@ -196,13 +200,13 @@ def test_instances_in_another_order_than_the_file_has_are_sorted(boxed: bool, tm
         {"id": id, "category_id": 1} | ({"bbox": [left, 0, 1, 1]} if boxed else {})
         for id, left in ((7, 4), (4, 2), (9, 0))
     ]
-    masks = masks_of(one_photo(tmp_path, segments, ids).whole(0))
+    masks = masks_of(one_photo(tmp_path, segments, ids).full_record(0))
     assert [int(ids[mask][0]) for mask in masks] == [9, 4, 7]
 
 
 def test_an_instance_that_the_png_lacks_comes_last_and_is_empty(tmp_path: Path) -> None:
     segments = [{"id": id, "category_id": 1} for id in (3, 4)]
-    masks = masks_of(one_photo(tmp_path, segments, np.array([[0, 4]])).whole(0))
+    masks = masks_of(one_photo(tmp_path, segments, np.array([[0, 4]])).full_record(0))
     assert [int(mask.sum()) for mask in masks] == [1, 0]
 
 
@@ -210,11 +214,11 @@ def test_categories_of_the_file_win_over_coco(tmp_path: Path) -> None:
     segments = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 500}, {"id": 3, "category_id": 3}]
     listed = [{"id": 1, "name": "cloud", "isthing": 0}, {"id": 500, "name": "wall-brick", "isthing": 0}]
     source = one_photo(tmp_path, segments[:2], np.array([[1, 2, 3]]), categories=listed)
-    assert [turn.answer for turn in source.whole(0).turns] == ["cloud [SEG].", "brick wall [SEG]."]
+    assert [turn.answer for turn in source.full_record(0).turns] == ["cloud [SEG].", "brick wall [SEG]."]
     (tmp_path / "again").mkdir()
     source = one_photo(tmp_path / "again", segments, np.array([[1, 2, 3]]), categories=listed)
     with pytest.raises(SailError, match=r"json 7: segment 3 is of category 3, which `categories` does not list"):
-        source.whole(0)
+        source.full_record(0)
 
 
 def test_a_record_without_its_segments_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -224,9 +228,9 @@ def test_a_record_without_its_segments_does_not_hide_the_others(tmp_path: Path) 
     dump(source.files[0], content)
     source = CocoPanoptic(annotations=str(source.files[0]), pngs=str(tmp_path / "pngs"), images=str(tmp_path))
     assert [turn.answer for turn in source[0].turns] == ["dog-1 [SEG]."]
-    with pytest.raises(SailError, match="panoptic.json 8: the key 'segments_info' is missing; mend the record"):
+    with pytest.raises(SailError, match="panoptic.json 8: the key 'segments_info' is missing; fix the record"):
         source[1]
-    with pytest.raises(SailError, match="panoptic.json 9: .*mend the record"):
+    with pytest.raises(SailError, match="panoptic.json 9: .*fix the record"):
         source[2]
 
 
@@ -237,7 +241,7 @@ def test_objects_are_asked_for_by_their_descriptions_and_short_ones_are_not(data
     source = Pix2CapSegmentation()
     ids = []
     for index in range(source.length):
-        sample = source.whole(index)
+        sample = source.full_record(index)
         ids.append(int(sample.id))
         things = [one for one in panoptic.segments(panoptic.scene(ids[-1])) if one.colour]
         assert len(sample.turns) == len(things)
@@ -264,7 +268,7 @@ def test_photos_come_from_three_folders_and_items_without_questions_or_objects_a
 
 
 def test_an_answer_of_the_file_has_a_mask_for_each_slot_in_order(data_root: Path) -> None:
-    sample = Muse().whole(0)
+    sample = Muse().full_record(0)
     a, b, c = photo(muse.OWN).things
     first, second = sample.turns
     assert first.question == "Which two things would a bull see first? Please respond with segmentation mask."
@@ -275,7 +279,7 @@ def test_an_answer_of_the_file_has_a_mask_for_each_slot_in_order(data_root: Path
 
 
 def test_an_answer_that_needs_no_mask_has_none(data_root: Path) -> None:
-    turn = Muse().whole(2).turns[0]
+    turn = Muse().full_record(2).turns[0]
     assert (turn.answer, turn.targets) == ("No, nobody is.", ())
 
 
@@ -284,7 +288,7 @@ def test_made_up_answers_name_objects_one_by_one_or_together(data_root: Path) ->
     colours = [thing.colour for thing in photo(muse.MADE_UP).things]
     answers = Counter()
     for seed in range(300):
-        sample = source.draw(1, np.random.default_rng(seed))
+        sample = source.sample_record(1, np.random.default_rng(seed))
         (turn,) = (turn for turn in sample.turns if "What do you see" in turn.question)
         places = [turn.answer.lower().index(colour) for colour in colours]
         assert places == sorted(places) and turn.answer.count("[SEG]") == 3 and turn.answer.endswith(".")
@@ -304,13 +308,13 @@ def test_e34_the_number_of_questions_is_a_setting_that_has_an_effect(data_root: 
 
 def test_e3_polygons_that_overlap_are_united(data_root: Path) -> None:
     a, b, _ = photo(muse.MADE_UP).things
-    mask = masks_of(Muse().whole(1))[-1]
+    mask = masks_of(Muse().full_record(1))[-1]
     assert mask.dtype == bool and np.array_equal(mask, a.mask | b.mask)
 
 
 def test_e41_a_list_of_run_lengths_is_one_mask(data_root: Path) -> None:
     a, b, _ = photo(muse.EMPTY).things
-    assert np.array_equal(masks_of(Muse().whole(2))[-1], a.mask | b.mask)
+    assert np.array_equal(masks_of(Muse().full_record(2))[-1], a.mask | b.mask)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +324,7 @@ def test_e41_a_list_of_run_lengths_is_one_mask(data_root: Path) -> None:
         ({"answers": [[], []]}, "item 0: the answer .* has 2 .*, but its objects are 0"),
         ({"answers": [[], []], "text_answers": None}, "item 0: a question has neither a text answer nor objects"),
         ({"answers": [[]]}, "item 0: 2 questions but 1 answers and 2 text answers"),
-        ({"file_name": None}, "item 0: it names no picture; give it `file_name` or `coco_url`"),
+        ({"file_name": None}, "item 0: it names no image; give it `file_name` or `coco_url`"),
     ],
 )
 def test_an_item_that_does_not_fit_together_is_named(
@@ -330,8 +334,8 @@ def test_an_item_that_does_not_fit_together_is_named(
     file = dump(tmp_path / "muse.json", [items[0] | change, items[1]])
     source = Muse(str(file))
     with pytest.raises(SailError, match=message):
-        source.whole(0)
-    assert source.whole(1).turns
+        source.full_record(0)
+    assert source.full_record(1).turns
 
 
 @given(st.lists(st.text("abc", min_size=1), min_size=1, max_size=5))
@@ -363,7 +367,7 @@ def test_separate_asks_only_the_first_sentence_of_each_photo(data_root: Path) ->
         source = ReasonSeg(split, separate=True)  # type: ignore[arg-type]
         assert source.length == 2
         for index in range(source.length):
-            for sample in (source.draw(index, np.random.default_rng(3)), source.whole(index)):
+            for sample in (source.sample_record(index, np.random.default_rng(3)), source.full_record(index)):
                 assert [turn.question.count("What a café needs for an œuf") for turn in sample.turns] == [1]
 
 
@@ -460,7 +464,7 @@ def test_refcoco_m_asks_about_a_photo_or_every_phrase_once(data_root: Path) -> N
     whole, separate = RefCOCOM(), RefCOCOM(separate=True)
     assert (whole.length, separate.length) == (len(refcoco_m.NUMBERS), len(refcoco_m.NUMBERS) * 4)
     a, b, _ = photo(500).things
-    assert all(np.array_equal(mask, one.mask) for mask, one in zip(masks_of(whole.whole(0)), (a, b), strict=True))
+    assert all(np.array_equal(mask, one.mask) for mask, one in zip(masks_of(whole.full_record(0)), (a, b), strict=True))
     samples = [separate[index] for index in range(4)]
     phrases = [f"{a.colour} thing", f"the {a.colour} señal", f"{b.colour} thing", f"the {b.colour} señal"]
     assert [sample.turns[0].question for sample in samples] == [f"Please segment {p} in this image." for p in phrases]
@@ -502,7 +506,7 @@ def test_refcoco_m_reads_its_rows_from_parquet_and_json_lines_too(data_root: Pat
     ("name", "content", "message"),
     [
         ("rows.jsonl", "{}\n{", "rows.jsonl is not valid JSON lines .*copy it again"),
-        ("rows.parquet", "PAR2", "rows.parquet is no readable Parquet file .*copy it again"),
+        ("rows.parquet", "PAR2", "rows.parquet is not a readable Parquet file .*copy it again"),
         ("other.txt", "", r"no annotation file .*validation-00000-of-00002.parquet; see docs/data.md"),
     ],
 )

@@ -94,7 +94,7 @@ def test_samples_are_those_that_were_written(make: Any, data_root: Path, tmp_pat
     for index in range(source.length):
         assert same(ENCODER.encode(shards[index]), ENCODER.encode(source[index]))
         assert shards[index].source == str(tmp_path / "set")
-    assert np.array_equal(shards.pictures(), source.pictures())  # so that `exclude` finds the same ones
+    assert np.array_equal(shards.image_keys(), source.image_keys())  # so that `exclude` finds the same ones
 
 
 def test_pictures_without_files_and_all_kinds_of_prompts_are_kept(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_pictures_without_files_and_all_kinds_of_prompts_are_kept(tmp_path: Path
     shards = write(tmp_path / "set", source)
     for index in range(40):
         assert same(ENCODER.encode(shards[index]), ENCODER.encode(source[index]))
-    assert not shards.pictures().any()
+    assert not shards.image_keys().any()
 
 
 def test_words_alone_and_several_pictures_are_kept(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_shards_of_shards_are_the_same(data_root: Path, tmp_path: Path) -> None:
     first = write(tmp_path / "first", RefCOCO())
     second = write(tmp_path / "second", first)
     assert (tmp_path / "first/000000.tar").read_bytes() == (tmp_path / "second/000000.tar").read_bytes()
-    assert np.array_equal(first.pictures(), second.pictures())
+    assert np.array_equal(first.image_keys(), second.image_keys())
 
 
 def test_a_sample_is_small_and_travels_between_processes(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ class Counted:
 def test_a_remote_set_is_the_same_as_a_local_one(data_root: Path, tmp_path: Path, remote: str, cache: Path) -> None:
     source = RefCOCO()
     there, here = write(remote, source), write(tmp_path / "set", source)
-    assert there.length == source.length and np.array_equal(there.pictures(), here.pictures())
+    assert there.length == source.length and np.array_equal(there.image_keys(), here.image_keys())
     for seed in range(3):
         orders = [one.order(np.random.default_rng(seed)).tolist() for one in (there, here)]
         assert orders[0] == orders[1]  # a run may go on where the shards lie elsewhere
@@ -417,7 +417,7 @@ def test_a_damaged_record_is_named(damaged: Path) -> None:
     start = int(source.store.index["start"][1])
     for place, sentence in (
         (start + 5, "is damaged: no 000000001.json where the index says; copy it again"),
-        (start + 513, "is damaged: 000000001.json is no record; copy it again"),
+        (start + 513, "is damaged: 000000001.json is not a record; copy it again"),
         (start + 515, "000000001.json: the record has no key id"),
     ):
         shard.write_bytes(whole[:place] + b"#" + whole[place + 1 :])

@@ -96,7 +96,7 @@ def test_records_without_known_masks_are_left_out_of_batches() -> None:
 
 def test_masks_of_another_size_are_told_by_record() -> None:
     wrong = Sample(picture(24, 40), sample().turns, tuple(blob(8, 8, seed) for seed in range(3)), source="s", id="9")
-    with pytest.raises(SailError, match="s 9: masks of another size than the picture"):
+    with pytest.raises(SailError, match="s 9: its masks and its image have different sizes"):
         InstanceDataset(Listed([wrong]), ["circle"], 1, identity, 1)[0]
 
 

@@ -86,7 +86,7 @@ def test_average_precision_is_one_for_what_is_asked_for_and_less_with_other_clas
         false = next(wrong)
         monkeypatch.setattr(expert, "_predicted", perfect)
         figures = expert.evaluate(expert.source, 2)
-        assert figures is not None and figures["pictures"] == 2
+        assert figures is not None and figures["images"] == 2
         found = figures["map"]
         assert found == 1.0 if expected else found < 1.0
 
@@ -116,7 +116,7 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
     assert "4 classes; on 4 held-out pictures: AP " in told and "Mask2FormerTeacher" in told
     report = json.loads((out / mask2former.REPORT).read_text())
     assert report["classes"] == SHAPES and report["recipe"]["steps"] == 3
-    assert report["held_out"].keys() == {"split", "pictures", "map", "map_50"}
+    assert report["held_out"].keys() == {"split", "images", "map", "map_50"}
     assert not (tmp_path / "shapes.training").exists()
     with pytest.raises(SailUsageError, match="is not empty"):
         dispatch(["expert", *words])
@@ -202,9 +202,9 @@ def test_held_out_pictures_without_masks_are_not_judged() -> None:
     [
         (["--steps=0"], "--steps must be 1 or more"),
         (["--words=-1"], "--words must be 0 or more"),
-        (["--width=48"], "--width must be a multiple of 32"),
+        (["--width=48"], "Recipe: width must be a multiple of 32"),
         (["--lr=nan"], "--lr must be a number above 0"),
-        (["--size=32"], "--size must be 64 or more"),
+        (["--size=32"], "Recipe: size must be 64 or more"),
         (["--out=."], "is a folder that is in use"),
         (["--data.train.tasks={chat: 1.0}"], "unknown key 'chat' in tasks"),
         (["--model.max_side=3"], "unknown option --model.max_side; expert takes --data.train"),

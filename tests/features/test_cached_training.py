@@ -15,7 +15,7 @@ from sail_lightning.data.sources import LaboratorySource
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.features.extract import extract, settings_for
-from sail_lightning.features.images import places
+from sail_lightning.features.images import locate_images
 from sail_lightning.features.measure import measure
 from sail_lightning.features.store import FeatureStore, FeatureWriter, Summary
 from sail_lightning.interfaces import Dims, Teacher
@@ -37,7 +37,7 @@ def encoder() -> Encoder:
 
 def filled(folder: Path, teacher: Teacher, stored_as: str, stride: int | None = None) -> Summary:
     teacher.build(Dims())
-    wanted, _ = places(SOURCE, COUNT, "laboratory", lambda *_: None)
+    wanted, _ = locate_images(SOURCE, COUNT, "laboratory", lambda *_: None)
     with FeatureWriter(folder, settings_for(teacher, encoder(), stored_as, stride)) as writer:
         extract(SOURCE, encoder(), teacher, writer, wanted)
     return writer.written
@@ -138,10 +138,10 @@ def test_live_and_cached_teachers_are_measured_on_the_same_pictures(tmp_path: Pa
     cached = CachedTeacher(str(tmp_path / "f"))
     cached.build(Dims())
     pixels = [np.ascontiguousarray(SOURCE[number].image.transpose(2, 0, 1)) for number in range(COUNT)]  # type: ignore
-    found = measure(expert, cached, pixels, summary.bytes_per_picture, repeats=1)
+    found = measure(expert, cached, pixels, summary.bytes_per_image, repeats=1)
     assert found.live > 0 and found.cached > 0
     assert found.largest_difference == pytest.approx(summary.error.largest, rel=1e-3)
-    assert found.bytes_per_picture == summary.bytes / len(FeatureStore(tmp_path / "f"))
+    assert found.bytes_per_image == summary.bytes / len(FeatureStore(tmp_path / "f"))
     assert f"{found.speedup:.1f} times faster" in found.to_text()
 
 
@@ -152,5 +152,5 @@ def test_a_cache_on_the_students_grid_is_compared_there(tmp_path: Path) -> None:
     cached.build(Dims())
     pixels = [np.ascontiguousarray(SOURCE[number].image.transpose(2, 0, 1)) for number in range(COUNT)]  # type: ignore
     assert cached(torch.from_numpy(pixels[0])[None]).shape != expert(torch.from_numpy(pixels[0])[None]).shape
-    found = measure(expert, cached, pixels, summary.bytes_per_picture, repeats=1)
+    found = measure(expert, cached, pixels, summary.bytes_per_image, repeats=1)
     assert 0 < found.largest_difference == pytest.approx(summary.error.largest, rel=1e-3)

@@ -28,7 +28,7 @@ def test_features_of_a_config_are_written_and_told(tmp_path: Path, capsys: pytes
     content = json.loads((tmp_path / "f" / "features.json").read_text())
     assert content["settings"]["teacher"]["init_args"]["folder"] == "sail-tiny"
     assert (content["settings"]["channels"], content["settings"]["tap"]) == (64, "mask")
-    assert content["summary"]["pictures"] == 3
+    assert content["summary"]["images"] == 3
     assert 0 < content["summary"]["relative_error"] < 1e-3
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from sail_lightning.data.sources.base import Source
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.features.extract import Extraction, extract, settings_for
-from sail_lightning.features.images import places
-from sail_lightning.features.store import FeatureStore, FeatureWriter, picture_key
+from sail_lightning.features.images import locate_images
+from sail_lightning.features.store import FeatureStore, FeatureWriter, image_key
 from sail_lightning.image.preprocessing import resize_image
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.sample import ImageRef, Sample, Turn
@@ -73,7 +73,7 @@ def run(album: Source, folder: Path, teacher: Averages | None = None, **settings
     teacher = teacher or Averages()
     teacher.build(Dims())
     stored_as, stride = settings.pop("stored_as", "float16"), settings.pop("stride", None)
-    wanted, _ = places(album, album.length or 0, "album", lambda *_: None)
+    wanted, _ = locate_images(album, album.length or 0, "album", lambda *_: None)
     with FeatureWriter(folder, settings_for(teacher, ENCODER, stored_as, stride), shard_size=300) as writer:
         return teacher, extract(album, ENCODER, teacher, writer, wanted, batch_size=2, **settings)
 
@@ -92,7 +92,7 @@ def test_e47_each_picture_is_looked_at_once_as_the_student_sees_it(album: Album,
         one for image in album.images if image is not None for one in (image if isinstance(image, tuple) else [image])
     ]
     for pixels in map(as_seen, flat):
-        entry = stored.read(picture_key(pixels))
+        entry = stored.read(image_key(pixels))
         assert entry is not None
         expected = F.avg_pool2d(torch.from_numpy(pixels.copy())[None].float() / 255, 4)[0]
         torch.testing.assert_close(entry.decoded(), expected, atol=1e-3, rtol=0)

@@ -17,7 +17,7 @@ from tiny_sail import picture
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.features import store
 from sail_lightning.features.codec import Error, encode
-from sail_lightning.features.store import FeatureStore, FeatureWriter, Settings, picture_key
+from sail_lightning.features.store import FeatureStore, FeatureWriter, Settings, image_key
 
 SETTINGS = Settings({"class_path": "Expert", "init_args": {"a": 1}}, 2, "vision", "int8", None, 8, 64, "longest")
 
@@ -32,7 +32,7 @@ def feature(number: int) -> torch.Tensor:
 
 def add(writer: FeatureWriter, numbers: range) -> None:
     for number in numbers:
-        key = picture_key(pictures(number + 1)[number])
+        key = image_key(pictures(number + 1)[number])
         writer.add(key, *encode(feature(number), writer.settings.stored_as), f"file {number}")
 
 
@@ -43,19 +43,19 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert len(stored) == 7 and stored.settings == SETTINGS
     assert len(list((tmp_path / "f").glob("*.safetensors"))) > 2
     for number, pixels in enumerate(pictures(7)):
-        entry = stored.read(picture_key(pixels))
-        assert entry is not None and picture_key(pixels) in stored
+        entry = stored.read(image_key(pixels))
+        assert entry is not None and image_key(pixels) in stored
         assert torch.equal(entry.decoded(), encode(feature(number), "int8")[0].decoded())
-    assert stored.read(picture_key(picture(8, 8).transpose(2, 0, 1))) is None
+    assert stored.read(image_key(picture(8, 8).transpose(2, 0, 1))) is None
 
 
 def test_a_picture_is_known_by_its_size_and_pixels() -> None:
     pixels = picture(16, 24).transpose(2, 0, 1)
     other = pixels.copy()
     other[2, 7, 9] ^= 1
-    keys = {picture_key(pixels), picture_key(other), picture_key(pixels.reshape(3, 24, 16))}
+    keys = {image_key(pixels), image_key(other), image_key(pixels.reshape(3, 24, 16))}
     assert len(keys) == 3
-    assert picture_key(np.ascontiguousarray(pixels)) == picture_key(pixels), "however it lies in memory"
+    assert image_key(np.ascontiguousarray(pixels)) == image_key(pixels), "however it lies in memory"
 
 
 def test_a_run_that_was_killed_leaves_whole_shards_and_is_gone_on_with(
@@ -140,9 +140,9 @@ def test_the_summary_adds_up_over_runs(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "f" / "features.json").read_text())
     size = sum(path.stat().st_size for path in (tmp_path / "f").glob("*.safetensors"))
     assert content["summary"] == {
-        "pictures": 5,
+        "images": 5,
         "bytes": size,
-        "bytes_per_picture": round(size / 5),
+        "bytes_per_image": round(size / 5),
         "largest_error": pytest.approx(whole.largest),
         "relative_error": pytest.approx(whole.relative),
     }
@@ -189,6 +189,6 @@ def test_other_processes_open_the_files_themselves(tmp_path: Path) -> None:
     stored = FeatureStore(teacher_folders.cache(tmp_path / "f", pictures(2)))
     message = pickle.dumps(stored)
     assert len(message) < 500
-    key = picture_key(pictures(1)[0])
+    key = image_key(pictures(1)[0])
     one, other = pickle.loads(message).read(key), stored.read(key)
     assert one is not None and other is not None and torch.equal(one.values, other.values)

@@ -182,7 +182,5 @@ def _training_folder(folder: Path, settings: dict[str, Any]) -> Path:
 def _summary(folder: Path, report: dict[str, Any]) -> str:
     text = f"{folder}: {report['parameters']:,} parameters, {len(report['classes'])} classes"
     if held_out := report.get("held_out"):
-        text += (
-            f"; on {held_out['pictures']} held-out pictures: AP {held_out['map']:.3f}, AP50 {held_out['map_50']:.3f}"
-        )
+        text += f"; on {held_out['images']} held-out images: AP {held_out['map']:.3f}, AP50 {held_out['map_50']:.3f}"
     return f"{text}\ndistil it: --model.teachers.expert=Mask2FormerTeacher --model.teachers.expert.folder={folder}"

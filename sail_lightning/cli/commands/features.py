@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.data.sources import Source
     from sail_lightning.encoding.transform import Encoder
-    from sail_lightning.features.images import Place
+    from sail_lightning.features.images import ImageLocation
     from sail_lightning.interfaces import Teacher
 
 MEASURED = 16
@@ -68,7 +68,7 @@ def features(
     from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.cli.data_progress import progress
     from sail_lightning.features.extract import extract, settings_for
-    from sail_lightning.features.images import places
+    from sail_lightning.features.images import locate_images
     from sail_lightning.features.store import FeatureWriter
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def features(
     records = _records(source, count)
     made = _teacher(described, teacher, encoder)
     with progress("records") as tell:
-        wanted, faults = places(source, records, described.described()["data"], tell)
+        wanted, faults = locate_images(source, records, described.described()["data"], tell)
     settings = settings_for(made, encoder, dtype, stride)
     with FeatureWriter(out, settings) as writer, progress("images") as tell:
         done = extract(source, encoder, made, writer, wanted, device, readers, batch, tell)
@@ -94,11 +94,11 @@ def features(
         raise SailError(f"data.{split} has no image that can be read")
     print(
         f"{out}: {summary.pictures} images, {done.computed} of them new; {dtype}, "
-        f"{summary.bytes_per_picture / 1e6:.3f} MB an image, {summary.bytes / 1e6:.1f} MB in all; largest error "
+        f"{summary.bytes_per_image / 1e6:.3f} MB an image, {summary.bytes / 1e6:.1f} MB in all; largest error "
         f"{summary.error.largest:.2g}, relative error {summary.error.relative:.2g}"
     )
     if measure:
-        print(_measured(out, device, source, encoder, made, wanted, summary.bytes_per_picture))
+        print(_measured(out, device, source, encoder, made, wanted, summary.bytes_per_image))
 
 
 def _records(source: Source, count: int | None) -> int:
@@ -141,15 +141,15 @@ def _measured(
     source: Source,
     encoder: Encoder,
     teacher: Teacher,
-    wanted: Sequence[Place],
-    bytes_per_picture: float,
+    wanted: Sequence[ImageLocation],
+    bytes_per_image: float,
 ) -> str:
-    from sail_lightning.features.images import read
+    from sail_lightning.features.images import load_images
     from sail_lightning.features.measure import measure
     from sail_lightning.interfaces import Dims
     from sail_lightning.plugins.teachers import CachedTeacher
 
     cached = CachedTeacher(str(out))
     cached.build(Dims())
-    pictures = [one.pixels for one in read(source, encoder, wanted[:MEASURED], 0) if one.pixels is not None]
-    return measure(teacher, cached, pictures, bytes_per_picture, device).to_text()
+    pictures = [one.pixels for one in load_images(source, encoder, wanted[:MEASURED], 0) if one.pixels is not None]
+    return measure(teacher, cached, pictures, bytes_per_image, device).to_text()

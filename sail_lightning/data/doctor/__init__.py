@@ -1,9 +1,9 @@
-"""The doctor of data sets: every record looked at, every fault named with its file, its record and the mend."""
+"""Checks data sets: reads every record, and reports every fault with its file, its record and the fix."""
 
 from sail_lightning.data.doctor.faults import KINDS, Fault
-from sail_lightning.data.doctor.leaf_sources import Leaf, leaves
+from sail_lightning.data.doctor.leaf_sources import LeafSource, flatten_sources
 from sail_lightning.data.doctor.report import Report
 from sail_lightning.data.doctor.run import check
 from sail_lightning.data.doctor.statistics import Statistics, gather
 
-__all__ = ["KINDS", "Fault", "Leaf", "Report", "Statistics", "check", "gather", "leaves"]
+__all__ = ["KINDS", "Fault", "LeafSource", "Report", "Statistics", "check", "flatten_sources", "gather"]

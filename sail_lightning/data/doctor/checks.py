@@ -1,4 +1,4 @@
-"""Looks at one record at a time: its picture, its masks, its prompts, its words, and how long it gets."""
+"""Checks one record at a time: its images, masks, prompts and text, and its length in tokens."""
 
 from __future__ import annotations
 
@@ -28,21 +28,26 @@ from sail_lightning.sequence import chat_template
 
 Size = tuple[int, int]
 NO_TARGET = "no target"
-"""What an answer says, in any case of letters, whose mask is empty."""
+"""Text that an answer with an empty mask contains, in upper or lower case."""
 KNOWN_PROMPTS = 15
-"""Ids of prompts that a model knows where no model is named: the paper's number."""
-PICTURES_KEPT = 64
-"""Pictures of which a process remembers what it found: records that follow each other often share theirs."""
+"""Number of prompt ids that is assumed if the config has no model; that of the paper."""
+IMAGES_KEPT = 64
+"""Number of images that a process remembers; consecutive records often share one."""
 _PROMPT = re.compile(chat_template.prompt_token(0).replace("0", r"(\d+)"))
 
 
 @dataclass
 class Finding:
-    """What was seen of one record.
+    """Result of checking one record.
 
-    `key` is the same for records that are the same: picture, turns, masks and prompts; empty where a mask cannot be
-    decoded. `pictures` are the `image_hash` of each of its pictures that is a file; `contents` are hashes of the
-    bytes of all its pictures, 0 for one that is no file or cannot be read.
+    Attributes:
+        turns: Number of turns.
+        masks: Number of masks.
+        prompts: Number of visual prompts.
+        faults: Faults of the record.
+        key: Hash of images, turns, masks and prompts, equal for duplicates; empty if a mask cannot be decoded.
+        images: `image_hash` of each image that is a file.
+        contents: Hash of the bytes of each image; 0 for one that is not a file or cannot be read.
     """
 
     turns: int = 0
@@ -50,13 +55,13 @@ class Finding:
     prompts: int = 0
     faults: list[Fault] = field(default_factory=list)
     key: str = ""
-    pictures: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
     contents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A picture's (height, width), None if it cannot be read; a kind of fault and a message; a hash of its file."""
+class _LoadedImage:
+    """Result of loading an image: its (height, width), None if it cannot be read; a fault; a hash of its file."""
 
     size: Size | None
     kind: str = ""
@@ -64,8 +69,8 @@ class _Picture:
     content: int = 0
 
 
-class _Wrong(Exception):
-    """A mask that has this kind of fault."""
+class _MaskFault(Exception):
+    """Raised for a mask with a fault of a kind in `KINDS`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -73,37 +78,37 @@ class _Wrong(Exception):
 
 
 class Checker:
-    """Looks at records.
+    """Checks records.
 
     Args:
-        encoder: of the model that shall read them; without one, lengths are not looked at.
+        encoder: Encoder of the model that will read them; without one, lengths are not checked.
     """
 
     def __init__(self, encoder: Encoder | None = None) -> None:
         self.limit = encoder.max_tokens if encoder else sys.maxsize
         self.encoder = replace(encoder, max_tokens=sys.maxsize) if encoder else None
         self.num_prompts = encoder.num_prompts if encoder else KNOWN_PROMPTS
-        self._seen: dict[str, _Picture] = {}
+        self._seen: dict[str, _LoadedImage] = {}
 
     def look(self, source: Source, index: int) -> Finding:
-        """What there is to see of a record: masks and prompts on `Source.whole`, lengths on `source[index]`."""
+        """Checks a record: masks and prompts of `Source.full_record`, and the length of `source[index]`."""
         finding = Finding()
         sample: Sample | None = None
         try:
-            sample = source.whole(index)
-            finding = self._whole(sample, index)
+            sample = source.full_record(index)
+            finding = self._check_full(sample, index)
             for message in source.faults(index):
                 finding.faults.append(_fault("source_fault", sample, index, message))
-            self._drawn(source[index], index, finding)
-        except Exception as error:  # whatever a source or a file raises, the next record is looked at all the same
+            self._check_encoded(source[index], index, finding)
+        except Exception as error:  # whatever a source or a file raises, the next record is checked
             finding.faults.append(_broken(source, index, sample, error))
         file = first_file(source)
         finding.faults = [fault if fault.file else replace(fault, file=file) for fault in finding.faults]
         return finding
 
-    # -- all that a record has ----------------------------------------------------------------------------------------
+    # -- the full record ----------------------------------------------------------------------------------------
 
-    def _whole(self, sample: Sample, index: int) -> Finding:
+    def _check_full(self, sample: Sample, index: int) -> Finding:
         finding = Finding(len(sample.turns), len(sample.masks), len(sample.prompts))
 
         def add(kind: str, message: str, file: str = "") -> None:
@@ -111,28 +116,28 @@ class Checker:
 
         if not sample.turns:
             add("empty_record", "it has no turns")
-        for kind, message in (*_counts(sample), *self._prompt_words(sample, every=True)):
+        for kind, message in (*_counts(sample), *self._prompt_faults(sample, every=True)):
             add(kind, message)
         images = sample.images
-        looked = [self._picture(image) for image in images]
-        for image, picture in zip(images, looked, strict=True):
-            if picture.kind:
-                add(picture.kind, picture.message, _file(image))
-        size = looked[0].size if looked else None
+        loaded = [self._load(image) for image in images]
+        for image, found in zip(images, loaded, strict=True):
+            if found.kind:
+                add(found.kind, found.message, _file(image))
+        size = loaded[0].size if loaded else None
         annotated = set(_annotated_sizes(sample))
         expected = next(iter(annotated)) if len(annotated) == 1 else size
         if size and expected and size != expected:
-            message = f"the picture is {_shown(size)} pixels, but its annotation says {_shown(expected)}"
-            add("picture_size", message, _file(images[0]))
+            message = f"the image is {_shown(size)} pixels, but its annotation says {_shown(expected)}"
+            add("image_size", message, _file(images[0]))
         if not images and (sample.masks or sample.prompts):
-            add("missing_picture", "masks and prompts need a picture, and the record names none")
+            add("missing_image", "masks and prompts need an image, and the record names none")
         masks: list[BoolMask | None] = []
         for place, reference in enumerate(sample.masks):
             try:
                 masks.append(_mask(reference, expected))
-            except _Wrong as wrong:
+            except _MaskFault as fault:
                 masks.append(None)
-                add(wrong.kind, f"mask {place}: {wrong}")
+                add(fault.kind, f"mask {place}: {fault}")
         for place, turn in _owners(sample):
             mask = masks[place]
             if mask is not None and not mask.any() and NO_TARGET not in turn.answer.lower():
@@ -140,36 +145,36 @@ class Checker:
         for place, prompt in enumerate(sample.prompts):
             try:
                 masks.append(_region(prompt, expected))
-            except _Wrong as wrong:
+            except _MaskFault as fault:
                 masks.append(None)
-                add(wrong.kind, f"prompt {place}: {wrong}")
+                add(fault.kind, f"prompt {place}: {fault}")
         known = [mask for mask in masks if mask is not None]
         finding.key = _key(sample, known) if len(known) == len(masks) else ""
-        finding.pictures = tuple(image_hash(image) for image in images if isinstance(image, str | Path))
-        finding.contents = tuple(picture.content for picture in looked)
+        finding.images = tuple(image_hash(image) for image in images if isinstance(image, str | Path))
+        finding.contents = tuple(found.content for found in loaded)
         return finding
 
-    def _picture(self, image: ImageRef) -> _Picture:
+    def _load(self, image: ImageRef) -> _LoadedImage:
         if not isinstance(image, str | Path):
-            return _looked_at(image)
+            return _load_image(image)
         name = str(image)
         if name not in self._seen:
-            if len(self._seen) >= PICTURES_KEPT:
+            if len(self._seen) >= IMAGES_KEPT:
                 self._seen.pop(next(iter(self._seen)))
-            self._seen[name] = _looked_at(image)
+            self._seen[name] = _load_image(image)
         return self._seen[name]
 
     # -- what a model reads -------------------------------------------------------------------------------------------
 
-    def _drawn(self, sample: Sample, index: int, finding: Finding) -> None:
-        """Adds faults of a record as a model reads it, where a fault of that kind is not known already."""
+    def _check_encoded(self, sample: Sample, index: int, finding: Finding) -> None:
+        """Adds faults of a record as a model reads it, unless a fault of that kind is already known."""
         known = {fault.kind for fault in finding.faults}
-        for kind, message in (*_counts(sample), *self._prompt_words(sample, every=False), *self._length(sample)):
+        for kind, message in (*_counts(sample), *self._prompt_faults(sample, every=False), *self._length(sample)):
             if kind not in known:
                 finding.faults.append(_fault(kind, sample, index, message))
 
-    def _prompt_words(self, sample: Sample, every: bool) -> Iterator[tuple[str, str]]:
-        """Faults of prompt ids. `every`: of all prompts a record has, which may be more than a model can be told."""
+    def _prompt_faults(self, sample: Sample, every: bool) -> Iterator[tuple[str, str]]:
+        """Yields faults of prompt ids; with `every`, a record may have more prompts than a model has ids."""
         ids = [place if prompt.id is None else prompt.id for place, prompt in enumerate(sample.prompts)]
         known = max(self.num_prompts, len(ids) if every else 0)
         for id in dict.fromkeys(ids):
@@ -186,7 +191,7 @@ class Checker:
                 yield "absent_prompt", f"the text names {chat_template.prompt_token(id)}, but the prompts are {names}"
 
     def _length(self, sample: Sample) -> Iterator[tuple[str, str]]:
-        sizes = [self._picture(image).size for image in sample.images]
+        sizes = [self._load(image).size for image in sample.images]
         if self.encoder is None or None in sizes:
             return
         patch = self.encoder.patch_size
@@ -202,7 +207,7 @@ class Checker:
 
 
 def record_name(source: Source, index: int, sample: Sample | None = None) -> str:
-    """What names a record in a report."""
+    """Returns the name of a record for reports."""
     if sample is not None and sample.id:
         return sample.id
     if isinstance(source, IndexedSource):
@@ -220,8 +225,8 @@ def _broken(source: Source, index: int, sample: Sample | None, error: Exception)
     message = str(error) if isinstance(error, SailError) else f"{type(error).__name__}: {error}"
     message = message.removeprefix(f"{file} {name}: ")
     kind = (
-        "missing_picture" if message.startswith(("no image ", "no picture ")) else "broken_record"
-    )  # of a source that looks for it
+        "missing_image" if message.startswith(("no image ", "no picture ")) else "broken_record"
+    )  # raised by sources that look for it
     return Fault(kind, file, name, index, message)
 
 
@@ -229,24 +234,24 @@ def _file(image: ImageRef) -> str:
     return str(image) if isinstance(image, str | Path) else ""
 
 
-def _looked_at(image: ImageRef) -> _Picture:
-    """Decodes a picture whole, and hashes its file."""
+def _load_image(image: ImageRef) -> _LoadedImage:
+    """Decodes an image completely, and hashes its file."""
     try:
         height, width, _ = load_image(image).shape
     except SailError as error:
         missing = isinstance(image, str | Path) and not Path(image).exists()
-        return _Picture(None, "missing_picture" if missing else "corrupt_picture", str(error).partition(";")[0])
-    kind, told = "", ""
+        return _LoadedImage(None, "missing_image" if missing else "corrupt_image", str(error).partition(";")[0])
+    kind, message = "", ""
     if (turn := orientation(image)) != 1:
-        kind, told = (
-            "turned_picture",
+        kind, message = (
+            "turned_image",
             f"EXIF says that it is turned (orientation {turn}), and it is read as it is stored",
         )
-    return _Picture((height, width), kind, told, _content_hash(image))
+    return _LoadedImage((height, width), kind, message, _content_hash(image))
 
 
 def _content_hash(image: ImageRef) -> int:
-    """The bytes of a picture's file as a number below 2**64; 0 if it has none, or it went away."""
+    """Returns a hash of an image file's bytes as a number below 2**64; 0 if there is no file."""
     try:
         content = Path(image).read_bytes() if isinstance(image, str | Path) else image() if callable(image) else None
     except (OSError, SailError):
@@ -257,7 +262,7 @@ def _content_hash(image: ImageRef) -> int:
 
 
 def _annotated_sizes(sample: Sample) -> Iterator[Size]:
-    """The sizes that the picture has by its annotation."""
+    """Yields the (height, width) of the image according to its annotations."""
     for reference in (*sample.masks, *(prompt.mask for prompt in sample.prompts if isinstance(prompt, Mask))):
         bare = reference.mask if isinstance(reference, SimulatedPrompt) else reference
         if isinstance(bare, Segmentation):
@@ -265,7 +270,7 @@ def _annotated_sizes(sample: Sample) -> Iterator[Size]:
 
 
 def _counts(sample: Sample) -> Iterator[tuple[str, str]]:
-    """Whether the `[SEG]` of each turn, its targets and the record's masks agree."""
+    """Yields faults where the `[SEG]` of a turn, its targets and the record's masks disagree."""
     segs = [(turn.question + turn.answer).count(chat_template.SEG) for turn in sample.turns]
     if sum(segs) != len(sample.masks):
         yield "seg_count", f"{sum(segs)} [SEG] in the text, but {len(sample.masks)} masks"
@@ -278,7 +283,7 @@ def _counts(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 def _owners(sample: Sample) -> Iterator[tuple[int, Turn]]:
-    """Each mask's place and the turn that it belongs to: by its targets, or by the order of the `[SEG]`."""
+    """Yields each mask's index and the turn that it belongs to, by its targets or by the order of the `[SEG]`."""
     following = 0
     for turn in sample.turns:
         count = turn.answer.count(chat_template.SEG)
@@ -289,10 +294,10 @@ def _owners(sample: Sample) -> Iterator[tuple[int, Turn]]:
 
 
 def _mask(reference: MaskRef, expected: Size | None) -> BoolMask | None:
-    """A decoded mask; None if it would have to read a picture that cannot be read.
+    """Returns a decoded mask; None if that needs an image that cannot be read.
 
     Raises:
-        _Wrong: it is of another size than expected, or cannot be decoded.
+        _MaskFault: The mask has an unexpected size, or cannot be decoded.
     """
     if isinstance(reference, SimulatedPrompt) and _mask(reference.mask, expected) is None:
         return None
@@ -304,33 +309,33 @@ def _mask(reference: MaskRef, expected: Size | None) -> BoolMask | None:
         for part in reference.parts:
             if isinstance(part, dict) and tuple(part.get("size", ())) != reference.size:
                 message = f"an RLE of size {part.get('size')}, but the image has {list(reference.size)}"
-                raise _Wrong("mask_size", message)
+                raise _MaskFault("mask_size", message)
     try:
         mask = load_mask(reference)
     except SailError as error:
         if expected is None and callable(reference) and not isinstance(reference, Segmentation):
             return None
-        raise _Wrong("undecodable_mask", str(error).partition(";")[0]) from None
+        raise _MaskFault("undecodable_mask", str(error).partition(";")[0]) from None
     if expected is not None and mask.shape != expected:
-        raise _Wrong("mask_size", f"{' x '.join(map(str, mask.shape))} pixels, but the picture is {_shown(expected)}")
+        raise _MaskFault("mask_size", f"{' x '.join(map(str, mask.shape))} pixels, but the image is {_shown(expected)}")
     return mask
 
 
 def _region(prompt: Prompt, size: Size | None) -> BoolMask | None:
-    """The pixels of a prompt; None where there is no picture to draw it on.
+    """Returns the pixels of a prompt; None if there is no image to draw it on.
 
     Raises:
-        _Wrong: it covers nothing, or its mask has a fault.
+        _MaskFault: The prompt covers no pixel, or its mask has a fault.
     """
     if isinstance(prompt, Mask):
         mask = _mask(prompt.mask, size)
         if mask is not None and not mask.any():
-            raise _Wrong("empty_prompt", "its mask is empty")
+            raise _MaskFault("empty_prompt", "its mask is empty")
         return mask
     try:
         return region_mask(prompt, size) if size else None
     except SailError as error:
-        raise _Wrong("empty_prompt", str(error)) from None
+        raise _MaskFault("empty_prompt", str(error)) from None
 
 
 def _key(sample: Sample, masks: list[BoolMask]) -> str:

@@ -1,4 +1,4 @@
-"""What can be wrong with a record: a fixed name for each kind of fault, and how it is mended."""
+"""Kinds of faults of records, each with a fixed name and a fix."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any
 
 KINDS = {
     "unreadable_source": "put the files where docs/data.md says, or drop the source",
-    "broken_record": "mend the record in its annotation file, or remove it",
+    "broken_record": "fix the record in its annotation file, or remove it",
     "empty_record": "give the record a question and an answer, or remove it",
-    "missing_picture": "put the picture there, or remove the record",
-    "corrupt_picture": "copy the picture again, or remove the record",
-    "turned_picture": "store its pixels as they are seen, without an orientation, and check that its masks fit",
-    "picture_size": "use the picture that was annotated, or correct the size that the annotation file says",
-    "mask_size": "draw the mask at the picture's size",
+    "missing_image": "put the image there, or remove the record",
+    "corrupt_image": "copy the image again, or remove the record",
+    "turned_image": "store its pixels as they are seen, without an orientation, and check that its masks fit",
+    "image_size": "use the image that was annotated, or correct the size that the annotation file says",
+    "mask_size": "draw the mask at the image's size",
     "undecodable_mask": "encode the mask again (polygons, COCO RLE or PNG), or remove it",
     "empty_mask": "give the object's mask, or answer 'No target [SEG].'",
     "seg_count": "give one mask per [SEG], in the order of the text",
     "absent_prompt": "give the region that the text names, or correct the <PromptK>",
     "prompt_id_range": "count prompts from 0, or check with the config of a model that has more of them",
     "prompt_id_twice": "give each prompt an id of its own",
-    "empty_prompt": "draw the region inside the picture",
-    "source_fault": "mend the record as its message says",
+    "empty_prompt": "draw the region inside the image",
+    "source_fault": "fix the record as its message says",
     "reserved_token": "remove the token from the text: it lays out the sequence",
     "too_long": "shorten the text, lower model.max_side or raise model.max_tokens",
     "duplicate_record": "remove one of the two",
-    "leaked_picture": "name the held-out set under the mixture's `exclude`, or remove the record",
+    "leaked_image": "name the held-out set under the mixture's `exclude`, or remove the record",
 }
-"""Each kind of fault, and its mend."""
+"""Kinds of faults, each with its fix."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault.
+    """A fault of a record or of a source.
 
     Args:
-        kind: a key of `KINDS`.
-        file: where to mend it: the picture for a picture's faults, else the annotation file.
-        record: the record's id; empty where a whole source is meant.
-        index: the record's number in its source; None where a whole source is meant.
-        message: what is wrong.
+        kind: A key of `KINDS`.
+        file: File to fix: the image for faults of an image, else the annotation file.
+        record: Id of the record; empty for a fault of a whole source.
+        index: Index of the record in its source; None for a fault of a whole source.
+        message: Description of the fault.
     """
 
     kind: str
@@ -49,14 +49,14 @@ class Fault:
     message: str
 
     def __post_init__(self) -> None:
-        """Half a surrogate pair, which texts of data sets do hold, cannot be printed: it is told by its number."""
+        """Replaces lone surrogates, which occur in texts of data sets and cannot be printed, by their numbers."""
         for name in ("file", "record", "message"):
             text = str(getattr(self, name))
             object.__setattr__(self, name, text.encode(errors="backslashreplace").decode())
 
     @property
-    def mend(self) -> str:
-        """How faults of this kind are mended."""
+    def fix(self) -> str:
+        """Fix for faults of this kind."""
         return KINDS[self.kind]
 
     def to_dict(self) -> dict[str, Any]:

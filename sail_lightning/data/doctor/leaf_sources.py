@@ -1,4 +1,4 @@
-"""What a check reads: the sources that are no mixtures, and which of their records are used."""
+"""Leaf sources of a split: the sources inside its mixtures, and the records of each that are used."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from sail_lightning.data.sources.mixture import Mixture
 from sail_lightning.errors import SailError, SailUsageError
 
 ENDLESS = 1000
-"""Records that are read of a source without an end."""
+"""Number of records that are read from an endless source."""
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """A source that is no mixture, and the numbers of its records that are used.
+class LeafSource:
+    """A source that is not a mixture, and the records of it that are used.
 
-    `name` is its place in the mixtures of the split, such as `referring/refcoco`, or else its class. `faults` are those
-    of the source as a whole: then there are no records.
+    Attributes:
+        split: Split that it belongs to.
+        name: Path in the mixtures of the split, such as `referring/refcoco`, or else the name of its class.
+        source: The source.
+        indices: Indices of the records that are used.
+        faults: Faults of the source as a whole; it has no records then.
     """
 
     split: str
@@ -39,54 +43,54 @@ class Leaf:
 
     @property
     def endless(self) -> bool:
-        """Whether the source has no end; then only its first records are read."""
+        """Whether the source is endless; only its first records are read then."""
         return not self.faults and self.source.length is None
 
     def record(self, place: int) -> int:
-        """The number in the source of the record at a place."""
+        """Returns the index in the source of the record at a position of `indices`."""
         return int(self.indices[place])
 
-    def pictures(self) -> NDArray[np.uint64]:
-        """`image_hash` of each record's first picture; 0 where there is none, or no name, or the record is broken."""
+    def image_keys(self) -> NDArray[np.uint64]:
+        """Returns the `image_hash` of each record's first image; 0 if there is none or the record is broken."""
         if not len(self) or self.endless:
             return np.zeros(len(self), np.uint64)
         try:
-            return self.source.pictures()[np.asarray(self.indices, np.int64)]
-        except SailError:  # of a source that has to read its records for that
+            return self.source.image_keys()[np.asarray(self.indices, np.int64)]
+        except SailError:  # raised if a record must be read for its image
             return np.array([_hash_of(self.source, int(index)) for index in self.indices], np.uint64)
 
 
-def leaves(split: str, source: Source, limit: int | None = None) -> list[Leaf]:
-    """The leaves of a split's source, part by part; a source whose files cannot be read is one with a fault.
+def flatten_sources(split: str, source: Source, limit: int | None = None) -> list[LeafSource]:
+    """Returns the leaf sources of a split's source; one with unreadable files has a fault instead of records.
 
     Args:
-        split: whose source it is.
-        source: perhaps a mixture, perhaps of mixtures.
-        limit: first records of each that are used; all by default, and `ENDLESS` of a source without an end.
+        split: Name of the split.
+        source: A source, or a mixture of sources or of mixtures.
+        limit: Number of first records of each that are used; all by default, and `ENDLESS` of an endless source.
 
     Raises:
-        SailUsageError: a mixture whose settings contradict each other.
+        SailUsageError: The settings of a mixture contradict each other.
     """
     return list(_leaves(split, "", source, limit))
 
 
 def excluded(source: Source) -> Iterator[tuple[str, Source]]:
-    """The held-out sets that mixtures name, by name."""
+    """Yields the held-out sets that mixtures name, by name."""
     if isinstance(source, Mixture):
         yield from source.exclude.items()
-        for part in source.parts.values():
+        for part in source.children.values():
             yield from excluded(part)
 
 
 def first_file(source: Source) -> str:
-    """What names a source in a fault: its annotation file, or else its class."""
+    """Returns the name of a source for reports: its annotation file, or else its class."""
     files = source.files if isinstance(source, IndexedSource) else ()
     return str(files[0]) if files else type(source).__name__
 
 
 def _leaves(
     split: str, name: str, source: Source, limit: int | None, records: NDArray[np.int64] | None = None
-) -> Iterator[Leaf]:
+) -> Iterator[LeafSource]:
     if isinstance(source, Mixture):
         yield from _parts(split, name, source, limit)
         return
@@ -98,30 +102,30 @@ def _leaves(
         return
     if records is None:
         records = np.arange((limit or ENDLESS) if length is None else length)
-    yield Leaf(split, name, source, records[:limit])
+    yield LeafSource(split, name, source, records[:limit])
 
 
-def _parts(split: str, name: str, mixture: Mixture, limit: int | None) -> Iterator[Leaf]:
-    """A mixture's leaves. It cannot say which records it uses if one of its files is unreadable: then all are read."""
+def _parts(split: str, name: str, mixture: Mixture, limit: int | None) -> Iterator[LeafSource]:
+    """Yields a mixture's leaf sources; all records are read if an unreadable file hides which ones it uses."""
     used: dict[str, NDArray[np.int64] | None] = {}
     fault: SailError | None = None
     try:
-        used = {part: mixture.records(part) for part in mixture.parts}
+        used = {part: mixture.records(part) for part in mixture.children}
     except SailUsageError:
         raise
     except SailError as error:
         fault = error
-    found: list[Leaf] = []
-    for part, source in mixture.parts.items():
+    found: list[LeafSource] = []
+    for part, source in mixture.children.items():
         found += _leaves(split, f"{name}/{part}".lstrip("/"), source, limit, used.get(part))
     if fault is not None and not any(leaf.faults for leaf in found):
         found.append(_unreadable(split, name or "Mixture", mixture, fault))
     yield from found
 
 
-def _unreadable(split: str, name: str, source: Source, error: SailError) -> Leaf:
+def _unreadable(split: str, name: str, source: Source, error: SailError) -> LeafSource:
     fault = Fault("unreadable_source", first_file(source), "", None, str(error))
-    return Leaf(split, name, source, (), (fault,))
+    return LeafSource(split, name, source, (), (fault,))
 
 
 def _hash_of(source: Source, index: int) -> int:

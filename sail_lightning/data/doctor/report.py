@@ -1,4 +1,4 @@
-"""What a check found: Markdown for people, JSON for programs, a table for the terminal."""
+"""Report of a check: Markdown for people, JSON for programs, a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from sail_lightning.data.doctor.faults import KINDS, Fault
 
-FORMAT = 1
-COLUMNS = ("records", "pictures", "turns", "masks", "prompts")
+FORMAT = 2
+COLUMNS = ("records", "images", "turns", "masks", "prompts")
 EXAMPLES = 3
-"""Faults of each kind and source that the terminal shows, and that are examples in the JSON."""
+"""Number of faults of each kind and source in the terminal, and as examples in the JSON."""
 SHOWN = 20
-"""Faults of each kind and source that the Markdown shows."""
+"""Number of faults of each kind and source in the Markdown."""
 
 
 @dataclass(frozen=True)
 class LeafReport:
-    """Of one source: how much there is of what (`COLUMNS`), and its faults."""
+    """Report of one source: its counts by `COLUMNS`, and its faults."""
 
     split: str
     name: str
@@ -29,25 +29,25 @@ class LeafReport:
     faults: tuple[Fault, ...]
 
     def by_kind(self) -> dict[str, list[Fault]]:
-        """Its faults by kind, in the order of `KINDS`; kinds without one are left out."""
+        """Returns the faults by kind, in the order of `KINDS`; kinds without faults are left out."""
         found = {kind: [fault for fault in self.faults if fault.kind == kind] for kind in KINDS}
         return {kind: faults for kind, faults in found.items() if faults}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Of all sources; `max_tokens` is what lengths were held against, None if they were not looked at."""
+    """Report of all sources; `max_tokens` is the limit of lengths in tokens, None if they were not checked."""
 
     leaves: tuple[LeafReport, ...]
     max_tokens: int | None = None
 
     @property
     def faults(self) -> int:
-        """How many."""
+        """Number of faults."""
         return sum(len(leaf.faults) for leaf in self.leaves)
 
     def write(self, folder: Path, command: str) -> list[Path]:
-        """report.md and report.json; returns both."""
+        """Writes report.md and report.json to a folder and returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / "report.md", folder / "report.json"]
         written[0].write_text(self.to_markdown(command), encoding="utf-8")
@@ -56,7 +56,7 @@ class Report:
         return written
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything: each source, each kind of fault, each record."""
+        """Returns everything as JSON: each source, each kind of fault, each record."""
         return {
             "format": FORMAT,
             "faults": self.faults,
@@ -70,7 +70,7 @@ class Report:
                     "faults": {
                         kind: {
                             "count": len(faults),
-                            "mend": KINDS[kind],
+                            "fix": KINDS[kind],
                             "examples": [_sentence(fault) for fault in faults[:EXAMPLES]],
                             "records": [_record(fault) for fault in faults],
                         }
@@ -82,7 +82,7 @@ class Report:
         }
 
     def to_markdown(self, command: str) -> str:
-        """A table of the sources, then each fault with file, record and mend."""
+        """Returns a table of the sources, then each fault with file, record and fix, as Markdown."""
         lines = ["# Data check", "", f"`{command}`", "", self._verdict(), ""]
         head, *rows = self._rows()
         lines += [_row(head), _row(["---", "---", *["---:"] * (len(head) - 2)]), *map(_row, rows)]
@@ -92,7 +92,7 @@ class Report:
                     "",
                     f"## {leaf.split}, {leaf.name}: {kind} ({len(faults):,})",
                     "",
-                    f"Mend: {KINDS[kind]}.",
+                    f"Fix: {KINDS[kind]}.",
                     "",
                 ]
                 lines += [_row(["file", "record", "what is wrong"]), _row(["---"] * 3)]
@@ -102,7 +102,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def to_text(self) -> str:
-        """The table, and the first faults of each kind and source."""
+        """Returns the table and the first faults of each kind and source, as plain text."""
         lines = columns(self._rows())
         for leaf in self.leaves:
             for kind, faults in leaf.by_kind().items():
@@ -115,7 +115,7 @@ class Report:
     def _verdict(self) -> str:
         found = {0: "No fault.", 1: "1 fault."}.get(self.faults, f"{self.faults:,} faults.")
         if self.max_tokens is None:
-            return f"{found} Lengths were not looked at: the config has no model."
+            return f"{found} Lengths were not checked: the config has no model."
         return f"{found} Samples may have {self.max_tokens:,} tokens."
 
     def _rows(self) -> list[list[str]]:
@@ -127,7 +127,7 @@ class Report:
 
 
 def columns(rows: Sequence[Sequence[str]], texts: int = 2) -> list[str]:
-    """Rows as lines: the first columns, which are texts, to the left and numbers to the right."""
+    """Returns table rows as lines; the first `texts` columns are aligned left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

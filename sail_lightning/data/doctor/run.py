@@ -1,4 +1,4 @@
-"""Reads every record of every split, in parallel, and puts what was found together."""
+"""Checks every record of every split in parallel, and collects the results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from sail_lightning.data.doctor.checks import Checker
-from sail_lightning.data.doctor.duplicates import HELD_OUT, HeldOut, Seen, copies, duplicates
-from sail_lightning.data.doctor.leaf_sources import Leaf, leaves
+from sail_lightning.data.doctor.duplicates import HELD_OUT, HeldOut, SourceScan, copies, duplicates
+from sail_lightning.data.doctor.leaf_sources import LeafSource, flatten_sources
 from sail_lightning.data.doctor.report import Report
 from sail_lightning.data.doctor.state import Chunk, State
 from sail_lightning.data.sources.base import Source
@@ -22,10 +22,10 @@ from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
 
 T = TypeVar("T")
-FORMAT = 2
-"""Of the state; another one is not gone on with."""
+FORMAT = 3
+"""Version of the stored state; a check does not resume from another version."""
 CHUNK = 128
-"""Records that a process looks at in one go, and that a stopped check may have to look at again."""
+"""Number of records that a process checks at a time, and that a stopped check may have to repeat."""
 
 
 def check(
@@ -40,26 +40,26 @@ def check(
     chunk: int = CHUNK,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Looks at every record.
+    """Checks every record.
 
     Args:
-        splits: sources by split: `train`, `val`, `test`.
-        folder: where the state is kept.
-        encoder: of the model that shall read them; without one, lengths are not looked at.
-        only: which splits are read; all by default. The others still count as held out.
-        workers: processes that read; 0 reads in this one.
-        limit: first records of each source that are read; all by default, and 1,000 of one without an end.
-        restart: begin anew, whatever the state.
-        settings: what else tells this check from another in the same folder.
-        chunk: records that a process looks at in one go.
-        tell: called with the number of records that are done and that of all.
+        splits: Sources by split: `train`, `val`, `test`.
+        folder: Folder of the state, for resuming.
+        encoder: Encoder of the model that will read them; without one, lengths are not checked.
+        only: Splits that are read; all by default. The others still count as held out.
+        workers: Number of reading processes; 0 reads in this one.
+        limit: Number of first records of each source that are read; all by default, and 1,000 of an endless one.
+        restart: Whether to start anew, whatever the state.
+        settings: Text that distinguishes this check from others in the same folder.
+        chunk: Number of records that a process checks at a time.
+        tell: Called with the number of records that are done and the number of all.
 
     Raises:
-        SailUsageError: a mixture whose settings contradict each other.
-        SailError: a process that died.
+        SailUsageError: The settings of a mixture contradict each other.
+        SailError: A reading process died.
     """
     chosen = [split for split in splits if only is None or split in only]
-    read = [leaf for split in chosen for leaf in leaves(split, splits[split], limit)]
+    read = [leaf for split in chosen for leaf in flatten_sources(split, splits[split], limit)]
     tasks = [(place, start) for place, leaf in enumerate(read) for start in range(0, len(leaf), chunk)]
     state = State(folder, _fingerprint(read, encoder, [settings, limit, chunk]), restart)
     total = sum(map(len, read))
@@ -70,7 +70,7 @@ def check(
         state.add(one)
         done += one.counts[0]
         tell(done, total)
-    seen = [Seen(leaf) for leaf in read]
+    seen = [SourceScan(leaf) for leaf in read]
     for number, (place, _) in enumerate(tasks):
         seen[place].add(state.done[number])
     held_out = HeldOut(splits)
@@ -83,8 +83,8 @@ def check(
     return Report(tuple(leaf.report() for leaf in seen), None if encoder is None else encoder.max_tokens)
 
 
-def _fingerprint(read: Sequence[Leaf], encoder: Encoder | None, settings: list[object]) -> str:
-    """Changes with the settings, the records that are used and the annotation files."""
+def _fingerprint(read: Sequence[LeafSource], encoder: Encoder | None, settings: list[object]) -> str:
+    """Returns a hash of the settings, the records that are used and the annotation files."""
     parts: list[object] = [FORMAT, *settings, encoder and [encoder.max_tokens, encoder.max_side, encoder.patch_size]]
     for leaf in read:
         files = leaf.source.files if isinstance(leaf.source, IndexedSource) else ()
@@ -98,10 +98,10 @@ def _fingerprint(read: Sequence[Leaf], encoder: Encoder | None, settings: list[o
 
 
 class _Chunks(Dataset[Chunk]):
-    """Chunks by number."""
+    """Dataset of checked chunks, by chunk number."""
 
     def __init__(
-        self, read: Sequence[Leaf], tasks: Sequence[tuple[int, int]], size: int, encoder: Encoder | None
+        self, read: Sequence[LeafSource], tasks: Sequence[tuple[int, int]], size: int, encoder: Encoder | None
     ) -> None:
         self.read, self.tasks, self.size, self.checker = read, tasks, size, Checker(encoder)
 

@@ -1,4 +1,4 @@
-"""How far a check has come, on disk: a check that was stopped goes on where it was."""
+"""State of a check on disk, from which a stopped check resumes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COUNTS = ("records", "turns", "masks", "prompts")
 
 @dataclass(frozen=True)
 class Chunk:
-    """What was seen of some records of one leaf that follow each other.
+    """Results of consecutive records of one leaf source.
 
     Args:
-        number: of the chunk, of all leaves.
-        counts: as `COUNTS` names them.
-        faults: of single records.
+        number: Number of the chunk among those of all leaf sources.
+        counts: Sums, in the order of `COUNTS`.
+        faults: Faults of its records.
         keys: `Finding.key` of each record.
-        pictures: `Finding.pictures` of each record.
+        images: `Finding.images` of each record.
         contents: `Finding.contents` of each record.
     """
 
@@ -33,61 +33,61 @@ class Chunk:
     counts: tuple[int, ...]
     faults: tuple[Fault, ...]
     keys: tuple[str, ...]
-    pictures: tuple[tuple[int, ...], ...]
+    images: tuple[tuple[int, ...], ...]
     contents: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, number: int, findings: Sequence[Finding]) -> Chunk:
-        """The sum of what was seen."""
+        """Sums up the results of records."""
         sums = (sum(getattr(finding, name) for finding in findings) for name in COUNTS[1:])
         return cls(
             number,
             (len(findings), *sums),
             tuple(fault for finding in findings for fault in finding.faults),
             tuple(finding.key for finding in findings),
-            tuple(finding.pictures for finding in findings),
+            tuple(finding.images for finding in findings),
             tuple(finding.contents for finding in findings),
         )
 
     def to_json(self) -> str:
-        """One line."""
+        """Returns the chunk as one line of JSON."""
         return json.dumps(
             {
                 "chunk": self.number,
                 "counts": self.counts,
                 "faults": [fault.to_dict() for fault in self.faults],
                 "keys": self.keys,
-                "pictures": self.pictures,
+                "images": self.images,
                 "contents": self.contents,
             }
         )
 
     @classmethod
     def from_dict(cls, line: dict[str, Any]) -> Chunk:
-        """What `to_json` wrote."""
+        """Returns the chunk that `to_json` wrote."""
         return cls(
             line["chunk"],
             tuple(line["counts"]),
             tuple(Fault(**fault) for fault in line["faults"]),
             tuple(line["keys"]),
-            tuple(map(tuple, line["pictures"])),
+            tuple(map(tuple, line["images"])),
             tuple(map(tuple, line["contents"])),
         )
 
 
 class State:
-    """Chunks that are done, one line each, as they come.
+    """Finished chunks in a file, one line each.
 
-    What is there is kept if it belongs to the same check and that was stopped; a check that came to its end is begun
-    anew, as files may have been mended since.
+    An existing file is continued if it belongs to the same check and that was stopped; a check that was completed
+    starts anew, as files may have been fixed since.
 
     Args:
-        folder: where the file is, and is made.
-        fingerprint: of the check: settings and files.
-        restart: forget what is there.
+        folder: Folder of the file; made if missing.
+        fingerprint: Hash of the settings and files of the check.
+        restart: Whether to discard an existing file.
 
     Raises:
-        SailError: the folder cannot be made, or not be written to.
+        SailError: The folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path, fingerprint: str, restart: bool = False) -> None:
@@ -107,15 +107,17 @@ class State:
             self.done = {line["chunk"]: Chunk.from_dict(line) for line in lines[1:]}
         header = json.dumps({"check": fingerprint})
         kept = [header, *(chunk.to_json() for chunk in self.done.values())]
-        self.path.write_text("\n".join(kept) + "\n", encoding="utf-8")  # without the half line of a kill
+        self.path.write_text(
+            "\n".join(kept) + "\n", encoding="utf-8"
+        )  # without the incomplete last line of a killed process
 
     def add(self, chunk: Chunk) -> None:
-        """Keeps a chunk; the file holds it when this returns."""
+        """Stores a chunk; it is in the file when this returns."""
         self.done[chunk.number] = chunk
         self._append(chunk.to_json())
 
     def end(self) -> None:
-        """Says that the check came to its end."""
+        """Marks the check as completed."""
         self._append(json.dumps({"end": True}))
 
     def _append(self, line: str) -> None:
@@ -124,7 +126,7 @@ class State:
 
 
 def _whole_lines(path: Path) -> list[Any]:
-    """The lines of a file as JSON, up to the first that was not written to its end."""
+    """Returns the lines of a file as JSON, up to the first incomplete one."""
     found: list[Any] = []
     if not path.exists():
         return found

@@ -1,4 +1,4 @@
-"""How much there is of what: tokens, masks, prompts and picture sizes of samples drawn from each source."""
+"""Statistics of samples drawn from each source: tokens, masks, prompts and image sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sail_lightning.data.doctor.leaf_sources import Leaf
+from sail_lightning.data.doctor.leaf_sources import LeafSource
 from sail_lightning.data.doctor.report import columns
 from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
@@ -25,18 +25,19 @@ QUANTITIES = {
     "tokens": "tokens per sample",
     "masks": "masks per sample",
     "prompts": "prompts per sample",
-    "mask_area": "mask area, share of the picture",
-    "picture_side": "longer side of pictures, pixels",
+    "mask_area": "mask area, share of the image",
+    "image_side": "longer side of images, pixels",
 }
-"""What is counted, and how it is called on the picture."""
+"""Quantities that are counted, each with its label in the figure."""
 BINS = 30
+"""Number of histogram bins."""
 NAMED = 9
-"""Sources that have a colour of their own; the smallest of more are drawn as one."""
+"""Number of sources that have a colour of their own; the smallest of more are drawn as one."""
 
 
 @dataclass
 class LeafStatistics:
-    """Of one source. `values` are those of its samples, or of its masks for `mask_area`, by quantity."""
+    """Statistics of one source; `values` has one value per sample, or per mask for `mask_area`, by quantity."""
 
     name: str
     records: int | None
@@ -48,7 +49,7 @@ class LeafStatistics:
         """Counts one sample.
 
         Raises:
-            SailError: its picture, a mask or its words cannot be read.
+            SailError: The image, a mask or the text cannot be read.
         """
         sizes = [image_size(image) for image in sample.images]
         found: dict[str, list[float]] = {"masks": [len(sample.masks)], "prompts": [len(sample.prompts)]}
@@ -58,7 +59,7 @@ class LeafStatistics:
             grids = tuple((height // patch, width // patch) for height, width in resized)
             found["tokens"] = [len(encoder.lay_out(sample.turns, grids))]
         found["mask_area"] = [float(load_mask(mask).mean()) for mask in sample.masks]
-        found["picture_side"] = [max(size) for size in sizes]
+        found["image_side"] = [max(size) for size in sizes]
         for name, values in found.items():
             self.values[name] += values
         self.samples += 1
@@ -66,12 +67,12 @@ class LeafStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all sources of a split."""
+    """Statistics of all sources of a split."""
 
     leaves: tuple[LeafStatistics, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Per source and quantity: count, mean, median, 95th percentile and largest."""
+        """Returns count, mean, median, 95th percentile and maximum by source and quantity."""
         return {
             "sources": [
                 {
@@ -86,7 +87,7 @@ class Statistics:
         }
 
     def to_text(self) -> str:
-        """A table: one line per source; means, and of tokens the largest too."""
+        """Returns a table with one line per source: means, and also the largest number of tokens."""
         rows = [["source", "records", "samples", "skipped", "tokens", "most", "masks", "prompts", "mask area", "side"]]
         for leaf in self.leaves:
             means = {name: f"{np.mean(values):.1f}" if values else "-" for name, values in leaf.values.items()}
@@ -95,30 +96,30 @@ class Statistics:
             share = f"{100 * np.mean(area):.1f}%" if area else "-"
             records = "endless" if leaf.records is None else f"{leaf.records:,}"
             row = [leaf.name, records, f"{leaf.samples:,}", f"{leaf.skipped:,}", means["tokens"], most]
-            rows.append([*row, means["masks"], means["prompts"], share, means["picture_side"]])
+            rows.append([*row, means["masks"], means["prompts"], share, means["image_side"]])
         return "\n".join(columns(rows, texts=1))
 
     def write(self, path: Path) -> list[Path]:
-        """The picture, a PNG where its name has no ending, and the figures as JSON beside it; returns both.
+        """Writes the figure, a PNG if `path` has no suffix, and the values as JSON beside it; returns both paths.
 
         Raises:
-            SailError: an ending that matplotlib does not know, or a place that cannot be written to.
+            SailError: Matplotlib does not know the suffix, or the file cannot be written.
         """
         path = path if path.suffix else path.with_name(f"{path.name}.png")
-        figures = path.with_suffix(".json")
+        values = path.with_suffix(".json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.draw(path)
-            figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            values.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise SailError(f"{path} cannot be written ({error.strerror or error}); name another file") from None
-        return [path, figures]
+        return [path, values]
 
     def draw(self, path: Path) -> None:
-        """Histograms, sources in colours on top of each other.
+        """Draws stacked histograms with a colour per source.
 
         Raises:
-            SailError: an ending that matplotlib does not know.
+            SailError: Matplotlib does not know the suffix.
         """
         shown = [name for name in QUANTITIES if any(leaf.values[name] for leaf in self.leaves)]
         figure = Figure(figsize=(12, 7), layout="constrained")
@@ -137,7 +138,7 @@ class Statistics:
             raise SailError(f"{path}: {error}") from None
 
     def _parts(self) -> list[tuple[str, dict[str, list[float]]]]:
-        """Names and values, the largest sources first and the others as one."""
+        """Returns names and values, the largest sources first and the others as one."""
         ordered = sorted(self.leaves, key=lambda leaf: -leaf.samples)
         parts = [(leaf.name, leaf.values) for leaf in ordered[:NAMED]]
         if rest := ordered[NAMED:]:
@@ -147,18 +148,18 @@ class Statistics:
 
 
 def gather(
-    read: Sequence[Leaf],
+    read: Sequence[LeafSource],
     count: int,
     encoder: Encoder | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Statistics:
-    """Counts samples drawn at random, the same in every run; records that cannot be read are skipped, and counted.
+    """Returns statistics of randomly drawn samples, the same in every run; unreadable records are skipped and counted.
 
     Args:
-        read: the sources.
-        count: most samples of each.
-        encoder: of the model that shall read them; without one, tokens are not counted.
-        tell: called with the number of samples that are done and that of all.
+        read: Leaf sources.
+        count: Largest number of samples per source.
+        encoder: Encoder of the model that will read them; without one, tokens are not counted.
+        tell: Called with the number of samples that are done and the number of all.
     """
     chosen = [list(_drawn(leaf, count)) for leaf in read]
     done, total = 0, sum(map(len, chosen))
@@ -176,8 +177,8 @@ def gather(
     return Statistics(tuple(found))
 
 
-def _drawn(leaf: Leaf, count: int) -> Iterator[int]:
-    """Places of a leaf's records, in their order."""
+def _drawn(leaf: LeafSource, count: int) -> Iterator[int]:
+    """Yields positions of a leaf source's records in ascending order."""
     places: NDArray[np.int64] = np.arange(len(leaf))
     if len(places) > count:
         places = np.sort(np.random.default_rng(0).choice(places, count, replace=False))
@@ -208,4 +209,4 @@ def _histogram(axis: Axes, name: str, values: Sequence[Sequence[float]]) -> None
         edges = np.linspace(every.min() - 0.5, max(every.max(), every.min() + BINS - 1) + 0.5, BINS + 1)
     axis.hist(values, edges.tolist(), stacked=True, label=[str(place) for place in range(len(values))])
     axis.set_xlabel(QUANTITIES[name])
-    axis.set_ylabel("masks" if name == "mask_area" else "pictures" if name == "picture_side" else "samples")
+    axis.set_ylabel("masks" if name == "mask_area" else "images" if name == "image_side" else "samples")

@@ -1,4 +1,4 @@
-"""Where samples come from: one file per annotation format."""
+"""Data sources, one module per annotation format."""
 
 from sail_lightning.data.sources.base import Source
 from sail_lightning.data.sources.coco_instances import CocoInstances

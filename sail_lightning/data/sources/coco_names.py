@@ -1,6 +1,6 @@
 """The 133 classes of COCO panoptic, by category id: 80 things and 53 kinds of stuff.
 
-The ids run from 1 to 200 with gaps: things up to 90, stuff from 92. A question uses names as people say them, so COCO's
+The ids run from 1 to 200 with gaps: things up to 90, stuff from 92. Questions use everyday names, so COCO's
 `wall-brick` is here `brick wall`, and `floor-other-merged` is `floor`; no two classes share a name.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Category:
-    """A class: its name in questions, and whether it is a thing, which can be counted, or stuff."""
+    """A class: its name in questions, and whether it is a countable thing or stuff."""
 
     name: str
     thing: bool
@@ -42,7 +42,7 @@ _STUFF = {
     196: "food-other-merged", 197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged",
     200: "rug-merged",
 }  # fmt: skip
-_SAID = {
+_EVERYDAY = {
     "floor-wood": "wooden floor", "playingfield": "playing field", "wall-brick": "brick wall",
     "wall-stone": "stone wall", "wall-tile": "tiled wall", "wall-wood": "wooden wall", "window-blind": "window blind",
 }  # fmt: skip
@@ -50,15 +50,15 @@ _ENDS = ("-merged", "-other", "-stuff")
 _COCO = {**_THINGS, **_STUFF}
 
 
-def said(name: str) -> str:
-    """One of COCO's class names as people say it; any other name as it is."""
+def everyday_name(name: str) -> str:
+    """Returns the everyday form of one of COCO's class names; any other name is returned unchanged."""
     if name not in _COCO.values():
         return name
-    spoken = _SAID.get(name, name)
+    short = _EVERYDAY.get(name, name)
     for end in _ENDS:
-        spoken = spoken.removesuffix(end)
-    return spoken
+        short = short.removesuffix(end)
+    return short
 
 
-CATEGORIES = {id: Category(said(name), id in _THINGS) for id, name in _COCO.items()}
-"""All 133, by category id."""
+CATEGORIES = {id: Category(everyday_name(name), id in _THINGS) for id, name in _COCO.items()}
+"""All 133 classes by category id."""

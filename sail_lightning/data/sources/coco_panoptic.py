@@ -1,4 +1,4 @@
-"""COCO panoptic: the classes of a photo, each instance by itself or all of a class as one mask."""
+"""COCO panoptic as a data source: the classes of an image, with a mask per instance or one mask per class."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class CocoPanoptic(PanopticSource):
-    """COCO panoptic: one turn per class of the photo. Crowds are left out.
+    """Asks about the classes of COCO panoptic images, one turn per class. Crowds are left out.
 
-    In the mode `instance` the answer counts the instances of a thing from left to right, each with its mask, and gives
-    stuff one mask; a sample of such a photo can hold many masks. In the mode `semantic` all that is of a class is one
-    mask, of things too.
+    In mode `instance` the answer counts the instances of a thing from left to right, each with its mask, and gives
+    stuff one mask; a sample can hold many masks. In mode `semantic` each class is one mask, also for things.
 
     Args:
-        mode: see above.
-        objects: most classes per conversation.
-        kwargs: arguments of `PanopticSource`.
+        mode: `instance` or `semantic`, as described above.
+        objects: Largest number of classes per conversation.
+        kwargs: Arguments of `PanopticSource`.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class CocoPanoptic(PanopticSource):
         return Sample(row["image"], tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
 
     def _ask(self, name: str, row: Row, segments: list[Row], sampler: Sampler) -> tuple[tuple[str, str], list[MaskRef]]:
-        """The question and the answer about a class, and the masks of the answer."""
+        """Returns the question and the answer about a class, and the masks of the answer."""
         question = sampler.choice(prompt_templates.SEGMENT)
         if self.mode == "semantic":
             asked = question.format(f"all the {name}") + prompt_templates.SEMANTIC_MODE
@@ -64,7 +63,7 @@ class CocoPanoptic(PanopticSource):
 
 
 def _from_left(row: Row, segments: list[Row]) -> list[MaskRef]:
-    """The mask of each segment, sorted by the leftmost pixel: as its box has it, or else as the PNG will show."""
+    """Returns a mask per segment, sorted by the leftmost pixel, which the box gives, or else the PNG when decoded."""
     if all(segment.get("bbox") for segment in segments):
         return [segment_mask(row, one) for one in sorted(segments, key=lambda segment: float(segment["bbox"][0]))]
     ids = tuple(int(segment["id"]) for segment in segments)

@@ -1,4 +1,4 @@
-"""COCO's panoptic segments as visual prompts: which class is this region?"""
+"""A data source that asks for the class of COCO's panoptic segments, given as visual prompts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 
 CANDIDATES = 10
-"""Classes that are drawn as candidates, the right one perhaps among them."""
+"""Number of candidate classes that are drawn; the right one may or may not be among them."""
 OTHERS = "others"
-"""The last candidate, and the answer where the right class is not among them."""
+"""Last candidate, which is the answer if the right class is not among the others."""
 REMOVED = 0.05
-"""How often that is."""
+"""Probability that the right class is removed from the candidates."""
 
 
 @register
 class CocoPrompts(PromptedSource, PanopticSource):
-    """Things and stuff of COCO panoptic, each to be told among candidate classes. Crowds are left out."""
+    """Asks which of several candidate classes a thing or stuff of COCO panoptic is. Crowds are left out."""
 
     def wanted(self, segment: Row) -> bool:
         return not segment.get("iscrowd")
@@ -43,7 +43,7 @@ class CocoPrompts(PromptedSource, PanopticSource):
 
 
 def _candidates(truth: str, sampler: Sampler) -> tuple[list[str], str]:
-    """Some classes with the right one among them, `others` last, and the answer; now and then without the right one."""
+    """Returns candidate classes, `others` last, and the answer; at times the right class is not among them."""
     names = sampler.sample([category.name for category in CATEGORIES.values()], CANDIDATES)[:CANDIDATES]
     if truth not in names:
         names = sampler.sample([*names, truth])

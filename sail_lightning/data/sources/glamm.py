@@ -1,4 +1,7 @@
-"""GLaMM's grounded captions: GranD-f, OpenPSG, RefCOCOg and Flickr30k. One question, one caption, a mask per phrase."""
+"""GLaMM's grounded captions as data sources: GranD-f, OpenPSG, RefCOCOg and Flickr30k.
+
+A sample has one question and one caption with a mask per phrase.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, ClassVar
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.images import UnsizedSegmentation, picture_of, picture_path
+from sail_lightning.data.sources.images import UnsizedSegmentation, listed_image, required_image
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.data.sources.refcoco import as_phrase
 from sail_lightning.data.sources.spans import Grounded, Grounding, found, grounded
@@ -23,19 +26,21 @@ from sail_lightning.registry import register
 from sail_lightning.sample import MaskRef, Sample, Turn
 
 FEWEST_WORDS, SHORTEST_SIDE = 3, 32
-"""Of a Flickr photo's caption, and of the photo in pixels."""
+"""Smallest number of words in the caption of a Flickr image, and its smallest shorter side in pixels."""
 
 
 class GroundedCaptions(IndexedSource):
-    """A caption per photo, whose phrases have masks. Phrases that cannot be marked are left out, and told by `faults`.
+    """Base of sources with one caption per image and masks for its phrases.
+
+    Phrases that cannot be found in the caption are left out, and reported by `faults`.
 
     Args:
-        annotations: the JSON file.
-        images: folder of the photos.
+        annotations: The JSON file.
+        images: Folder of the images.
     """
 
-    picture_key: ClassVar[str] = "file_name"
-    """Where a record names its photo."""
+    image_name_key: ClassVar[str] = "file_name"
+    """Key under which a record names its image."""
 
     def __init__(self, annotations: str, images: str) -> None:
         super().__init__([annotations])
@@ -43,39 +48,39 @@ class GroundedCaptions(IndexedSource):
 
     @abstractmethod
     def read(self, row: Row) -> Grounded:
-        """The caption of a row, and where its phrases stand."""
+        """Returns the caption of a row and the positions of its phrases."""
 
     def mask(self, row: Row, grounding: Grounding) -> MaskRef:
-        """The mask of a phrase."""
+        """Returns the mask reference of a phrase."""
         return Segmentation(grounding.parts, (row["height"], row["width"]))
 
     def settings(self) -> Any:
         return str(self.images)
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
-        told = self.read(row)
+        caption = self.read(row)
         turn = Turn(
-            sampler.choice(prompt_templates.GROUNDED), told.answer, "caption", tuple(range(len(told.groundings)))
+            sampler.choice(prompt_templates.GROUNDED), caption.answer, "caption", tuple(range(len(caption.groundings)))
         )
-        masks = tuple(self.mask(row, grounding) for grounding in told.groundings)
-        return Sample(picture_of(row, self.picture_key), (turn,), masks, source=str(self.files[0]), id=row["id"])
+        masks = tuple(self.mask(row, grounding) for grounding in caption.groundings)
+        return Sample(required_image(row, self.image_name_key), (turn,), masks, source=str(self.files[0]), id=row["id"])
 
     def faults(self, index: int) -> list[str]:
         try:
             return list(self.read(self.index[index]).faults)
         except (SailError, KeyError, TypeError, ValueError, IndexError, AttributeError):
-            return []  # of a record that cannot be read, which its sample tells
+            return []  # the record cannot be read, which its sample reports
 
 
 @register
 class GranDf(GroundedCaptions):
-    """GranD-f, annotated by hand: a list of captions with `groundings`, by phrase.
+    """Reads the hand-annotated part of GranD-f: a list of captions with `groundings` by phrase.
 
     A phrase with a null grounding has no mask and stays plain text.
 
     Args:
-        annotations: the JSON file.
-        images: folder of the photos.
+        annotations: The JSON file.
+        images: Folder of the images.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class GranDf(GroundedCaptions):
     def _row(self, item: Row) -> Iterator[Row]:
         kept: Row = {key: item[key] for key in ("caption", "groundings", "height", "width") if key in item}
         id = str(item.get("image_id", item.get("file_name")))
-        yield {"id": id, "image": picture_path(self.images, item, self.picture_key), **kept}
+        yield {"id": id, "image": listed_image(self.images, item, self.image_name_key), **kept}
 
     def read(self, row: Row) -> Grounded:
         caption = row["caption"].strip('"').strip()
@@ -101,11 +106,11 @@ class GranDf(GroundedCaptions):
 
 @register
 class OpenPsgGCG(GranDf):
-    """OpenPSG with captions, laid out as GranD-f.
+    """Reads OpenPSG with captions, which is laid out as GranD-f.
 
     Args:
-        annotations: the JSON file.
-        images: the folder above `train2017` and `val2017`, with which each `file_name` begins.
+        annotations: The JSON file.
+        images: Folder that holds `train2017` and `val2017`, with which each `file_name` begins.
     """
 
     def __init__(
@@ -118,17 +123,17 @@ class OpenPsgGCG(GranDf):
 
 @register
 class RefCOCOgGCG(GroundedCaptions):
-    """RefCOCOg with captions: a list of `{id: {"img_file_name", "caption", "refs"}}`.
+    """Reads RefCOCOg with captions: a list of `{id: {"img_file_name", "caption", "refs"}}`.
 
-    A ref's sentence is looked up in the caption as whole words, whatever its case; one that is not there is left out
-    with its mask (E10). The caption is in lower case, as the official code has it.
+    A ref's sentence is searched in the caption as whole words, ignoring case; one that is not found is left out with
+    its mask (E10). The caption is in lower case, as in the official code.
 
     Args:
-        annotations: the JSON file.
-        images: folder of the photos, COCO's of train2014.
+        annotations: The JSON file.
+        images: Folder of the images of COCO train2014.
     """
 
-    picture_key = "img_file_name"
+    image_name_key = "img_file_name"
 
     def __init__(
         self,
@@ -144,7 +149,7 @@ class RefCOCOgGCG(GroundedCaptions):
     def _rows(self, entry: Row) -> Iterator[Row]:
         for id, item in entry.items():
             kept = {key: item[key] for key in ("caption", "refs") if key in item}
-            yield {"id": str(id), "image": picture_path(self.images, item, self.picture_key), **kept}
+            yield {"id": str(id), "image": listed_image(self.images, item, self.image_name_key), **kept}
 
     def read(self, row: Row) -> Grounded:
         caption = row["caption"].lower().strip()
@@ -157,20 +162,20 @@ class RefCOCOgGCG(GroundedCaptions):
         return grounded(caption, groundings)
 
     def mask(self, row: Row, grounding: Grounding) -> MaskRef:
-        return UnsizedSegmentation(grounding.parts, picture_of(row, self.picture_key))
+        return UnsizedSegmentation(grounding.parts, required_image(row, self.image_name_key))
 
 
 @register
 class FlickrGCG(GroundedCaptions):
-    """Flickr30k Entities with masks, laid out as a COCO file whose images have captions.
+    """Reads Flickr30k Entities with masks, a COCO file with a caption per image.
 
-    As in the official code, photos are left out whose caption has fewer than three words or whose shorter side is
-    below 32 pixels, and annotations that say `ignore`, lie outside the photo, or cover nothing. Of several spans the
-    first counts; annotations of one span are united.
+    As in the official code, an image is left out if its caption has fewer than three words or its shorter side is
+    below 32 pixels, and an annotation if it is marked `ignore`, lies outside the image or covers nothing. The first of
+    several spans is used; annotations of one span are united.
 
     Args:
-        annotations: the JSON file.
-        images: folder of the photos.
+        annotations: The JSON file.
+        images: Folder of the images.
     """
 
     def __init__(
@@ -182,15 +187,15 @@ class FlickrGCG(GroundedCaptions):
 
     def rows(self) -> Iterator[Row]:
         content = read_json(self.files[0])
-        by_photo: dict[Any, list[Row]] = {}
+        by_image: dict[Any, list[Row]] = {}
         for annotation in content["annotations"]:
-            by_photo.setdefault(annotation.get("image_id"), []).append(annotation)
-        for photo in content["images"]:
-            caption, sides = photo.get("caption") or "", (photo.get("height") or 0, photo.get("width") or 0)
+            by_image.setdefault(annotation.get("image_id"), []).append(annotation)
+        for item in content["images"]:
+            caption, sides = item.get("caption") or "", (item.get("height") or 0, item.get("width") or 0)
             if len(caption.split(" ")) >= FEWEST_WORDS and min(sides) >= SHORTEST_SIDE:
-                id = photo.get("id")
-                row = {"id": str(id), "image": picture_path(self.images, photo, self.picture_key), "caption": caption}
-                yield row | {"height": sides[0], "width": sides[1], "annotations": by_photo.get(id, [])}
+                id = item.get("id")
+                row = {"id": str(id), "image": listed_image(self.images, item, self.image_name_key), "caption": caption}
+                yield row | {"height": sides[0], "width": sides[1], "annotations": by_image.get(id, [])}
 
     def read(self, row: Row) -> Grounded:
         used = [one for one in row["annotations"] if _covers(one, (row["height"], row["width"]))]
@@ -204,13 +209,13 @@ class FlickrGCG(GroundedCaptions):
 
 
 def _annotated(phrase: str, grounding: Row) -> Grounding:
-    """A phrase of GranD-f or OpenPSG. The union of its masks is one mask."""
+    """Returns a phrase of GranD-f or OpenPSG; its masks are united."""
     first, last = grounding["token_positives"]
     return Grounding(phrase, (int(first), int(last)), tuple(grounding["rle_masks"]))
 
 
 def _covers(annotation: Row, size: tuple[int, int]) -> bool:
-    """Whether an annotation of Flickr is to be used."""
+    """Returns whether an annotation of Flickr is used."""
     left, top, width, height = annotation["bbox"]
     across = min(left + width, size[1]) - max(left, 0)
     down = min(top + height, size[0]) - max(top, 0)
@@ -219,7 +224,7 @@ def _covers(annotation: Row, size: tuple[int, int]) -> bool:
 
 
 def _marked(annotation: Row, caption: str) -> Grounding:
-    """A phrase of Flickr, which its span alone names."""
+    """Returns a phrase of Flickr, which is given by its span in the caption."""
     spans = annotation["tokens_positive"]
     if not spans:
         raise SailError(f"annotation {annotation['id']} has no span in `tokens_positive`; give it one or remove it")

@@ -1,4 +1,4 @@
-"""GLaMM's benchmark of grounded captions: the val and test splits of GranD-f."""
+"""GLaMM's benchmark of grounded captions as a data source: the val and test splits of GranD-f."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG
 
 @register
 class GranDfBenchmark(IndexedSource):
-    """GranD-f to be judged: one question per photo, in the words of training (official code: in others, E20).
+    """Reads the GranD-f benchmark: one question per image, as asked in training (official code: differently, E20).
 
-    The true answers are two COCO files, `SPLIT_gcg_coco_caption_gt.json` with a caption and its phrases (`labels`) per
-    photo, and `SPLIT_gcg_coco_mask_gt.json` with their masks in the same order. No phrase is dropped: one that does not
-    stand in the caption, or overlaps another, follows the caption. `Sample.meta["caption"]` is the bare caption.
+    The true answers are in two COCO files, `SPLIT_gcg_coco_caption_gt.json` with a caption and its phrases (`labels`)
+    per image, and `SPLIT_gcg_coco_mask_gt.json` with their masks in the same order. No phrase is dropped: one that is
+    not in the caption, or overlaps another, follows the caption. `Sample.meta["caption"]` is the caption without marks.
 
     Args:
         split: `val` or `test`.
-        annotations: folder of the two files.
-        images: folder of the photos of both splits.
+        annotations: Folder of the two files.
+        images: Folder of the images of both splits.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class GranDfBenchmark(IndexedSource):
 
     def rows(self) -> Iterator[Row]:
         captions, masks = (read_json(file) for file in self.files)
-        by_photo: dict[Any, list[Any]] = {}
+        by_image: dict[Any, list[Any]] = {}
         for annotation in masks["annotations"]:
-            by_photo.setdefault(annotation.get("image_id"), []).append(annotation.get("segmentation"))
-        names = {photo["id"]: photo.get("file_name") or f"{photo['id']}.jpg" for photo in captions["images"]}
+            by_image.setdefault(annotation.get("image_id"), []).append(annotation.get("segmentation"))
+        names = {item["id"]: item.get("file_name") or f"{item['id']}.jpg" for item in captions["images"]}
         for annotation in captions["annotations"]:
             id = annotation.get("image_id")
             kept = {key: annotation[key] for key in ("caption", "labels") if key in annotation}
-            photo = str(self.images / names.get(id, f"{id}.jpg"))
-            yield {"id": str(id), "image": photo, "masks": by_photo.get(id, []), **kept}
+            image = str(self.images / names.get(id, f"{id}.jpg"))
+            yield {"id": str(id), "image": image, "masks": by_image.get(id, []), **kept}
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         caption, phrases, masks = row["caption"].strip(), row["labels"], row["masks"]
@@ -64,10 +64,10 @@ class GranDfBenchmark(IndexedSource):
             raise SailError(f"{len(phrases)} phrases in the caption file but {len(masks)} masks in the mask file")
         spans = found(caption, phrases)
         all_of_them = [Grounding(*one) for one in zip(phrases, spans, ((mask,) for mask in masks), strict=True)]
-        told = grounded(caption, all_of_them)
-        after = [one for one in all_of_them if not any(one is kept for kept in told.groundings)]
-        answer = " ".join([told.answer, *(f"{PHRASE_START} {one.phrase} {PHRASE_END} {SEG}" for one in after)])
-        order = [*told.groundings, *after]
+        marked = grounded(caption, all_of_them)
+        after = [one for one in all_of_them if not any(one is kept for kept in marked.groundings)]
+        answer = " ".join([marked.answer, *(f"{PHRASE_START} {one.phrase} {PHRASE_END} {SEG}" for one in after)])
+        order = [*marked.groundings, *after]
         turn = Turn(prompt_templates.GROUNDED[0], answer, "caption", tuple(range(len(order))))
         targets = tuple(Segmentation(one.parts, tuple(one.parts[0]["size"])) for one in order)
         meta = {"caption": caption}

@@ -1,4 +1,4 @@
-"""gRefCOCO: phrases that mean one object of a COCO photo, several, or none."""
+"""gRefCOCO as a data source: phrases that refer to one object of a COCO image, several, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sail_lightning.data.sources.indexed import FAULTS, IndexedSource, data_path
 from sail_lightning.data.sources.refcoco import (
     BENCHMARK_QUESTION,
     as_phrase,
-    photo_rows,
+    image_rows,
     read_instances,
     read_refs,
     refs_file,
@@ -28,17 +28,17 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class GRefCOCO(IndexedSource):
-    """gRefCOCO: `grefs(unc).json`, `instances.json`. Several objects are one mask, their union; none is an empty one.
+    """Reads gRefCOCO: `grefs(unc).json` and `instances.json`.
 
-    Crowds are left out of the union in training and in benchmarks alike (official code: in benchmarks only, E9), but
-    where a phrase means nothing else.
+    Several objects of a phrase are one mask, their union; no object is an empty mask. Crowds are left out of the union
+    in training and in benchmarks (official code: in benchmarks only, E9), unless a phrase refers to nothing else.
 
     Args:
         split: `train`, `val`, `testA` or `testB`.
-        annotations: folder of the two files.
-        images: folder of the photos.
-        objects: most phrases per conversation.
-        separate: one question per record, every phrase once, as benchmarks ask.
+        annotations: Folder of the two files.
+        images: Folder of the images.
+        objects: Largest number of phrases per conversation.
+        separate: Whether each record is one question about one phrase, as benchmarks ask.
     """
 
     def __init__(
@@ -57,15 +57,18 @@ class GRefCOCO(IndexedSource):
         return [self.split, str(self.images), self.separate]
 
     def rows(self) -> Iterator[Row]:
-        refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
-        by_photo: dict[int, list[Row]] = {}
+        refs, (items, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
+        by_image: dict[int, list[Row]] = {}
         for ref in refs:
             try:
-                by_photo.setdefault(ref["image_id"], []).append(_object(ref, annotations))
+                by_image.setdefault(ref["image_id"], []).append(_object(ref, annotations))
             except FAULTS as error:
-                yield {"id": f"ref {ref.get('ref_id')}", "fault": f"the ref, or what it names, lacks {error}"}
-        for photo_id, objects in by_photo.items():
-            yield from photo_rows(photos.get(photo_id), photo_id, self.images, objects, self.separate)
+                yield {
+                    "id": f"ref {ref.get('ref_id')}",
+                    "fault": f"the ref, or what it names, lacks {error}; fix the record",
+                }
+        for image_id, objects in by_image.items():
+            yield from image_rows(items.get(image_id), image_id, self.images, objects, self.separate)
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (row["height"], row["width"])
@@ -86,7 +89,7 @@ class GRefCOCO(IndexedSource):
 
 
 def _object(ref: dict[str, Any], annotations: dict[int, dict[str, Any]]) -> Row:
-    """What a ref means: the masks of its annotations."""
+    """Returns the object that a ref refers to, with the segmentations of its annotations."""
     ids = [id for id in ([ref["ann_id"]] if isinstance(ref["ann_id"], int) else ref["ann_id"]) if id != -1]
     known = [annotations[id] for id in ids if id in annotations]
     singles = [one for one in known if not one.get("iscrowd")]

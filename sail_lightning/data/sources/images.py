@@ -1,4 +1,4 @@
-"""What a row says of its picture, and masks of files that do not say how large their pictures are."""
+"""Images that rows name, and masks of files that do not give the size of their images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sail_lightning.sample import BoolMask
 
 @dataclass(frozen=True)
 class UnsizedSegmentation:
-    """The union of encoded masks on a picture, whose size is read when the mask is called for."""
+    """A mask reference: the union of encoded masks; the size is read from the image when it is called."""
 
     parts: tuple[Encoded, ...]
     image: str
@@ -24,18 +24,24 @@ class UnsizedSegmentation:
         return Segmentation(self.parts, image_size(self.image))()
 
 
-def picture_path(folder: Path, item: dict[str, Any], key: str) -> str | None:
-    """The picture that a record of a file names; None if it names none, which `picture_of` tells of."""
+def listed_image(folder: Path, item: dict[str, Any], key: str) -> str | None:
+    """Returns the image path that a record of a file names; None if it names none, which `required_image` reports.
+
+    Args:
+        folder: Folder of the images.
+        item: Record of the file.
+        key: Key under which it names its image.
+    """
     return str(folder / item[key]) if isinstance(item.get(key), str) else None
 
 
-def picture_of(row: Row, key: str) -> str:
-    """The picture of a row.
+def required_image(row: Row, key: str) -> str:
+    """Returns the image path of a row.
 
     Raises:
-        SailError: the record named none; `key` is where it should have.
+        SailError: The record names no image under `key`.
     """
     path: str | None = row["image"]
     if path is None:
-        raise SailError(f"it names no picture; give it `{key}`")
+        raise SailError(f"it names no image; give it `{key}`")
     return path

@@ -1,4 +1,4 @@
-"""A source over annotation files, which are parsed once into an index on disk."""
+"""A source of annotation files, which are parsed once into an index on disk."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from sail_lightning.data.samplers import ExhaustiveSampler, RandomSampler, Sampl
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Sample
+from sail_lightning.settings.renames import rename_methods
+
+RENAMED = {"picture": "image_path"}
+"""A method that an earlier version called otherwise; subclasses that override or call it still work."""
 
 
 def data_path(path: str | Path) -> Path:
-    """A path of a data set; a relative one is looked up in `$SAIL_DATA`, if that is set."""
+    """Returns the path of a data set file or folder; a relative one starts at `$SAIL_DATA`, if that is set."""
     return Path(os.environ.get("SAIL_DATA", "")) / Path(path).expanduser()
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Returns the content of a JSON file.
 
     Raises:
-        SailError: it is missing or no JSON.
+        SailError: The file is missing or is not valid JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -40,54 +44,69 @@ def read_json(path: Path) -> Any:
 
 
 FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)
-"""What reading a record that is laid out otherwise raises."""
+"""Exceptions that reading a record of an unexpected layout raises."""
 
 
 def rows_of(id: str, make: Callable[[], Iterable[Row]]) -> list[Row]:
-    """The rows that one item of a file makes; of one that cannot be read, a row that says why, told by `sample`."""
+    """Returns the rows made from one item of a file; for one that cannot be read, a single row with a `fault`.
+
+    Args:
+        id: Name of the item in messages.
+        make: Makes the rows; its `FAULTS` are caught.
+    """
     try:
         return list(make())
     except FAULTS as error:
-        return [{"id": id, "fault": _reason(error)}]
+        return [{"id": id, "fault": f"{_reason(error)}; fix the record"}]
 
 
 class IndexedSource(Source):
-    """Two steps: `rows` parses the files, once for all runs; `sample` makes a record of a row, each time it is read.
+    """Reads annotation files in two steps, which a subclass writes.
 
-    Making a source costs nothing and reads nothing: files are opened when the first record, or the length, is asked
-    for. A subclass sets `version` up when its rows change.
+    `rows` parses the files once for all runs, into an index on disk; `sample` makes a sample of a row each time that
+    the record is read. Constructing a source opens no file: files are read when the first record or the length is
+    needed. A row with the key `fault` is a record that cannot be used: reading it raises that sentence, which says
+    what is wrong and how to fix it.
 
     Args:
-        files: the annotation files.
+        files: Paths of the annotation files; relative ones start at `$SAIL_DATA`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    """Version of the rows that `rows` makes; raise it when they change, so that old indexes are not used."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        rename_methods(cls, RENAMED)
 
     def __init__(self, files: Sequence[str | Path]) -> None:
         self.files = tuple(data_path(file) for file in files)
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Plain records, as JSON can hold them, in the order of the files. Faults of a record are left to `sample`."""
+        """Yields plain records that JSON can hold, in the order of the files.
+
+        A record with a fault is yielded all the same: with its sentence under the key `fault`, or for `sample` to find.
+        """
 
     @abstractmethod
     def sample(self, row: Row, sampler: Sampler) -> Sample:
-        """A record of a row; what is open is asked of `choose`."""
+        """Returns the sample of a row; open choices are made by `choose`."""
 
-    def picture(self, row: Row) -> str | None:
-        """The picture's path in a row."""
+    def image_path(self, row: Row) -> str | None:
+        """Returns the path of a row's image; None if it has none."""
         path: str | None = row.get("image")
         return path
 
     def settings(self) -> Any:
-        """Arguments that decide about the rows, as JSON."""
+        """Returns the arguments that the rows depend on, as JSON; other values make another index."""
         return None
 
     @cached_property
     def index(self) -> RecordIndex:
-        """The rows."""
+        """Rows of the files; read from the index on disk, which is made first if it is missing or outdated."""
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        return opened(kind, self.files, [self.version, self.settings()], self._parsed, self.picture)
+        return opened(kind, self.files, [self.version, self.settings()], self._parsed, self.image_path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
@@ -97,27 +116,27 @@ class IndexedSource(Source):
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.draw(index, np.random.default_rng(index))
+        return self.sample_record(index, np.random.default_rng(index))
 
-    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+    def sample_record(self, index: int, rng: np.random.Generator) -> Sample:
         return self._read(index, RandomSampler(rng))
 
-    def whole(self, index: int) -> Sample:
+    def full_record(self, index: int) -> Sample:
         return self._read(index, ExhaustiveSampler())
 
-    def pictures(self) -> NDArray[np.uint64]:
+    def image_keys(self) -> NDArray[np.uint64]:
         return self.index.image_hashes
 
     def _read(self, index: int, sampler: Sampler) -> Sample:
         row = self.index[index]
         try:
             if fault := row.get("fault"):
-                raise SailError(f"{fault}; mend the record")
+                raise SailError(fault)
             return self.sample(row, sampler)
         except SailError as error:
             raise SailError(f"{self.files[0]} {self._name(row, index)}: {error}") from None
         except FAULTS as error:
-            raise SailError(f"{self.files[0]} {self._name(row, index)}: {_reason(error)}; mend the record") from None
+            raise SailError(f"{self.files[0]} {self._name(row, index)}: {_reason(error)}; fix the record") from None
 
     def _parsed(self) -> Iterator[Row]:
         try:
@@ -134,3 +153,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
     return f"{type(error).__name__}, {error}"
+
+
+rename_methods(IndexedSource, RENAMED)

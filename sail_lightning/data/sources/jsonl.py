@@ -1,4 +1,4 @@
-"""JSONL files of our own format."""
+"""A data source of JSONL files in the package's own format."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sail_lightning.sample import Sample
 
 @register
 class JsonlSource(OwnFormatSource):
-    """A file of one JSON object a line, as `sail_lightning.data.jsonl` describes it. Empty lines are passed over.
+    """Reads a file with one JSON object per line, as `sail_lightning.data.jsonl` describes it. Empty lines are skipped.
 
-    The index holds where each line lies; the line itself is read and checked when the record is asked for.
+    The index holds the position of each line; the line itself is read and checked when its record is read.
     """
 
-    def picture(self, row: Row) -> str | None:
+    def image_path(self, row: Row) -> str | None:
         image = row["image"]
         return None if image is None else str(self.root / image)
 
@@ -31,7 +31,7 @@ class JsonlSource(OwnFormatSource):
         with self.files[0].open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield {"line": number, "at": [start, len(line)], "image": _picture(line)}
+                    yield {"line": number, "at": [start, len(line)], "image": _first_image(line)}
                 start += len(line)
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
@@ -42,15 +42,15 @@ class JsonlSource(OwnFormatSource):
         try:
             record = json.loads(line)
         except ValueError as error:  # JSON or UTF-8
-            raise SailError(f"no valid JSON ({error}); mend the line") from None
+            raise SailError(f"not valid JSON ({error}); fix the line") from None
         return from_json(record, self.root, str(self.files[0]))
 
     def _name(self, row: Row, index: int) -> str:
         return f"line {row['line']}"
 
 
-def _picture(line: bytes) -> str | None:
-    """The first picture that a line names; None as well if the line is broken: the record tells of that."""
+def _first_image(line: bytes) -> str | None:
+    """Returns the first image that a line names; None if there is none, or the line is broken and its record fails."""
     try:
         record: Any = json.loads(line)
     except ValueError:

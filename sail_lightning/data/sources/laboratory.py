@@ -1,4 +1,4 @@
-"""The synthetic laboratory as a source."""
+"""The synthetic laboratory as a data source."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, Pos
 
 @register
 class LaboratorySource(Source):
-    """Synthetic scenes with exact masks: endless for training, a fixed number for evaluation.
+    """Draws synthetic scenes with exact masks: endless for training, a fixed number for evaluation.
 
     Args:
         split: `train`, `val`, `test`, or `compositional` (pairs of shape and colour never seen in training).
-        samples: how many; null is endless. A fixed number gives one question each, tasks in exact proportion.
-        seed: of everything drawn.
-        size: side of the square pictures, in pixels.
-        min_objects: per scene.
-        max_objects: per scene.
-        questions: turns per sample of an endless source.
-        tasks: weight of each task; null for the laboratory's own.
-        kinds: weight of each kind of referring question; null for the laboratory's own.
-        vres_kinds: weight of each kind of question that refers by words and a region; null for all alike.
-        num_prompts: ids that visual prompts carry, 0 to num_prompts - 1.
-        prompts: weight of each form of a visual prompt (mask, box, point); null for the laboratory's own.
+        samples: Number of samples; null is endless. With a number, each sample has one question, and the tasks occur in
+            exact proportion.
+        seed: Seed of everything that is drawn.
+        size: Side of the square images in pixels.
+        min_objects: Smallest number of objects per scene.
+        max_objects: Largest number of objects per scene.
+        questions: Number of turns per sample of an endless source.
+        tasks: Weight of each task; null is the laboratory's default.
+        kinds: Weight of each kind of referring question; null is the laboratory's default.
+        vres_kinds: Weight of each kind of question that refers by words and a region; null weights all alike.
+        num_prompts: Number of ids of visual prompts, which run from 0 to num_prompts - 1.
+        prompts: Weight of each form of a visual prompt (mask, box, point); null is the laboratory's default.
 
     Raises:
-        SailUsageError: a setting is out of range, or names an unknown split, task or kind.
+        SailUsageError: A setting is out of range, or names an unknown split, task or kind.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class LaboratorySource(Source):
     def __getitem__(self, index: int) -> Sample:
         try:
             return self._list[index]
-        except ValueError as error:  # no scene is like that, or none that was found
+        except ValueError as error:  # no such scene exists, or none was found
             raise SailUsageError(f"LaboratorySource: {error}") from None
 
     @property
     def length(self) -> int | None:
         return self._samples
 
-    def pictures(self) -> NDArray[np.uint64]:
+    def image_keys(self) -> NDArray[np.uint64]:
         return np.zeros(self._samples or 0, np.uint64)  # each sample has a scene of its own

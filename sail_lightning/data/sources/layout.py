@@ -1,6 +1,6 @@
-"""Where the files of the public sets lie below `$SAIL_DATA`, unless a config says otherwise: one place for all sources.
+"""Default paths of the public data sets below `$SAIL_DATA`, shared by all sources; a config may give others.
 
-The official code looked for the same pictures in different folders, and drew another sample where they were not (E34).
+The official code looked for the same images in different folders, and replaced samples of missing ones (E34).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LLaVA-665K: conversations about a picture, or about none."""
+"""LLaVA-665K as a data source: conversations with or without an image."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sail_lightning.sequence.chat_template import without_image_marker
 
 @register
 class Llava(IndexedSource):
-    """LLaVA's instruction file. A record without a picture is a sample of words alone (official defect E28: refused).
+    """Reads LLaVA's instruction file. A record without an image is a text-only sample (official defect E28: refused).
 
     Args:
-        annotations: the JSON file.
-        images: folder below which the pictures lie as the file names them, such as `coco/train2017/000000000009.jpg`.
+        annotations: The JSON file.
+        images: Folder of the images, at the paths that the file gives, such as `coco/train2017/000000000009.jpg`.
     """
 
     def __init__(self, annotations: str = layout.LLAVA, images: str = layout.LLAVA_IMAGES) -> None:
@@ -45,13 +45,13 @@ class Llava(IndexedSource):
 
 
 def conversation(messages: list[dict[str, str]] | None) -> list[tuple[str, str]]:
-    """Questions and answers of a list of `{"from": "human" | "gpt", "value": text}`.
+    """Returns questions and answers of a list of `{"from": "human" | "gpt", "value": text}`.
 
-    `<image>` is taken out. Answers before the first question are dropped, as is a question without an answer; questions
-    that follow each other are one, each on a line of its own (official code: with nothing between them).
+    `<image>` is removed. Answers before the first question are dropped, as is a question without an answer. Consecutive
+    questions are joined by line breaks (official code: with nothing between them).
 
     Raises:
-        SailError: another role, or no answer at all.
+        SailError: A message has another role, or no question has an answer.
     """
     pairs: list[tuple[str, str]] = []
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""Several sources as one: repeated or weighted, limited, without the pictures of held-out sets."""
+"""A data source that mixes others: repeated or weighted, limited, and without the images of held-out sets."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 CYCLE = 997
-"""Samples in which the shares of a weighted mixture are exact, to a sample, each source having one at least. A prime:
-readers that take every n-th sample then see all of the cycle."""
+"""Number of samples within which a weighted mixture has its exact shares, to one sample; each source has at least one.
+
+It is a prime, so that readers that take every n-th sample still see every position of the cycle.
+"""
 SPREAD = 32
+"""Largest number of slots by which a source's position in the cycle is moved at random."""
 
 
 @register
 class Mixture(Source):
-    """Mixes sources. It keeps no state: a number says which record it is, so runs resume and shard as with one source.
+    """Mixes sources. It keeps no state: an index determines its record, so runs resume and shard as with one source.
 
     Without `weights` a pass holds each record as often as `repeats` says, and is shuffled as a whole. With `weights`
-    the mixture has no end: sources are interleaved evenly in these shares, each in shuffled passes of its own.
+    the mixture is endless: sources are interleaved evenly in these shares, each in shuffled passes of its own.
 
     Args:
-        sources: by name; null drops one that an earlier config named.
-        repeats: how often a pass holds each record, by source; 1 where none is given. With `weights` it is not allowed.
-        weights: shares by source, of any sum, at least one sample in 997; a source without one is left out.
-        limits: how many records are used, by source: the same random ones in every run.
-        exclude: held-out sets whose pictures are left out of all sources, by name.
-        seed: of the choice of limited records, and of the order of a weighted mixture.
+        sources: Sources by name; null drops one that an earlier config named.
+        repeats: Number of times that a pass holds each record, by source; 1 by default. Not allowed with `weights`.
+        weights: Shares by source, of any sum, at least one sample in 997; a source without one is left out.
+        limits: Number of records that are used, by source: the same random ones in every run.
+        exclude: Held-out sets by name; records with their images are left out of all sources.
+        seed: Seed of the choice of limited records, and of the order of a weighted mixture.
+
+    Raises:
+        SailUsageError: Arguments contradict each other, or name an unknown source.
     """
 
     def __init__(
@@ -49,7 +55,9 @@ class Mixture(Source):
         self.repeats, self.limits, self.seed = dict(repeats or {}), dict(limits or {}), seed
         self.weights = {name: weight for name, weight in (weights or {}).items() if weight}
         self.exclude = {name: source for name, source in (exclude or {}).items() if source is not None}
-        self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}  # of a weighted source: a pass, and its order
+        self._orders: dict[
+            str, tuple[int, NDArray[np.int64]]
+        ] = {}  # by weighted source: number of a pass, and its order
         if not self.sources:
             raise SailUsageError("a mixture needs at least one source")
         for argument in ("repeats", "limits", "weights"):
@@ -66,7 +74,7 @@ class Mixture(Source):
                 raise SailUsageError(f"a mixture can weigh {CYCLE} sources, not {len(self.sources)}")
 
     @property
-    def parts(self) -> Mapping[str, Source]:
+    def children(self) -> Mapping[str, Source]:
         return self.sources
 
     @property
@@ -79,26 +87,26 @@ class Mixture(Source):
         source, place = self._find(index)
         return source[place]
 
-    def draw(self, index: int, rng: np.random.Generator) -> Sample:
+    def sample_record(self, index: int, rng: np.random.Generator) -> Sample:
         source, place = self._find(index)
-        return source.draw(place, rng)
+        return source.sample_record(place, rng)
 
-    def whole(self, index: int) -> Sample:
+    def full_record(self, index: int) -> Sample:
         source, place = self._find(index)
-        return source.whole(place)
+        return source.full_record(place)
 
     def faults(self, index: int) -> list[str]:
         source, place = self._find(index)
         return source.faults(place)
 
-    def pictures(self) -> NDArray[np.uint64]:
+    def image_keys(self) -> NDArray[np.uint64]:
         used = [
-            (source.pictures()[self._kept[name]], self.repeats.get(name, 1)) for name, source in self.sources.items()
+            (source.image_keys()[self._kept[name]], self.repeats.get(name, 1)) for name, source in self.sources.items()
         ]
-        return np.concatenate([np.tile(pictures, repeats) for pictures, repeats in used])
+        return np.concatenate([np.tile(keys, repeats) for keys, repeats in used])
 
     def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Sources mixed at random, each in the order that it wants for itself."""
+        """Returns a random mix of the sources, in which each one keeps its own `order`."""
         starts = np.concatenate([[0], self._ends[:-1]])
         owners = rng.permutation(np.repeat(np.arange(len(starts)), np.diff(self._ends, prepend=0)))
         order = np.empty(len(owners), np.int64)
@@ -109,12 +117,12 @@ class Mixture(Source):
         return order
 
     def _own_order(self, name: str, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The places, among the records of a source that are used, in the order of one pass."""
+        """Returns one pass over a source's used records, as indices into them."""
         kept, order = self._kept[name], self.sources[name].order(rng)
         return np.searchsorted(kept, order[np.isin(order, kept)])
 
     def records(self, name: str) -> NDArray[np.int64] | None:
-        """Which records of a source are used; None for all of a source without an end."""
+        """Returns the indices of the records of a source that are used; None for an endless source."""
         return self._kept.get(name)
 
     # -- numbers to records -------------------------------------------------------------------------------------------
@@ -150,25 +158,27 @@ class Mixture(Source):
         counts = []
         for name in self.sources:
             if name not in self._kept:
-                raise SailUsageError(f"{name} has no end; give the mixture weights, or the source a number of samples")
+                raise SailUsageError(f"{name} is endless; give the mixture weights, or the source a number of samples")
             counts.append(len(self._kept[name]) * self.repeats.get(name, 1))
         return np.cumsum(counts)
 
     @cached_property
     def _kept(self) -> dict[str, NDArray[np.int64]]:
-        """The records that are used, of each source that has an end."""
-        parts = [source.pictures() for source in self.exclude.values()]
+        """Indices of the records that are used, by finite source."""
+        parts = [source.image_keys() for source in self.exclude.values()]
         held_out = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
         held_out = held_out[held_out != 0]
         kept = {}
         for place, (name, source) in enumerate(self.sources.items()):
             if source.length is None:
                 if name in self.limits:
-                    raise SailUsageError(f"{name} has no end and cannot be limited; give it a number of samples itself")
+                    raise SailUsageError(
+                        f"{name} is endless and cannot be limited; give the source itself a number of samples"
+                    )
                 continue
             use = np.arange(source.length)
             if len(held_out):
-                use = use[~np.isin(source.pictures(), held_out)]
+                use = use[~np.isin(source.image_keys(), held_out)]
             if (limit := self.limits.get(name)) is not None and limit < len(use):
                 use = np.sort(np.random.default_rng([self.seed, 0, place]).choice(use, limit, replace=False))
             if not len(use):
@@ -178,10 +188,10 @@ class Mixture(Source):
 
     @cached_property
     def _cycle(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each slot of a cycle: its source, and how many slots of that source come before it in the cycle.
+        """Source of each slot of a cycle, and the number of earlier slots of that source in the cycle.
 
-        A source with n slots has one in each n-th of the cycle, at a random place, moved back by up to `SPREAD` slots.
-        Were they evenly spaced, readers that take every other sample might each see one source only.
+        A source with n slots has one in each n-th of the cycle, at a random position that is moved back by up to
+        `SPREAD` slots. With even spacing, two readers that take every other sample could each see one source only.
         """
         weights = np.array([self.weights[name] for name in self.sources])
         share = weights / weights.sum() * CYCLE

@@ -1,4 +1,4 @@
-"""MUSE: questions whose answers name several objects or parts of a COCO photo, each with its mask."""
+"""MUSE as a data source: questions with answers that name several objects or parts, each with its mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.images import picture_of, picture_path
+from sail_lightning.data.sources.images import listed_image, required_image
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
@@ -21,11 +21,11 @@ from sail_lightning.sequence.chat_template import SEG
 from sail_lightning.settings.ranges import PositiveInt
 
 SLOT = "{seg}"
-"""Stands for a mask in the file's own answers."""
+"""Placeholder for a mask in the file's own answers."""
 REPHRASED = 0.9
-"""How often an object is called by its `rephrased_name`, where it has one."""
+"""Probability that an object with a `rephrased_name` is called by it."""
 ONE_BY_ONE = (f"{{}} is {SEG}", f"{{}} {SEG}", f"the segmentation result of {{}} is {SEG}")
-"""How an object stands in an answer that gives one after the other: three ways."""
+"""Templates for an object in an answer that gives one object after another."""
 TOGETHER = (
     "{names}: {masks}.",
     "{names} are {masks}.",
@@ -39,22 +39,21 @@ TOGETHER = (
     "{masks} show {names}.",
     "{masks} are the masks of {names}.",
 )
-"""Answers that name all objects and then give all masks: eleven ways. Names and masks come in the same order."""
+"""Templates of answers that name all objects and then give all masks, in the same order."""
 
 
 @register
 class Muse(IndexedSource):
-    """MUSE. Photos without objects or questions are left out.
+    """Reads MUSE. Images without objects or questions are left out.
 
-    A question's answer is the file's own text with a mask for each `{seg}`, or is made up: objects one by one, or
-    together.
+    The answer is the file's own text with a mask for each `{seg}`, or else is composed from the names of the objects.
 
     Args:
-        annotations: the JSON file.
-        train2014: folder of the photos that are named by `file_name`.
-        train2017: folder of those named by `coco_url`, if that is of train2017.
-        val2017: folder of the others.
-        questions: most per conversation; null is all.
+        annotations: The JSON file.
+        train2014: Folder of the images that are named by `file_name`.
+        train2017: Folder of the images that are named by a `coco_url` of train2017.
+        val2017: Folder of the images that are named by another `coco_url`.
+        questions: Largest number of questions per conversation; null is all.
     """
 
     def __init__(
@@ -79,12 +78,12 @@ class Muse(IndexedSource):
     def _row(self, id: str, item: Row) -> Iterator[Row]:
         if item.get("ann_list") and item.get("questions"):
             kept = {key: item.get(key) for key in ("height", "width", "questions", "answers", "text_answers")}
-            yield {"id": id, "image": self._photo(item), **kept}
+            yield {"id": id, "image": self._image(item), **kept}
 
-    def _photo(self, item: Row) -> str | None:
+    def _image(self, item: Row) -> str | None:
         train2014, train2017, val2017 = self.folders
         if item.get("file_name"):
-            return picture_path(train2014, item, "file_name")
+            return listed_image(train2014, item, "file_name")
         if not item.get("coco_url"):
             return None
         return str((train2017 if "train2017" in item["coco_url"] else val2017) / PurePath(item["coco_url"]).name)
@@ -97,34 +96,34 @@ class Muse(IndexedSource):
         masks: list[Segmentation] = []
         for number in sampler.sample(range(len(asked)), self.questions):
             objects, text = answers[number], texts[number]
-            answer = _told(text, objects) if text else _made_up(objects, sampler)
+            answer = _given_answer(text, objects) if text else _composed_answer(objects, sampler)
             targets = tuple(range(len(masks), len(masks) + len(objects)))
             turns.append(Turn(asked[number].strip() + prompt_templates.MASK_PLEASE, answer, "refer", targets))
             size = (row["height"], row["width"])
             masks += [Segmentation(as_parts(one["segmentation"]), size) for one in objects]
-        photo = picture_of(row, "file_name` or `coco_url")
-        return Sample(photo, tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+        image = required_image(row, "file_name` or `coco_url")
+        return Sample(image, tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
 
 
 def as_parts(segmentation: Any) -> tuple[Any, ...]:
-    """What makes up one object's mask: its polygons, one RLE, or a list of RLEs."""
+    """Returns the parts of one object's mask: its polygons, one RLE, or a list of RLEs."""
     if isinstance(segmentation, list) and any(isinstance(part, dict) for part in segmentation):
         return tuple(part if isinstance(part, dict) else [part] for part in segmentation)
     return (segmentation,)
 
 
 def joined(words: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Joins words as in "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _told(text: str, objects: Sequence[Row]) -> str:
+def _given_answer(text: str, objects: Sequence[Row]) -> str:
     if (slots := text.count(SLOT)) != len(objects):
-        raise SailError(f"the answer {text[:40]!r} has {slots} {SLOT}, but its objects are {len(objects)}; mend either")
+        raise SailError(f"the answer {text[:40]!r} has {slots} {SLOT}, but its objects are {len(objects)}; fix either")
     return text.replace(SLOT, SEG)
 
 
-def _made_up(objects: Sequence[Row], sampler: Sampler) -> str:
+def _composed_answer(objects: Sequence[Row], sampler: Sampler) -> str:
     if not objects:
         raise SailError("a question has neither a text answer nor objects")
     names = []

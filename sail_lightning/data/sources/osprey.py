@@ -1,4 +1,4 @@
-"""Osprey-724K: conversations about regions of COCO photos, in five files."""
+"""Osprey-724K as a data source: conversations about regions of COCO images, in five files."""
 
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ _KEYS = ("file_name", "height", "width", "annotation", "conversations", "descrip
 
 @register
 class Osprey(PromptedSource):
-    """One file of Osprey-724K. Its regions, `<region1>` and so on in the texts, become prompts.
+    """Reads one file of Osprey-724K. Its regions, `<region1>` and so on in the texts, become visual prompts.
 
-    A conversation keeps all its regions; those with more than `num_prompts` are left out. `short_form` asks for a word
-    or phrase. `detail_description` has one description per region, of which one to `objects` are asked for.
+    A conversation keeps all its regions; conversations with more than `num_prompts` regions are left out. `short_form`
+    asks for a word or phrase. `detail_description` has one description per region, of which one to `objects` are asked
+    for.
 
-    A photo is looked up when the file is indexed, and again when its record is read if it has moved since; a file that
-    is in none of the folders is told then (official defects E34, E35: looked for in other folders than COCO's own, and
-    another record silently taken).
+    An image is searched when the file is indexed, and again when its record is read if it has moved since. One that is
+    in none of the folders is reported then (official defects E34, E35: images are searched in folders that are not
+    COCO's, and a missing one is silently replaced by another record).
 
     Args:
-        kind: which of the five files.
-        annotations: folder of the files.
-        images: folders of the photos, in the order in which they are looked through; null is COCO's four.
-        kwargs: arguments of `PromptedSource`; `objects` counts in `detail_description` alone.
+        kind: Name of one of the five files.
+        annotations: Folder of the files.
+        images: Folders of the images, which are searched in this order; null is COCO's four.
+        kwargs: Arguments of `PromptedSource`; `objects` is used by `detail_description` only.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Osprey(PromptedSource):
     def settings(self) -> Any:
         return [self.kind, [str(folder) for folder in self.images], self.prompting.num_prompts]
 
-    def picture(self, row: Row) -> str | None:
+    def image_path(self, row: Row) -> str | None:
         return row.get("image") or row.get("file_name")
 
     def rows(self) -> Iterator[Row]:
@@ -83,7 +84,7 @@ class Osprey(PromptedSource):
             yield row
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
-        image = self._photo(row)
+        image = self._image(row)
         size = (int(row["height"]), int(row["width"]))
         masks = [Segmentation((one["segmentation"],), size) for one in row["annotation"]]
         if self.kind != "detail_description":
@@ -91,9 +92,9 @@ class Osprey(PromptedSource):
         texts = [_without_regions(text) for text in row["description"]]
         if len(texts) != len(masks):
             raise SailError(f"{len(texts)} descriptions of {len(masks)} regions; give one for each")
-        told = [(mask, text) for mask, text in zip(masks, texts, strict=True) if text]
+        pairs = [(mask, text) for mask, text in zip(masks, texts, strict=True) if text]
         return self.prompting.build_conversation(
-            self.prompting.sample_objects(told, sampler),
+            self.prompting.sample_objects(pairs, sampler),
             described(sampler),
             sampler,
             image=image,
@@ -115,23 +116,23 @@ class Osprey(PromptedSource):
         ending = prompt_templates.SHORT_ANSWER if self.kind == "short_form" else ""
         return Turn(with_names(question, regions) + ending, with_names(answer, regions))
 
-    def _photo(self, row: Row) -> str:
-        """The photo of a row: where it was when the file was indexed, or else where it is now.
+    def _image(self, row: Row) -> str:
+        """Returns the image of a row: the indexed path if it still exists, or else one that is searched anew.
 
         Raises:
-            SailError: it was in no folder, and still is not.
+            SailError: The image is in none of the folders.
         """
         indexed: str | None = row.get("image")
         if indexed is not None and os.path.isfile(indexed):
             return indexed
         name = row["file_name"]
         found = next((str(folder / name) for folder in self.images if (folder / name).is_file()), indexed)
-        if found is not None:  # a photo that is gone is told by its path
+        if found is not None:  # loading an image that is gone names its path
             return found
-        raise SailError(f"no picture {name} in {', '.join(map(str, self.images))}; copy it there, or set images")
+        raise SailError(f"no image {name} in {', '.join(map(str, self.images))}; copy it there, or set images")
 
 
 def _without_regions(description: str) -> str:
-    """A description without those of its parts between colons that name regions, such as `<region1>:`."""
+    """Returns a description without its parts that name regions, such as `<region1>:`."""
     kept = (part for part in description.split(":") if not ("<" in part and ">" in part))
     return ":".join(kept).strip()

@@ -1,4 +1,4 @@
-"""What files of our own format share, whatever they are stored as."""
+"""Base of sources of files in the package's own format, whatever they are stored as."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sail_lightning.data.sources.indexed import IndexedSource, data_path
 
 
 class OwnFormatSource(IndexedSource):
-    """A file of records as `sail_lightning.data.jsonl` describes them.
+    """Base of sources of records as `sail_lightning.data.jsonl` describes them.
 
     Args:
-        path: of the file.
-        images: the folder that file names of pictures and PNG masks start from; null is the folder of the file.
+        path: Path of the file.
+        images: Folder that relative paths of images and PNG masks start from; null is the folder of the file.
     """
 
     def __init__(self, path: str, images: str | None = None) -> None:
@@ -20,4 +20,4 @@ class OwnFormatSource(IndexedSource):
         self.root = (self.files[0].parent if images is None else data_path(images)).absolute()
 
     def settings(self) -> Any:
-        return str(self.root)  # the folder may be part of what names a picture
+        return str(self.root)  # image keys may contain the folder

@@ -1,7 +1,7 @@
-"""COCO's panoptic files: a JSON file that lists the segments of each picture, and a PNG in which they are drawn.
+"""COCO's panoptic files as data sources: a JSON file with the segments of each image, and a PNG that draws them.
 
-A pixel of the PNG belongs to the segment R + 256 G + 65536 B. Nothing is decoded here: masks are references (official
-defect E48: all segments of a picture were decoded at full size before five were drawn).
+A pixel of the PNG belongs to the segment R + 256 G + 65536 B. No PNG is decoded here: masks are references (official
+defect E48: all segments of an image were decoded at full size before five were drawn).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import numpy as np
 
 from sail_lightning.data.records import Row
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.coco_names import CATEGORIES, Category, said
+from sail_lightning.data.sources.coco_names import CATEGORIES, Category, everyday_name
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json, rows_of
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import PanopticSegments
 from sail_lightning.sample import BoolMask
 
 SHORTEST_DESCRIPTION = 5
-"""A description must have more characters than this to be of use (official code)."""
+"""Number of characters that a description must exceed to be used, as in the official code."""
 
 
 class PanopticSource(IndexedSource):
-    """One row per picture that has a segment to ask about, without the other segments.
+    """Base of sources of panoptic files: one row per image that has a segment to ask about, with these segments only.
 
-    A row is `{"id", "image", "png", "segments_info": [segment, ...]}`. A segment is as the file has it, less `area`,
-    and with `name` and `thing` of its category where it has a known one.
+    A row is `{"id", "image", "png", "segments_info": [segment, ...]}`. A segment is that of the file without `area`,
+    and with the `name` and `thing` of its category if that is known.
 
     Args:
-        annotations: the JSON file. The classes that it lists win over COCO's own.
-        pngs: folder of the PNGs.
-        images: folder of the photos, which are called as the PNGs but end with `.jpg`.
+        annotations: The JSON file. Classes that it lists replace COCO's own.
+        pngs: Folder of the PNGs.
+        images: Folder of the images, which have the names of the PNGs with the suffix `.jpg`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PanopticSource(IndexedSource):
 
     @abstractmethod
     def wanted(self, segment: Row) -> bool:
-        """Whether a segment can be asked about."""
+        """Returns whether a segment can be asked about."""
 
     def settings(self) -> Any:
         return [str(self.pngs), str(self.images)]
@@ -67,17 +67,17 @@ class PanopticSource(IndexedSource):
         row["image"] = str(self.images / PurePath(name).with_suffix(".jpg"))
         segments = annotation.get("segments_info")
         if segments is None or not all(isinstance(one, dict) for one in segments):
-            yield row | ({} if segments is None else {"segments_info": segments})  # for `sample` to tell of
+            yield row | ({} if segments is None else {"segments_info": segments})  # `sample` reports it
         elif kept := [_named(one, names) for one in segments if self.wanted(one)]:
             yield row | {"segments_info": kept}
 
 
 class DescribedSegments(PanopticSource):
-    """The segments of Pix2Cap that have a description of more than `SHORTEST_DESCRIPTION` characters.
+    """Base of Pix2Cap sources: segments that have a description of more than `SHORTEST_DESCRIPTION` characters.
 
     Args:
-        annotations: the JSON file, laid out as COCO's panoptic one with a `description` per segment.
-        kwargs: arguments of `PanopticSource`.
+        annotations: The JSON file, laid out as COCO's panoptic one with a `description` per segment.
+        kwargs: Arguments of `PanopticSource`.
     """
 
     def __init__(self, annotations: str = layout.PIX2CAP, **kwargs: Any) -> None:
@@ -88,15 +88,14 @@ class DescribedSegments(PanopticSource):
 
 
 def as_description(segment: Row) -> str:
-    """A segment's description on one line; empty if it has none."""
+    """Returns a segment's description on one line; empty if it has none."""
     return " ".join(str(segment.get("description") or "").split())
 
 
 def categories(content: dict[str, Any]) -> dict[int, Category]:
-    """The classes of a panoptic file: its own, or COCO's if it lists none.
+    """Returns the classes of a panoptic file by id: its own, or COCO's if it lists none.
 
-    COCO's own names are put as people say them. A class that does not say whether it is a thing is one, unless COCO's
-    table knows it as stuff.
+    COCO's names are replaced by everyday names. A class without `isthing` is a thing, unless it is stuff in COCO.
     """
     listed = content.get("categories")
     if not listed:
@@ -104,46 +103,53 @@ def categories(content: dict[str, Any]) -> dict[int, Category]:
     found = {}
     for one in listed:
         known = CATEGORIES.get(one["id"])
-        found[one["id"]] = Category(said(one["name"]), bool(one.get("isthing", known.thing if known else True)))
+        found[one["id"]] = Category(
+            everyday_name(one["name"]), bool(one.get("isthing", known.thing if known else True))
+        )
     return found
 
 
 def category_of(segment: Row) -> Category:
-    """The class of a row's segment.
+    """Returns the class of a row's segment.
 
     Raises:
-        SailError: the file has no such class.
+        SailError: The file does not list the class.
     """
     if "name" not in segment:
         id, category = segment["id"], segment["category_id"]
-        raise SailError(f"segment {id} is of category {category}, which `categories` does not list; mend either")
+        raise SailError(f"segment {id} is of category {category}, which `categories` does not list; fix either")
     return Category(segment["name"], segment["thing"])
 
 
 def segment_mask(row: Row, *segments: Row) -> PanopticSegments:
-    """The mask of some of a row's segments, their union."""
+    """Returns a mask reference: the union of some of a row's segments."""
     return PanopticSegments(row["png"], tuple(int(segment["id"]) for segment in segments))
 
 
 @dataclass(frozen=True)
 class FromLeft:
-    """Of some segments of a PNG, the one whose leftmost pixel is at `place` from the left, counted from 0.
+    """A mask reference: one of some segments of a PNG, chosen by the order of their leftmost pixels.
 
-    Which one that is shows when the PNG is decoded, and only then: for files that do not give boxes. Segments that the
-    PNG lacks come last.
+    The order is known only when the PNG is decoded; it is used for files that give no boxes. Segments that the PNG
+    lacks come last.
+
+    Attributes:
+        path: Path of the PNG.
+        ids: Ids of the segments.
+        index: Position of the wanted segment from the left, counted from 0.
     """
 
     path: str
     ids: tuple[int, ...]
-    place: int
+    index: int
 
     def __call__(self) -> BoolMask:
         masks = [PanopticSegments(self.path, (id,))() for id in self.ids]
-        return sorted(masks, key=_left)[self.place]
+        return sorted(masks, key=_left)[self.index]
 
 
 def _left(mask: BoolMask) -> int:
-    """The leftmost column that is on; the width if none is."""
+    """Returns the leftmost column that is on; the width if none is."""
     columns = np.flatnonzero(mask.any(axis=0))
     return int(columns[0]) if len(columns) else mask.shape[1]
 

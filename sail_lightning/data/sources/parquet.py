@@ -1,4 +1,4 @@
-"""Parquet files of our own format."""
+"""A data source of Parquet files in the package's own format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COLUMNS = ("id", "image", "size", "turns", "masks", "prompts", "meta")
 
 @register
 class ParquetSource(OwnFormatSource):
-    """A Parquet file whose columns are the keys that `sail_lightning.data.jsonl` describes; other columns are not read.
+    """Reads a Parquet file with the keys that `sail_lightning.data.jsonl` describes as columns; others are not read.
 
-    A column may hold nested values or their JSON text. In nested values null is as good as absent, so that masks,
-    which have different keys, fit into one type. Needs pyarrow: `pip install 'sail-lightning[parquet]'`.
+    A column may hold nested values or their JSON text. In nested values null means absent, so that masks, which have
+    different keys, fit into one type. Needs pyarrow: `pip install 'sail-lightning[parquet]'`.
     """
 
     def rows(self) -> Iterator[Row]:
@@ -39,9 +39,9 @@ class ParquetSource(OwnFormatSource):
                         number += 1
                         yield {"row": number, "record": {key: _read(value) for key, value in record.items()}}
         except (ArrowException, OSError) as error:
-            raise SailError(f"{self.files[0]} is no readable Parquet file ({error}); write it again") from None
+            raise SailError(f"{self.files[0]} is not a readable Parquet file ({error}); write it again") from None
 
-    def picture(self, row: Row) -> str | None:
+    def image_path(self, row: Row) -> str | None:
         image = row["record"].get("image")
         if isinstance(image, list) and image:
             image = image[0]
@@ -55,7 +55,7 @@ class ParquetSource(OwnFormatSource):
 
 
 def _read(value: Any) -> Any:
-    """What a column holds; it, or each item of a list, may be JSON text. Texts within nested values are left alone."""
+    """Returns a column's value, decoded if it, or an item of its list, is JSON text. Nested texts stay as they are."""
     if isinstance(value, str):
         return _from_text(value)
     if isinstance(value, list):
@@ -64,7 +64,7 @@ def _read(value: Any) -> Any:
 
 
 def _from_text(text: str) -> Any:
-    """An object or list of JSON; a text that is none stays, as a file name does."""
+    """Returns the object or list of a JSON text; any other text, such as a file name, is returned as it is."""
     if text[:1] in ("[", "{"):
         try:
             return json.loads(text)
@@ -74,7 +74,7 @@ def _from_text(text: str) -> Any:
 
 
 def _dense(value: Any) -> Any:
-    """A nested value without its nulls."""
+    """Returns a nested value without its nulls."""
     if isinstance(value, dict):
         return {key: _dense(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""PerBench: detailed region captions, multiple choice about a region, and segmentation by words and regions."""
+"""PerBench as a data source: region captions, multiple choice about a region, segmentation by words and regions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES: dict[Task, str] = {
     "choice": "STBench_MCQ.json",
     "vres": "STBench_VRES.json",
 }
-"""Under the benchmark's first name, which its published readers know."""
+"""File names, which carry the benchmark's first name, as its published readers expect."""
 _LISTS = {"caption": "object_annotations", "choice": "mcqs"}
 ABOUT = "Please answer the question according to the {region}. {question}"
 SELECT = "Select a correct choice."
@@ -36,20 +36,20 @@ _OPTION = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Z])[.):]\s*(?=\S)")
 
 @register
 class PerBench(IndexedSource):
-    """One task of PerBench, one question per record.
+    """Reads one task of PerBench, one question per record.
 
-    `caption` and `choice` ask about one region, `<Prompt0>`. In `vres` the tags of a record's masks stand in question
+    `caption` and `choice` ask about one region, `<Prompt0>`. In `vres` the tags of a record's masks occur in question
     and answer. Those of the question are prompts; tag number K of the record is `<PromptK>`. Those of the answer are
-    targets, in the order in which they first appear. A tag in both is both (official defect E18: such a tag was no
-    target, and only the first target was scored).
+    targets, in the order in which they first appear. A tag in both is both (official defect E18: it was not a target,
+    and only the first target was scored).
 
     Args:
-        task: which of the three files.
-        annotations: the JSON file; null is the task's in `perbench`.
-        images: folder of the pictures.
-        num_prompts: ids that prompts may carry, 0 to num_prompts - 1.
-        words: how `caption` and `choice` ask, for models that know few words: `{region}` is the prompt, `{question}`
-            the record's own question; null asks as published.
+        task: Name of one of the three files.
+        annotations: The JSON file; null is the task's in `perbench`.
+        images: Folder of the images.
+        num_prompts: Number of prompt ids, which run from 0 to num_prompts - 1.
+        words: Template of the question of `caption` and `choice`, for models with a small vocabulary: `{region}` is the
+            prompt, `{question}` the record's own question; null asks as published.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class PerBench(IndexedSource):
         return self.words.replace("{region}", prompt_token(0)).replace("{question}", question)
 
     def _referring(self, row: Row) -> tuple[Turn, tuple[Mask, ...], tuple[Segmentation, ...]]:
-        """The question with its prompts, and the targets of its answer."""
+        """Returns the question with its prompts, and the targets of its answer."""
         encoded = row["segmentations"]
         tags = list(encoded)
         asked, wanted = named(row["question"], tags), named(row["answer"], tags)
@@ -122,13 +122,13 @@ class PerBench(IndexedSource):
 
 
 def named(text: str, tags: list[str]) -> list[str]:
-    """The tags that a text names, in order of their first appearance; whole words, so that `obj1` is not in `obj10`."""
+    """Returns the tags in a text in order of first appearance; whole words only, so `obj1` is not in `obj10`."""
     found = _pattern(tags).finditer(text) if tags else ()
     return list(dict.fromkeys(match[1] or match[2] for match in found))
 
 
 def _replaced(text: str, names: dict[str, str], first: str | None = None) -> str:
-    """A text with other names for its tags; `first` stands for the first appearance of each."""
+    """Returns a text with its tags replaced by names; `first` replaces the first appearance of each tag."""
     seen: set[str] = set()
 
     def name(match: re.Match[str]) -> str:
@@ -142,13 +142,13 @@ def _replaced(text: str, names: dict[str, str], first: str | None = None) -> str
 
 
 def _pattern(tags: list[str]) -> re.Pattern[str]:
-    """Finds tags, bare or in angle brackets, the longest that fits."""
+    """Returns a pattern that finds tags, bare or in angle brackets, and prefers the longest."""
     either = "|".join(re.escape(tag) for tag in sorted(tags, key=len, reverse=True))
     return re.compile(rf"<({either})>|(?<!\w)({either})(?!\w)")
 
 
 def options(question: str) -> tuple[str, ...]:
-    """The options that a question lists as `A. red B. blue`, `(A) red` or `A: red`; none if it lists fewer than two."""
+    """Returns the options of a question, as in `A. red B. blue`, `(A) red` or `A: red`; none if fewer than two."""
     found = list(_OPTION.finditer(question))
     start = next((at for at, match in enumerate(found) if match[1] == "A"), len(found))
     listed: list[re.Match[str]] = []

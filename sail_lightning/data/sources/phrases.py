@@ -1,4 +1,4 @@
-"""What sources of your own masks share: phrases that mean masks of a picture, asked about, and a share held out."""
+"""Base of sources of your own masks: questions about phrases that refer to masks, and a held-out share of images."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ T = TypeVar("T")
 
 
 def clean(phrase: str) -> str:
-    """A phrase as it stands in a question: on one line, no full stop."""
+    """Returns a phrase as it is used in a question: on one line, without a full stop."""
     return " ".join(phrase.split()).removesuffix(".").strip()
 
 
 def objects_of(phrases: Iterable[tuple[str, T]]) -> list[tuple[list[str], list[T]]]:
-    """What can be asked about, from pairs of a phrase and one mask that it means.
+    """Returns objects to ask about, each with its phrases and masks, in the order of their first phrases.
 
-    Masks with a phrase in common are one object under that phrase, their union; phrases that mean the same masks are
-    alternatives. The order is that of the first phrases.
+    Masks that share a phrase are one object under that phrase, their union; phrases that refer to the same masks are
+    alternatives.
+
+    Args:
+        phrases: Pairs of a phrase and one mask that it refers to.
     """
     masks: dict[str, list[T]] = {}
     for phrase, mask in phrases:
@@ -47,7 +50,7 @@ def objects_of(phrases: Iterable[tuple[str, T]]) -> list[tuple[list[str], list[T
 
 
 def separated(row: Row) -> Iterator[Row]:
-    """One row for each phrase of each object; those of one picture follow each other."""
+    """Yields one row for each phrase of each object; rows of one image follow each other."""
     number = 0
     for item in row["objects"]:
         for phrase in item["phrases"]:
@@ -56,16 +59,17 @@ def separated(row: Row) -> Iterator[Row]:
 
 
 class Wording:
-    """How phrases are asked about.
+    """Makes conversations about phrases.
 
     Args:
-        questions: with `{}` for the phrase; None is those of the training recipe, for `separate` the benchmarks'.
-        answers: with one `[SEG]`; None is those of the training recipe.
-        objects: most per conversation.
-        separate: one question per record.
+        questions: Question templates with `{}` for the phrase; None uses those of the training recipe, or with
+            `separate` that of the benchmarks.
+        answers: Answer templates with one `[SEG]`; None uses those of the training recipe.
+        objects: Largest number of objects per conversation.
+        separate: Whether each record is one question.
 
     Raises:
-        SailUsageError: a question without `{}`, or an answer without `[SEG]`.
+        SailUsageError: A question has no `{}`, or an answer has no `[SEG]`.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class Wording:
             raise SailUsageError(f"an answer needs one [SEG] where the mask goes, which {bad[0]!r} lacks")
 
     def turns(self, objects: Sequence[Row], sampler: Sampler) -> tuple[tuple[Turn, ...], list[Row]]:
-        """A conversation about some objects, each with its `phrases`, and the object of each turn."""
+        """Returns a conversation about some of the objects, which have `phrases`, and the object of each turn."""
         chosen = sampler.sample(objects, self.objects)
         turns = []
         for place, item in enumerate(chosen):
@@ -92,16 +96,16 @@ class Wording:
 
 
 class PhraseSource(IndexedSource):
-    """A source of your own masks, which phrases ask about.
+    """Base of sources of your own masks that are asked about by phrases.
 
     Args:
-        files: the annotation files.
-        part: which pictures: `all`, `val` for a share that is held out, `train` for the rest.
-        val_share: that share; which pictures it holds is decided by their names.
-        objects: most masks per conversation.
-        separate: one question per record, every phrase once: for validation and tests.
-        questions: to draw from, with {} for the phrase; null is those of the training recipe.
-        answers: to draw from, with one [SEG]; null is those of the training recipe.
+        files: The annotation files.
+        part: Part of the images: `all`, `val` for the held-out share, `train` for the rest.
+        val_share: Held-out share of the images, 0 to 1; their names decide which images are held out.
+        objects: Largest number of masks per conversation.
+        separate: Whether each record is one question about one phrase, for validation and tests.
+        questions: Question templates with {} for the phrase; null uses those of the training recipe.
+        answers: Answer templates with one [SEG]; null uses those of the training recipe.
     """
 
     def __init__(
@@ -122,9 +126,15 @@ class PhraseSource(IndexedSource):
 
 
 def kept(names: Iterable[T], part: Part, share: float, name: Callable[[T], str] = str) -> list[T]:
-    """Those pictures that belong to a part, in their order. Which are held out depends on their names alone.
+    """Returns the images that belong to a part, in their order. Only their names decide which ones are held out.
 
-    Of two or more pictures at least one is held out, and one is not, if `share` lies between 0 and 1.
+    If `share` lies between 0 and 1, at least one of two or more images is held out, and at least one is not.
+
+    Args:
+        names: Images, by anything that `name` turns into a name.
+        part: Part of the images that is wanted.
+        share: Held-out share, 0 to 1.
+        name: Returns the name of an image.
     """
     every = list(names)
     if part == "all":

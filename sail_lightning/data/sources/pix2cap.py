@@ -1,4 +1,4 @@
-"""Pix2Cap: the object that a longer description means, in photos of COCO panoptic."""
+"""Pix2Cap as a data source: objects of COCO panoptic images that are referred to by long descriptions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class Pix2CapSegmentation(DescribedSegments):
-    """Pix2Cap, to be segmented: one turn per described object.
+    """Asks to segment objects by their Pix2Cap description, one turn per object.
 
     Args:
-        objects: most per conversation.
-        kwargs: arguments of `DescribedSegments`.
+        objects: Largest number of objects per conversation.
+        kwargs: Arguments of `DescribedSegments`.
     """
 
     def __init__(self, *, objects: PositiveInt = 5, **kwargs: Any) -> None:

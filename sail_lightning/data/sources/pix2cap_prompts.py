@@ -1,4 +1,4 @@
-"""Pix2Cap's descriptions of COCO's panoptic segments, asked for by visual prompts."""
+"""A data source that asks for Pix2Cap's descriptions of segments, given as visual prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sail_lightning.sample import Sample
 
 @register
 class Pix2CapPrompts(PromptedSource, DescribedSegments):
-    """One to `objects` segments of a photo, each to be described."""
+    """Asks for the descriptions of one to `objects` segments of an image."""
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         segments = self.prompting.sample_objects(row["segments_info"], sampler)

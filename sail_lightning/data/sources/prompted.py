@@ -1,4 +1,4 @@
-"""What sources of visual prompts share: how many objects are asked about, and how they are pointed at."""
+"""Base of sources of visual prompts: number of objects per conversation, and forms of the prompts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, UnitIn
 
 
 class PromptedSource(IndexedSource):
-    """A source whose objects are asked about by visual prompts. It stands before the class that reads the files.
+    """Base of sources that ask about objects by visual prompts; listed before the class that reads the files.
 
     Args:
-        objects: most per conversation.
-        num_prompts: ids that prompts carry, 0 to num_prompts - 1.
-        shapes: how often a prompt is a `mask`, `box`, `point` or `scribble`; null is always the mask.
-        absent: probability, per object, of a question about a prompt that is not there, once at most.
-        kwargs: arguments of the class that reads the files.
+        objects: Largest number of objects per conversation.
+        num_prompts: Number of prompt ids, which run from 0 to num_prompts - 1.
+        shapes: Weights of the prompt forms `mask`, `box`, `point` and `scribble`; null always uses the mask.
+        absent: Probability, per object, of a question about an absent prompt; there is one at most.
+        kwargs: Arguments of the class that reads the files.
     """
 
     def __init__(

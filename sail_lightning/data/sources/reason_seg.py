@@ -1,4 +1,4 @@
-"""ReasonSeg: what a question that needs thought asks for, as regions drawn by hand."""
+"""ReasonSeg as a data source: questions that need reasoning, with hand-drawn regions as answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANSWER = f"It is {SEG}."
 
 @dataclass(frozen=True)
 class Outline:
-    """One region: its corners (x, y) in whole pixels, and whether it is to be ignored."""
+    """A region: its corners (x, y) in whole pixels, and whether it is to be ignored."""
 
     points: tuple[tuple[int, int], ...]
     ignored: bool
@@ -36,10 +36,10 @@ class Outline:
 
 @dataclass(frozen=True)
 class DrawnRegions:
-    """What outlines leave of one kind, target or ignored, when they are drawn on a picture from the largest on.
+    """A mask reference: the target or the ignored regions of an image, after all outlines are drawn.
 
-    A pixel belongs to the last outline that covers it, so the two kinds never overlap. Outlines are filled, and their
-    lines, one pixel thick, belong to them.
+    Outlines are filled, with lines one pixel thick, from the largest to the smallest. A pixel belongs to the last
+    outline that covers it, so targets and ignored regions never overlap.
     """
 
     outlines: tuple[Outline, ...]
@@ -57,17 +57,17 @@ class DrawnRegions:
 
 @register
 class ReasonSeg(IndexedSource):
-    """ReasonSeg: a folder of photos, each with a JSON file of the same stem.
+    """Reads ReasonSeg: a folder of images, each with a JSON file of the same stem.
 
-    A region to ignore is no target. It is kept by itself: `Sample.meta["ignore"]` has one mask reference per mask of
-    the sample, or None where nothing is ignored (official code: it became background in training and, through the
+    A region to ignore is not a target. It is kept apart: `Sample.meta["ignore"]` has one mask reference per mask of
+    the sample, or None if nothing is ignored (official code: it became background in training and, through the
     run-length code, target in the benchmark, E16).
 
     Args:
         split: `train`, `val` or `test`, a folder of its own.
-        folder: that holds the splits.
-        sentences: most per conversation, all of them about the same mask.
-        separate: only the first sentence of each photo, as the benchmark asks.
+        folder: Folder that holds the splits.
+        sentences: Largest number of sentences per conversation, all about the same mask.
+        separate: Whether only the first sentence of each image is used, as the benchmark asks.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ReasonSeg(IndexedSource):
         return str(self.files[0])  # rows begin with it
 
     def rows(self) -> Iterator[Row]:
-        """The names of the files. What they hold is small, and read anew each time, so the index never outlives it."""
+        """Yields the names of the files. Their small content is read anew each time, so the index is never outdated."""
         stems = {path.stem: path for path in self.files[0].iterdir() if path.suffix in (".jpg", ".json")}
         for stem, path in sorted(stems.items()):
             yield {"id": stem, "image": str(path.with_suffix(".jpg")), "file": str(path.with_suffix(".json"))}
@@ -105,15 +105,15 @@ class ReasonSeg(IndexedSource):
 
 
 def read_item(path: Path) -> dict[str, Any]:
-    """One annotation, in UTF-8 or, as some of the published ones are, in Windows-1252.
+    """Returns one annotation, which is in UTF-8 or, like some of the published ones, in Windows-1252.
 
     Raises:
-        SailError: it is missing or no JSON.
+        SailError: The file is missing or is not valid JSON.
     """
     try:
         written = path.read_bytes()
     except FileNotFoundError:
-        raise SailError(f"no file {path.name}; each photo needs one of its name") from None
+        raise SailError(f"no file {path.name}; each image needs a JSON file of its name") from None
     try:
         content: dict[str, Any] = json.loads(_text(written))
     except ValueError as error:  # JSON, or neither of the two encodings

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: phrases that each mean one object of a COCO photo."""
+"""RefCOCO, RefCOCO+ and RefCOCOg as data sources: phrases that each refer to one object of a COCO image."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
 
 BENCHMARK_QUESTION = "Please segment {} in this image."
-"""One of the training questions; benchmarks ask it of every phrase."""
+"""Question that benchmarks ask about every phrase; one of those used in training."""
 
 
 @register
 class RefCOCO(IndexedSource):
-    """RefCOCO, RefCOCO+ or RefCOCOg in the files of the `refer` tool: `instances.json`, `refs(SPLIT_BY).p` or `.json`.
+    """Reads RefCOCO, RefCOCO+ or RefCOCOg from the files of `refer`: `instances.json`, `refs(SPLIT_BY).p` or `.json`.
 
-    In training a record is a photo: some of its objects, each with one of its phrases, drawn anew each time (official
-    code: drawn once for the whole run, and the same object several times in one conversation, E39).
+    In training a record is an image with some of its objects, each with one of its phrases, drawn anew each time
+    (official code: drawn once for the whole run, and an object several times in one conversation, E39).
 
     Args:
-        name: of the set.
-        split: of its refs: `train`, `val`, `testA`, `testB` or `test`.
-        split_by: whose split; null is `umd` for RefCOCOg and `unc` for the others.
-        annotations: folder of the two files; null is `ref_seg/NAME`.
-        images: folder of the photos.
-        objects: most per conversation.
-        separate: one question per record, every phrase once, as benchmarks ask.
+        name: Name of the data set.
+        split: Split of the refs: `train`, `val`, `testA`, `testB` or `test`.
+        split_by: Author of the split; null is `umd` for RefCOCOg and `unc` for the others.
+        annotations: Folder of the two files; null is `ref_seg/NAME`.
+        images: Folder of the images.
+        objects: Largest number of objects per conversation.
+        separate: Whether each record is one question about one phrase, as benchmarks ask.
     """
 
     def __init__(
@@ -58,21 +58,21 @@ class RefCOCO(IndexedSource):
         return [self.split, str(self.images), self.separate]
 
     def rows(self) -> Iterator[Row]:
-        refs, (photos, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
-        by_photo: dict[int, dict[int, Row]] = {}
+        refs, (items, annotations) = read_refs(self.files[0], self.split), read_instances(self.files[1])
+        by_image: dict[int, dict[int, Row]] = {}
         for ref in refs:
             try:
                 phrases = [sentence["sent"] for sentence in ref["sentences"]]
-                objects = by_photo.setdefault(ref["image_id"], {})
+                objects = by_image.setdefault(ref["image_id"], {})
                 ann_id = ref["ann_id"]
             except FAULTS as error:
-                yield {"id": f"ref {ref.get('ref_id')}", "fault": f"the ref lacks {error}"}
+                yield {"id": f"ref {ref.get('ref_id')}", "fault": f"the ref lacks {error}; fix the record"}
                 continue
             known = objects.setdefault(ann_id, {"ann_id": ann_id, "phrases": []})  # E39: refs are joined
             known["segmentation"] = annotations.get(ann_id, {}).get("segmentation")
             known["phrases"] += phrases
-        for photo_id, objects in by_photo.items():
-            yield from photo_rows(photos.get(photo_id), photo_id, self.images, list(objects.values()), self.separate)
+        for image_id, objects in by_image.items():
+            yield from image_rows(items.get(image_id), image_id, self.images, list(objects.values()), self.separate)
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         size = (row["height"], row["width"])
@@ -89,16 +89,16 @@ class RefCOCO(IndexedSource):
 
 
 def refs_file(folder: Path, stem: str) -> Path:
-    """The refs in whichever form lies there: JSON, or else the published pickle."""
+    """Returns the path of the refs: a JSON file if it exists, or else the published pickle."""
     as_json = folder / f"{stem}.json"
     return as_json if data_path(as_json).exists() else folder / f"{stem}.p"
 
 
 def read_refs(path: Path, split: str) -> list[dict[str, Any]]:
-    """The refs of a split.
+    """Returns the refs of a split.
 
     Raises:
-        SailError: no such file, or no such split in it.
+        SailError: The file is missing, or has no such split.
     """
     refs = plain_pickle.load(path) if path.suffix == ".p" else read_json(path)
     found = [ref for ref in refs if ref["split"] == split]
@@ -108,32 +108,35 @@ def read_refs(path: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Photos and annotations of a COCO file, by id."""
+    """Returns the images and the annotations of a COCO file, both by id."""
     content = read_json(path)
     return {item["id"]: item for item in content["images"]}, {item["id"]: item for item in content["annotations"]}
 
 
-def photo_row(photo: dict[str, Any], photo_id: int, images: Path) -> Row:
-    """What a row says of its photo."""
-    return {"id": str(photo_id), "image": str(images / photo["file_name"])} | {
-        side: photo[side] for side in ("height", "width") if side in photo
+def image_row(item: dict[str, Any], image_id: int, images: Path) -> Row:
+    """Returns the part of a row that describes its image."""
+    return {"id": str(image_id), "image": str(images / item["file_name"])} | {
+        side: item[side] for side in ("height", "width") if side in item
     }
 
 
-def photo_rows(
-    photo: dict[str, Any] | None, photo_id: int, images: Path, objects: list[Row], separate: bool
+def image_rows(
+    item: dict[str, Any] | None, image_id: int, images: Path, objects: list[Row], separate: bool
 ) -> Iterator[Row]:
-    """The rows of a photo; of one that instances.json lacks, or does not name, a row that says so."""
-    if photo is None or "file_name" not in photo:
-        lacks = "lacks" if photo is None else "gives no file_name"
-        yield {"id": str(photo_id), "fault": f"the refs are about photo {photo_id}, which instances.json {lacks}"}
+    """Yields the rows of an image; one with a fault if instances.json lacks the image or its name."""
+    if item is None or "file_name" not in item:
+        lacks = "lacks" if item is None else "gives no file_name"
+        yield {
+            "id": str(image_id),
+            "fault": f"the refs are about image {image_id}, which instances.json {lacks}; fix the record",
+        }
         return
-    row = photo_row(photo, photo_id, images)
+    row = image_row(item, image_id, images)
     yield from separated(row, objects) if separate else [{**row, "objects": objects}]
 
 
 def separated(row: Row, objects: Iterable[Row]) -> Iterator[Row]:
-    """One row for each phrase of each object; those of one photo follow each other, so it is read once."""
+    """Yields one row for each phrase of each object; rows of one image follow each other, so that it is read once."""
     for item in objects:
         for number, phrase in enumerate(item["phrases"]):
             one = {**item, "phrases": [phrase]}
@@ -141,10 +144,10 @@ def separated(row: Row, objects: Iterable[Row]) -> Iterator[Row]:
 
 
 def as_phrase(text: str) -> str:
-    """A phrase as it stands in a question, in training and in benchmarks alike (E19): lower case, no full stop.
+    """Returns a phrase as questions use it, in training and in benchmarks (E19): lower case, without a full stop.
 
     Raises:
-        SailError: nothing is left.
+        SailError: The phrase is empty.
     """
     phrase = " ".join(text.lower().split()).removesuffix(".").strip()
     if not phrase:

@@ -1,4 +1,4 @@
-"""RefCOCO-M: the val split of RefCOCO with masks that are exact to the pixel, and without harmful phrases."""
+"""RefCOCO-M as a data source: the val split of RefCOCO with pixel-exact masks and without harmful phrases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sail_lightning.data.records import Row
 from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
-from sail_lightning.data.sources.images import picture_of, picture_path
+from sail_lightning.data.sources.images import listed_image, required_image
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.refcoco import BENCHMARK_QUESTION, as_phrase, separated
 from sail_lightning.encoding import prompt_templates
@@ -24,20 +24,20 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class RefCOCOM(IndexedSource):
-    """RefCOCO-M. Its own figure is the mean IoU over all phrases, which is `giou` here.
+    """Reads RefCOCO-M. Its official metric is the mean IoU over all phrases, which is `giou` here.
 
-    Moondream publishes the set as Parquet (`moondream/refcoco-m`: 1,190 photos, 2,080 masks, 5,598 phrases), a row per
-    photo: `{"image", "image_id", "file_name", "samples": [{"id", "sentences": [str], "mask": {"size", "counts"}}]}`.
-    That is what its dataset card says; the files themselves could not be checked. Photos are taken from COCO
-    train2014, which has the same ones; the column `image` is not read. Rows may also lie in JSON: a list in a file
+    Moondream publishes the set as Parquet (`moondream/refcoco-m`: 1,190 images, 2,080 masks, 5,598 phrases), a row per
+    image: `{"image", "image_id", "file_name", "samples": [{"id", "sentences": [str], "mask": {"size", "counts"}}]}`.
+    The layout is taken from its dataset card; the files themselves could not be checked. Images are taken from COCO
+    train2014, which has the same images; the column `image` is not read. Rows may also lie in JSON: a list in a file
     `.json`, or a line each in a file `.jsonl`.
 
     Args:
-        annotations: one file, or a folder with files of one of the three kinds. Parquet needs pyarrow:
+        annotations: A file, or a folder with files of one of the three kinds. Parquet needs pyarrow:
             `pip install 'sail-lightning[parquet]'`.
-        images: folder of the photos.
-        objects: most per conversation.
-        separate: one question per record, every phrase once, as the benchmark asks.
+        images: Folder of the images.
+        objects: Largest number of objects per conversation.
+        separate: Whether each record is one question about one phrase, as the benchmark asks.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class RefCOCOM(IndexedSource):
         return [str(self.images), self.separate]
 
     def rows(self) -> Iterator[Row]:
-        for photo in chain.from_iterable(read_rows(file) for file in self.files):
-            row: Row = {"id": str(photo.get("image_id", photo.get("file_name")))}
-            row["image"] = picture_path(self.images, photo, "file_name")
+        for item in chain.from_iterable(read_rows(file) for file in self.files):
+            row: Row = {"id": str(item.get("image_id", item.get("file_name")))}
+            row["image"] = listed_image(self.images, item, "file_name")
             objects = [
                 {"ann_id": one.get("id", place), "phrases": one.get("sentences") or [], "mask": one.get("mask")}
-                for place, one in enumerate(photo.get("samples") or [])
+                for place, one in enumerate(item.get("samples") or [])
             ]
             if self.separate:
                 yield from separated(row, objects)
-            elif spoken := [one for one in objects if one["phrases"]]:
-                yield {**row, "objects": spoken}
+            elif named := [one for one in objects if one["phrases"]]:
+                yield {**row, "objects": named}
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         turns, masks = [], []
@@ -77,25 +77,25 @@ class RefCOCOM(IndexedSource):
             turns.append(Turn(question.format(phrase), answer, "refer", (place,)))
             height, width = item["mask"]["size"]
             masks.append(Segmentation((item["mask"],), (height, width)))
-        photo = picture_of(row, "file_name")
-        return Sample(photo, tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
+        image = required_image(row, "file_name")
+        return Sample(image, tuple(turns), tuple(masks), source=str(self.files[0]), id=row["id"])
 
 
 def row_files(path: Path) -> list[Path]:
-    """The files of a folder, of the first kind that it has; a path that is no folder is one file."""
+    """Returns the files of a folder, all of the first kind that it has; any other path is returned as one file."""
     if not path.is_dir():
         return [path]
     for kind in ("*.parquet", "*.jsonl", "*.json"):
         if files := sorted(path.rglob(kind)):
             return files
-    return [path / "validation-00000-of-00002.parquet"]  # to be told of when it is opened
+    return [path / "validation-00000-of-00002.parquet"]  # opening it reports what is missing
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file.
+    """Yields the rows of one file.
 
     Raises:
-        SailError: it cannot be read, or needs a package that is not installed.
+        SailError: The file cannot be read, or needs a package that is not installed.
     """
     if path.suffix == ".parquet":
         yield from _parquet(path)
@@ -118,4 +118,4 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=100, columns=["image_id", "file_name", "samples"]):
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise SailError(f"{path} is no readable Parquet file ({error}); copy it again") from None
+        raise SailError(f"{path} is not a readable Parquet file ({error}); copy it again") from None

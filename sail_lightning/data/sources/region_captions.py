@@ -1,4 +1,4 @@
-"""RefCOCO's phrases the other way round: say what a region is. Training, and the benchmark on RefCOCOg."""
+"""Region captions from RefCOCO's phrases as data sources, for training and for the benchmark on RefCOCOg."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sail_lightning.data.samplers import Sampler
 from sail_lightning.data.sources import layout
 from sail_lightning.data.sources.indexed import IndexedSource, data_path, read_json
 from sail_lightning.data.sources.prompted import PromptedSource
-from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, photo_row
+from sail_lightning.data.sources.refcoco import RefCOCO, as_phrase, image_row
 from sail_lightning.encoding import prompt_templates
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import Segmentation
@@ -21,11 +21,11 @@ from sail_lightning.sequence.chat_template import prompt_token
 
 @register
 class RegionCaptions(PromptedSource, RefCOCO):
-    """The referred objects of a photo, each to be named by a phrase that means it; one to `objects` at a time.
+    """Asks for phrases that refer to given objects of an image; one to `objects` per conversation.
 
     Args:
-        name: of the set.
-        kwargs: arguments of `PromptedSource` and `RefCOCO`.
+        name: Name of the data set.
+        kwargs: Arguments of `PromptedSource` and `RefCOCO`.
     """
 
     def __init__(self, name: Literal["refcoco", "refcoco+", "refcocog"] = "refcocog", **kwargs: Any) -> None:
@@ -50,14 +50,14 @@ def _short(name: str, phrase: str) -> Turn:
 
 @register
 class RegionCaptionBenchmark(IndexedSource):
-    """RefCOCOg region captions as the benchmark asks for them: one region per record, as `<Prompt0>`.
+    """Reads the benchmark of RefCOCOg region captions: one region per record, as `<Prompt0>`.
 
-    The file is laid out as COCO's, with the caption at the picture. Annotations find their picture by `image_id`
-    (official code: took the annotation whose own id is the picture's).
+    The file is laid out as COCO's, with the caption at the image. Annotations find their image by `image_id`
+    (official code: the annotation that has the id of the image).
 
     Args:
-        annotations: the JSON file.
-        images: folder of the photos.
+        annotations: The JSON file.
+        images: Folder of the images.
     """
 
     def __init__(self, annotations: str = layout.REGION_CAPTIONS, images: str = layout.COCO_TRAIN2014) -> None:
@@ -72,18 +72,21 @@ class RegionCaptionBenchmark(IndexedSource):
         regions: dict[Any, list[Row]] = {}
         for annotation in content["annotations"]:
             regions.setdefault(annotation.get("image_id"), []).append(annotation)
-        for photo in content["images"]:
-            photo = {"file_name": "whose name the file does not give", **photo}
-            row = photo_row(photo, photo.get("id", 0), self.images)
-            for number, region in enumerate(regions.get(photo.get("id"), [{}])):
-                caption = photo.get("caption", region.get("caption"))
+        for item in content["images"]:
+            if "file_name" not in item:
+                fault = "its entry in `images` has no file_name; give it one, or remove the entry"
+                yield {"id": str(item.get("id", 0)), "fault": fault}
+                continue
+            row = image_row(item, item.get("id", 0), self.images)
+            for number, region in enumerate(regions.get(item.get("id"), [{}])):
+                caption = item.get("caption", region.get("caption"))
                 id = f"{row['id']}/{number}" if number else row["id"]
                 yield {**row, "id": id, "caption": caption, "segmentation": region.get("segmentation")}
 
     def sample(self, row: Row, sampler: Sampler) -> Sample:
         if row["segmentation"] is None or row["caption"] is None:
             lacking = "mask" if row["segmentation"] is None else "caption"
-            raise SailError(f"no {lacking}; give the picture's annotation one, or remove the picture")
+            raise SailError(f"no {lacking}; give the image's annotation one, or remove the image")
         mask = Segmentation((row["segmentation"],), (int(row["height"]), int(row["width"])))
         turn = Turn(prompt_templates.DESCRIBE[0].format(prompt_token(0)), row["caption"], "describe")
         return Sample(row["image"], (turn,), prompts=(Mask(mask, 0),), source=str(self.files[0]), id=row["id"])

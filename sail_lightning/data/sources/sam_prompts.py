@@ -1,4 +1,4 @@
-"""Detailed descriptions of objects in SAM's pictures, asked for by visual prompts."""
+"""A data source that asks for detailed descriptions of objects in SAM's images, given as visual prompts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SPACE_BEFORE_MARK = re.compile(r" +(?=[.,;:!?])")
 
 @register
 class SamPrompts(PromptedSource):
-    """A JSON list of pictures with described objects. A record is some objects of a picture, `objects` at most.
+    """Reads a JSON list of images with described objects. A record is up to `objects` objects of an image.
 
-    A picture with more is several records, so that a pass asks about each object once; one with none is no record.
+    An image with more objects makes several records, so that a pass asks about each object once.
 
     Args:
-        annotations: the JSON file.
-        images: folder of the pictures.
-        kwargs: arguments of `PromptedSource`.
+        annotations: The JSON file.
+        images: Folder of the images.
+        kwargs: Arguments of `PromptedSource`.
     """
 
     def __init__(self, annotations: str = layout.SAM_PROMPTS, images: str = layout.SAM_IMAGES, **kwargs: Any) -> None:
@@ -69,22 +69,22 @@ class SamPrompts(PromptedSource):
         )
 
     def _parts(self, objects: list[Any], number: int) -> list[list[Any]]:
-        """The objects of picture `number`, mixed, the same in each run, and cut into conversations."""
+        """Returns the objects of image `number`, shuffled in the same way in each run and split into conversations."""
         mixed = [objects[place] for place in np.random.default_rng(number).permutation(len(objects))]
         most = self.prompting.objects
         return [mixed[start : start + most] for start in range(0, len(mixed), most)]
 
 
 def without_highlight(caption: str) -> str:
-    """A caption without the words for the mark that its writer saw drawn around the object."""
+    """Returns a caption without mentions of the mark that its writer saw around the object."""
     return _SPACE_BEFORE_MARK.sub("", " ".join(_HIGHLIGHT.sub(" ", caption).split()))
 
 
 def rle_size(encoded: Any) -> tuple[int, int]:
-    """The (height, width) that an RLE says itself: for files that do not give the picture's.
+    """Returns the (height, width) that an RLE contains, for files that do not give the size of the image.
 
     Raises:
-        SailError: it is no RLE.
+        SailError: The value is not an RLE with a size.
     """
     if not isinstance(encoded, dict) or len(encoded.get("size", ())) != 2:
         raise SailError(f"a mask must be an RLE with its size, not {str(encoded)[:40]}")

@@ -1,4 +1,4 @@
-"""Shards that `sail-lightning data convert --shards` wrote, in a folder or at any fsspec address."""
+"""A data source of shards that `sail-lightning data convert --shards` wrote, in a folder or at an fsspec address."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sail_lightning.settings.ranges import PositiveInt
 
 @register
 class ShardSource(Source):
-    """The samples that were converted, in any order of reading; a shard at a remote address is downloaded first.
+    """Reads converted samples in any order; a shard at a remote address is downloaded first.
 
-    A pass shuffles the shards, and then the records of a few shards together: enough to mix, and each shard is
-    downloaded once. The order is the same wherever the shards lie.
+    A pass shuffles the shards, and then the records of a few shards together, so that each shard is downloaded once.
+    The order does not depend on where the shards are stored.
 
     Args:
-        address: a folder, or an fsspec address such as `s3://bucket/folder` or `hf://datasets/name/folder`.
-        window: shards whose records are shuffled together.
-        cache_size: disk space for shards of a remote address: a window of them, or two where workers read at
+        address: A folder, or an fsspec address such as `s3://bucket/folder` or `hf://datasets/name/folder`.
+        window: Number of shards that are shuffled together.
+        cache_size: Disk space for shards of a remote address: a window of them, or two where workers read at
             different speeds.
-        options: of the fsspec file system, such as `{anon: true}`.
+        options: Options of the fsspec file system, such as `{anon: true}`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ShardSource(Source):
             record = json.loads(text)
             names = record["image"] if isinstance(record["image"], list) else [record["image"]]
         except (ValueError, KeyError, TypeError):
-            raise SailError(f"{place} is damaged: {name} is no record; copy it again") from None
+            raise SailError(f"{place} is damaged: {name} is not a record; copy it again") from None
         first = start + BLOCK + padded(size)
         images = [
             ShardImage(self.store, shard, first, end, str(one), 0 if number else int(entry["picture"]))
@@ -80,7 +80,7 @@ class ShardSource(Source):
         return np.concatenate(order)
 
     def _check_cache(self, bounds: NDArray[np.int64]) -> None:
-        """A window that the cache cannot hold would be downloaded again for every few records."""
+        """Refuses a window that the cache cannot hold, which would be downloaded again for every few records."""
         sizes = np.sort(self.store.index["end"][bounds[1:] - 1])[::-1]
         needed = int(sizes[: self.window].sum())
         if is_remote(self.store.address) and needed > self.store.cache_size:
@@ -89,5 +89,5 @@ class ShardSource(Source):
                 f"{self.store.cache_size}; raise cache_size or lower window"
             )
 
-    def pictures(self) -> NDArray[np.uint64]:
+    def image_keys(self) -> NDArray[np.uint64]:
         return np.asarray(self.store.index["picture"], np.uint64)

@@ -1,8 +1,8 @@
-"""Phrases in a caption, and the caption that names a mask after each of them: `<p> phrase </p> [SEG]`.
+"""Finds phrases in a caption, and marks each of them with a mask: `<p> phrase </p> [SEG]`.
 
-The official code wrote the marks into the caption from the last span to the first. Spans that lie in each other tore
-words apart or swapped masks (E11), and phrases that it did not find were marked before the last letter (E10). Here
-spans are sorted, those in the way are left out together with their masks, and the caption is written in one pass.
+The official code writes the marks into the caption from the last span to the first. Nested spans then split words or
+swap masks (E11), and phrases that are not found are marked before the last letter (E10). Here spans are sorted,
+overlapping ones are left out together with their masks, and the caption is written in one pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Grounding:
-    """A phrase, the half-open range of characters where it stands, and what its mask is made of."""
+    """A phrase, its half-open range of characters in the caption (None if missing), and the parts of its mask."""
 
     phrase: str
     span: Span | None
@@ -28,9 +28,9 @@ class Grounding:
 
 @dataclass(frozen=True)
 class Grounded:
-    """A caption and the groundings that stand in it: `spans` (first, last) in order, none over another.
+    """A caption and the groundings in it, with their `spans` (first, last) in order and without overlap.
 
-    `faults` tell of the groundings that were left out, one sentence each, with the mend.
+    `faults` has one sentence for each grounding that was left out, with the fix.
     """
 
     caption: str
@@ -40,7 +40,7 @@ class Grounded:
 
     @property
     def answer(self) -> str:
-        """The caption with one `[SEG]` per grounding, in order."""
+        """Caption with one `[SEG]` per grounding, in order."""
         written, end = [], 0
         for first, last in self.spans:
             written += [self.caption[end:first], f"{PHRASE_START} {self.caption[first:last]} {PHRASE_END} {SEG}"]
@@ -49,19 +49,19 @@ class Grounded:
 
 
 def grounded(caption: str, groundings: Iterable[Grounding]) -> Grounded:
-    """Sorts the groundings of a caption and keeps those that can stand in it.
+    """Sorts the groundings of a caption and keeps those that do not overlap.
 
-    Of spans that overlap, the first is kept, and of those that begin alike, the longest, so the outer one of two. Space
-    at the ends of a span does not belong to it.
+    The first of overlapping spans is kept, and the longest of those with the same start. Space at the ends of a span
+    does not belong to it.
     """
     faults: list[str] = []
     placed: list[tuple[Span, Grounding]] = []
     for grounding in groundings:
         if grounding.span is None:
-            faults.append(f"phrase {grounding.phrase!r} is not in the caption, so its mask is left out; mend either")
+            faults.append(f"phrase {grounding.phrase!r} is not in the caption, so its mask is left out; fix either")
         elif (span := trimmed(caption, grounding.span)) is None:
             first, last = grounding.span
-            faults.append(f"span [{first}, {last}) lies outside the caption, so its mask is left out; mend the span")
+            faults.append(f"span [{first}, {last}) lies outside the caption, so its mask is left out; fix the span")
         else:
             placed.append((span, grounding))
     kept: list[tuple[Span, Grounding]] = []
@@ -75,7 +75,7 @@ def grounded(caption: str, groundings: Iterable[Grounding]) -> Grounded:
 
 
 def trimmed(caption: str, span: Span) -> Span | None:
-    """A span without the space at its ends; None if it reaches out of the caption, or nothing is left of it."""
+    """Returns a span without space at its ends; None if it is outside the caption or empty."""
     first, last = span
     if not 0 <= first < last <= len(caption):
         return None
@@ -86,15 +86,15 @@ def trimmed(caption: str, span: Span) -> Span | None:
 
 
 def found(caption: str, phrases: Sequence[str]) -> list[Span | None]:
-    """Where phrases stand in a caption, each as whole words and whatever their case; None for one that does not.
+    """Returns the spans of phrases in a caption, as whole words and ignoring case; None for a phrase that is missing.
 
-    Longer phrases choose first, and each takes the first place that is free; if none is, it gets its first place, to
-    overlap there.
+    Longer phrases are placed first, each at its first free occurrence. A phrase without a free occurrence gets its
+    first one and overlaps there.
     """
     spans: list[Span | None] = [None] * len(phrases)
     taken: list[Span] = []
     for place in sorted(range(len(phrases)), key=lambda place: -len(phrases[place])):
-        matches = places(caption, phrases[place])
+        matches = occurrences(caption, phrases[place])
         free = [span for span in matches if all(span[1] <= a or b <= span[0] for a, b in taken)]
         if free:
             taken.append(free[0])
@@ -102,8 +102,8 @@ def found(caption: str, phrases: Sequence[str]) -> list[Span | None]:
     return spans
 
 
-def places(caption: str, phrase: str) -> list[Span]:
-    """All places of a phrase in a caption as whole words, whatever the case and the space between the words."""
+def occurrences(caption: str, phrase: str) -> list[Span]:
+    """Returns all spans of a phrase in a caption, as whole words, ignoring case and the amount of space."""
     words = [re.escape(word) for word in phrase.split()]
     if not words:
         return []

@@ -1,7 +1,7 @@
-"""Asks about a scene, and answers exactly.
+"""Questions about a scene with exact answers.
 
 All text is lower case and made from the word lists below, from which `words` takes the vocabulary. A question is asked
-only where its answer is certain: descriptions are unique, positions differ by a clear margin.
+only if its answer is certain: descriptions are unique, positions differ by a clear margin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ONE = (
     "find {}.",
     "show me {}.",
 )
-"""Wordings of a question about one thing."""
+"""Templates of a question about one thing."""
 MANY = tuple(wording.replace("where is", "where are") for wording in ONE)
 DESCRIBE = ("describe {}.", "what is {}?")
 CHOICE = "which is {}? {}"
@@ -43,17 +43,17 @@ LETTERS = ("a", "b", "c", "d")
 OBJECT = "object"
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in (OBJECT, *SHAPES)}
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-"""Relation to the coordinate it compares (0 is x, 1 is y) and the sign of the way it points."""
+"""Relations, each with the coordinate that it compares (0 is x, 1 is y) and the sign of its direction."""
 EXTREMES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
 SECONDS = {"left": (0, 1), "right": (0, -1)}
 SECOND = "the second {} from the {}"
 
 ORDINAL_GAP = 0.10
-"""Between neighbours in an ordered row, of the picture's side."""
+"""Smallest gap between neighbours in an ordered row, as a share of the image's side."""
 RELATION_GAP = 0.12
-"""By which an object is, or clearly is not, on a side of another, of the picture's side."""
+"""Margin by which an object is, or is not, on a side of another, as a share of the image's side."""
 PROMPTS = {"mask": 0.4, "box": 0.3, "point": 0.3}
-"""How often a region is drawn as what."""
+"""Weight of each form of a region."""
 
 REFER_KINDS = ("single", "multi", "none", "ordinal", "relation")
 VRES_KINDS = ("region", "alike", "beside")
@@ -64,11 +64,11 @@ TASK_OF: dict[str, Task] = {
     "caption": "caption",
     **dict.fromkeys(VRES_KINDS, "vres"),
 }
-"""Kind of a turn to the task that judges it."""
+"""Task that scores each kind of turn."""
 
 
 class Phrase(NamedTuple):
-    """A description: the attributes that it names; None where it is silent."""
+    """A description: the attributes that it names, and None for the others."""
 
     size: str | None = None
     texture: str | None = None
@@ -77,30 +77,30 @@ class Phrase(NamedTuple):
 
     @property
     def words(self) -> int:
-        """How many attributes it names."""
+        """Number of attributes that it names."""
         return 4 - self.count(None)
 
     @property
     def pair(self) -> Pair | None:
-        """Its colour and shape, where it names both."""
+        """Its colour and shape; None unless it names both."""
         return (self.colour, self.shape) if self.colour and self.shape else None
 
     def __str__(self) -> str:
         return " ".join([*(word for word in self[:3] if word), self.shape or OBJECT])
 
     def plural(self) -> str:
-        """The same for several: `large red circles`."""
+        """Returns the plural, such as `large red circles`."""
         return " ".join([*(word for word in self[:3] if word), PLURALS[self.shape or OBJECT]])
 
     def full(self) -> str:
-        """As an answer: `a large striped red circle`; a plain texture is not said."""
+        """Returns the form of answers, such as `a large striped red circle`; a plain texture is left out."""
         return f"a {self._replace(texture=None if self.texture == 'plain' else self.texture)}"
 
 
 VALUES: tuple[tuple[str, ...], ...] = (tuple(SIZES), TEXTURES, tuple(COLOURS), SHAPES)
-"""The words of each attribute, in the order of `Phrase`."""
+"""Words of each attribute, in the order of `Phrase`."""
 SUBSETS = tuple(product((False, True), repeat=4))
-"""Which attributes a phrase may name."""
+"""Sets of attributes that a phrase may name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Draft:
 
     @property
     def task(self) -> Task:
-        """By which metric it is judged."""
+        """Task that scores it."""
         return TASK_OF[self.kind]
 
 
@@ -126,12 +126,12 @@ class Interviewer:
     """Asks about one scene without repeating itself.
 
     Args:
-        rng: where all draws come from.
-        num_prompts: regions get ids below it, each id and each object once.
-        pairs: colour and shape pairs that wrong descriptions and wrong choices may name. Were an unseen pair named
+        rng: Source of all random draws.
+        num_prompts: Number of prompt ids; each id and each object is used once.
+        pairs: Colour and shape pairs that wrong descriptions and wrong choices may name. Were an unseen pair named
             there only, training would teach that it is always wrong.
-        focus: indices of the objects that questions are about; all of them by default.
-        prompts: weight of each form of a region; `PROMPTS` by default.
+        focus: Indices of the objects that questions are about; all of them by default.
+        prompts: Weight of each form of a region; `PROMPTS` by default.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Interviewer:
         self.centres = [(x / side, y / side) for x, y in (o.centre for o in self.objects)]
 
     def ask(self, kind: str) -> Draft | None:
-        """A turn of a kind (a key of `TASK_OF`), or None where this scene, or what is left of it, has none."""
+        """Returns a turn of a kind (a key of `TASK_OF`); None if this scene allows no more turns of that kind."""
         draft = _MAKERS[kind](self)
         if draft is not None:
             for index in draft.about:
@@ -173,7 +173,7 @@ class Interviewer:
     # -- referring
 
     def single(self) -> Draft | None:
-        """One object by its attributes."""
+        """Asks for one object by its attributes."""
         for index in self._order(self.focus):
             phrase = self._unique(index, new=True)
             if phrase is not None:
@@ -181,7 +181,7 @@ class Interviewer:
         return None
 
     def multi(self) -> Draft | None:
-        """Several objects: as one mask (`all red objects`), or two (`the red circle and the blue square`)."""
+        """Asks for several objects, as one mask (`all red objects`) or two (`the red circle and the blue square`)."""
         if self.rng.random() < 0.3:
             return self._two() or self._group()
         return self._group() or self._two()
@@ -218,7 +218,7 @@ class Interviewer:
         return Draft("multi", self._pick(MANY).format(self._note(text)), THEY_ARE, masks, about=about)
 
     def none(self) -> Draft | None:
-        """A description that one changed attribute parts from an object: it matches nothing."""
+        """Asks for an object that is not there: its description differs from a real one in one attribute."""
         for _ in range(12):
             phrase = self.phrases[self._pick(sorted(self.focus))]
             options = [(subset, _weight(subset)) for subset in SUBSETS if any(subset)]
@@ -234,7 +234,7 @@ class Interviewer:
         return None
 
     def ordinal(self) -> Draft | None:
-        """An object by its place in a row: `the leftmost circle`, `the second object from the left`."""
+        """Asks for an object by its position: `the leftmost circle`, `the second object from the left`."""
         options: list[tuple[str, int]] = []
         for phrase, found in self.matches.items():
             if len(found) < 2 or phrase.size or phrase.texture or phrase.words > 1:
@@ -254,7 +254,7 @@ class Interviewer:
         return self._refer("ordinal", text, [index])
 
     def relation(self) -> Draft | None:
-        """An object by its side of another: `the circle left of the red square`."""
+        """Asks for an object by its position relative to another: `the circle left of the red square`."""
         for anchor in self._order(self.everything):
             phrase = self._unique(anchor)
             found = None if phrase is None else self._on_a_side(anchor, f"the {phrase}")
@@ -263,9 +263,9 @@ class Interviewer:
         return None
 
     def _on_a_side(self, anchor: int, name: str) -> tuple[str, int] | None:
-        """A text `the HEAD left of NAME` that exactly one object fits, by a clear margin, and that object.
+        """Returns a text `the HEAD left of NAME` that fits exactly one object by a clear margin, and that object.
 
-        A head that needs the relation (it matches several objects) goes before one that does not.
+        A head that needs the relation, as it matches several objects, is preferred.
         """
         options: list[tuple[tuple[str, int], float]] = []
         for relation, (axis, sign) in RELATIONS.items():
@@ -286,7 +286,7 @@ class Interviewer:
     # -- about a region
 
     def describe(self) -> Draft | None:
-        """What a region is."""
+        """Asks what a region shows."""
         index = self._region(self.focus)
         if index is None:
             return None
@@ -295,7 +295,7 @@ class Interviewer:
         return Draft("describe", self._pick(DESCRIBE).format(name), answer, prompt=prompt, about=(index,))
 
     def choice(self) -> Draft | None:
-        """Which of two to four descriptions fits a region: by colour, by shape or by both."""
+        """Asks which of two to four descriptions fits a region, by colour, shape or both."""
         index = self._region(self.focus)
         if index is None:
             return None
@@ -321,7 +321,7 @@ class Interviewer:
         return Draft("choice", question, f"{right}.", prompt=prompt, choices=choices, about=(index,))
 
     def region(self) -> Draft | None:
-        """The mask of a region."""
+        """Asks for the mask of a region."""
         index = self._region(self.focus)
         if index is None:
             return None
@@ -330,7 +330,7 @@ class Interviewer:
         return Draft("region", self._pick(REGION).format(name), IT_IS, (mask,), prompt, about=(index,))
 
     def alike(self) -> Draft | None:
-        """The other object, or all others, of a region's colour or shape."""
+        """Asks for the other objects with a region's colour or shape."""
         options: list[tuple[int, str, list[int]]] = []
         for index in self._regions(self.everything):
             phrase = self.phrases[index]
@@ -346,7 +346,7 @@ class Interviewer:
         return Draft("alike", wording.format(word, name), IT_IS, (self._union(others),), prompt, about=tuple(others))
 
     def beside(self) -> Draft | None:
-        """An object by its side of a region."""
+        """Asks for an object by its position relative to a region."""
         for anchor in self._regions(self.everything):
             found = self._on_a_side(anchor, "{}")
             if found is not None:
@@ -359,7 +359,7 @@ class Interviewer:
     # -- about everything
 
     def caption(self) -> Draft | None:
-        """Every object from left to right, each with its mask."""
+        """Asks for every object from left to right, each with its mask."""
         if not self._fresh(CAPTION):
             return None
         order = sorted(self.everything, key=lambda index: self.objects[index].centre)
@@ -380,7 +380,7 @@ class Interviewer:
         return union
 
     def _unique(self, index: int, new: bool = False) -> Phrase | None:
-        """A description that only this object fits, short ones first; with `new`, one not asked for yet."""
+        """Returns a description that fits only this object, preferably short; with `new`, one not yet asked about."""
         options = []
         for subset in SUBSETS:
             phrase = Phrase(*(w if named else None for w, named in zip(self.phrases[index], subset, strict=True)))
@@ -392,14 +392,14 @@ class Interviewer:
         return sorted((sign * self.centres[index][axis], index) for index in found)
 
     def _regions(self, among: Collection[int]) -> list[int]:
-        """Objects that may still be pointed at, in random order; none where the prompt ids are used up."""
+        """Returns objects that may still be pointed at, in random order; none if all prompt ids are used."""
         return [index for index in self._order(among) if index not in self.prompted] if self.ids else []
 
     def _region(self, among: Collection[int]) -> int | None:
         return next(iter(self._regions(among)), None)
 
     def _prompt(self, index: int) -> tuple[Prompt, str]:
-        """Points at an object: the prompt, and its name in the text."""
+        """Points at an object; returns the prompt and its name in the text."""
         self.prompted.add(index)
         number = self.ids.pop()
         mask = self.objects[index].mask
@@ -416,7 +416,7 @@ class Interviewer:
         return Point(float(x), float(y), id=number), name
 
     def _order(self, among: Collection[int]) -> list[int]:
-        """In random order, those asked about least first."""
+        """Returns objects in random order, those asked about least first."""
         return sorted(sorted(among), key=lambda index: self.times[index] + self.rng.random())
 
     def _fresh(self, text: str) -> bool:
@@ -442,7 +442,7 @@ _MAKERS: dict[str, Callable[[Interviewer], Draft | None]] = {kind: getattr(Inter
 
 
 def _weight(subset: Iterable[bool]) -> float:
-    """How readily a phrase that names these attributes is used: short ones, and colour with shape, the most."""
+    """Returns the weight of a phrase that names these attributes; short ones, and colour with shape, weigh most."""
     named = tuple(subset)
     if named == (False, False, True, True):
         return 3.0
@@ -450,7 +450,7 @@ def _weight(subset: Iterable[bool]) -> float:
 
 
 def _core(mask: BoolMask, depth: int) -> BoolMask:
-    """The pixels at least `depth` steps inside a mask, or as deep as it goes."""
+    """Returns the pixels at least `depth` steps inside a mask, or the deepest ones."""
     for _ in range(depth):
         inner = ndimage.binary_erosion(mask)
         if not inner.any():

@@ -1,4 +1,4 @@
-"""The laboratory: an endless list of samples, each decided by (seed, split, index) alone."""
+"""The laboratory: an endless list of samples that depend only on (seed, split, index)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sail_lightning.sample import BoolMask, Prompt, Sample, Turn
 Split = Literal["train", "val", "test", "compositional"]
 SPLITS: tuple[str, ...] = get_args(Split)
 TASKS = {"refer": 0.5, "describe": 0.15, "choice": 0.15, "caption": 0.05, "vres": 0.15}
-"""How often a turn is of each task."""
+"""Weight of each task among turns."""
 KINDS = {"single": 0.5, "multi": 0.15, "none": 0.12, "ordinal": 0.1, "relation": 0.13}
-"""How often a referring turn is of each kind."""
+"""Weight of each kind among referring turns."""
 VRES = dict.fromkeys(VRES_KINDS, 1.0)
 MOST_PROMPTS = 15
 KINDS_TRIED = 12
@@ -31,21 +31,21 @@ class Laboratory:
     """Samples drawn on demand: `laboratory[index]` for any index from 0 on; iterating never ends.
 
     Args:
-        seed: of everything.
+        seed: Seed of everything that is drawn.
         split: `train`, `val` and `test` share no scene and hold no pair of colour and shape in `scenes.HELD_OUT`;
             every scene of `compositional` does, and its questions are about such an object.
-        size: side of the square pictures, in pixels.
-        min_objects: fewest objects of a scene.
-        max_objects: most objects of a scene.
-        tasks: weight of each task; those left out are not asked.
-        kinds: weight of each kind of referring turn; `KINDS` by default.
-        vres_kinds: weight of each kind of visual-text referring turn; all alike by default.
-        questions: most turns of a sample; a scene that has no more to ask gives fewer.
-        num_prompts: ids of region prompts are below it, 1 to 15.
-        prompts: weight of each form of a region (mask, box, point); `grammar.PROMPTS` by default.
+        size: Side of the square images in pixels.
+        min_objects: Smallest number of objects per scene.
+        max_objects: Most objects of a scene.
+        tasks: Weight of each task; those left out are not asked.
+        kinds: Weight of each kind of referring turn; `KINDS` by default.
+        vres_kinds: Weight of each kind of visual-text referring turn; all alike by default.
+        questions: Most turns of a sample; a scene that has no more to ask gives fewer.
+        num_prompts: Ids of region prompts are below it, 1 to 15.
+        prompts: Weight of each form of a region (mask, box, point); `grammar.PROMPTS` by default.
 
     Raises:
-        ValueError: a setting is out of range or names an unknown split, task or kind.
+        ValueError: A setting is out of range or names an unknown split, task or kind.
     """
 
     seed: int = 0
@@ -82,30 +82,30 @@ class Laboratory:
             _check_weights("prompts", self.prompts, PROMPTS)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at an index, always the same.
+        """Returns the sample at an index, which is always the same.
 
         Raises:
-            IndexError: the index is negative; an endless list has no end to count from.
+            IndexError: The index is negative; an endless list has no end to count from.
         """
         return self._sample(index, None)
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples from 0 on, without end."""
+        """Yields all samples from index 0 on, without end."""
         return (self[index] for index in count())
 
     def take(self, n: int) -> LaboratorySlice:
-        """The first `n` samples, as a list with a length."""
+        """Returns the first `n` samples as a list with a length."""
         return LaboratorySlice(self, n)
 
     def balanced(self, n: int) -> LaboratorySlice:
-        """`n` samples of one question each, whose kinds rotate in the exact proportion of `tasks` and `kinds`.
+        """Returns `n` samples of one question each; their kinds rotate in the exact proportion of `tasks` and `kinds`.
 
-        A scene where the kind whose turn it is cannot be asked is drawn anew.
+        A scene that does not allow a question of the kind that is due is drawn anew.
         """
         return LaboratorySlice(replace(self, questions=1), n, tuple(islice(_rotation(self._weights()), n)))
 
     def _weights(self) -> dict[str, float]:
-        """Weight of each kind of turn, over all tasks."""
+        """Returns the weight of each kind of turn over all tasks."""
         weights: dict[str, float] = {}
         for task, weight in self.tasks.items():
             parts: Mapping[str, float] = {task: 1.0}
@@ -152,7 +152,7 @@ class Laboratory:
         return scene, interviewer
 
     def _conversation(self, interviewer: Interviewer, rng: np.random.Generator) -> list[Draft]:
-        """Up to `questions` turns; a caption, which says everything, comes last."""
+        """Returns up to `questions` turns; a caption comes last, as it describes everything."""
         weights = self._weights()
         kinds, chances = list(weights), np.array(list(weights.values()))
         draws = rng.choice(len(kinds), size=self.questions * KINDS_TRIED, p=chances / chances.sum())
@@ -211,7 +211,7 @@ class LaboratorySlice(Sequence[Sample]):
 
 
 def _rotation(weights: Mapping[str, float]) -> Iterator[str]:
-    """Kinds without end, each as often as its weight says, spread evenly: the k-th is due at (k + 1/2) / weight."""
+    """Yields kinds endlessly, each as often as its weight says and spread evenly: the k-th at (k + 1/2) / weight."""
 
     def due(kind: str, weight: float) -> Iterator[tuple[float, str]]:
         return (((k + 0.5) / weight, kind) for k in count())

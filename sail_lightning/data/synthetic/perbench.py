@@ -1,12 +1,12 @@
-"""SynthPerBench: held-out scenes of the laboratory in the files of PerBench, for the very same evaluation.
+"""SynthPerBench: held-out scenes of the laboratory in the files of PerBench, for the same evaluation.
 
-The layout is PerBench's (`STBench_*.json`, `image_name` below one folder of pictures), the words are the laboratory's:
+The layout is PerBench's (`STBench_*.json`, `image_name` below one folder of images), the words are the laboratory's:
 
-- captions, `[{image_name, object_annotations: [{segmentation, caption}]}]`: one object a scene;
-- multiple choice, `[{image_name, mcqs: [{object, question, answer}]}]`: the region is `<Prompt0>`, the options stand in
-  the question, `A: red circle B: blue square`, and the answer is the right option in words;
-- visual-text referring, `[{image_name, question, answer, segmentations: {tag: RLE}}]`: `obj0`, in the question, is what
-  is pointed at, and `obj1`, in the answer, is what is meant, also where both are one object.
+- captions, `[{image_name, object_annotations: [{segmentation, caption}]}]`: one object per scene;
+- multiple choice, `[{image_name, mcqs: [{object, question, answer}]}]`: the region is `<Prompt0>`, the question lists
+  the options, `A: red circle B: blue square`, and the answer is the right option in words;
+- visual-text referring, `[{image_name, question, answer, segmentations: {tag: RLE}}]`: `obj0` in the question
+  is the region that is pointed at, and `obj1` in the answer is the target; both may be one object.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from sail_lightning.sample import BoolMask, Mask, Prompt
 from sail_lightning.sequence.chat_template import SEG, prompt_token
 
 CAPTIONS, CHOICES, VRES = "STBench_Detailed_Caption.json", "STBench_MCQ.json", "STBench_VRES.json"
-PICTURES = "images"
+IMAGES = "images"
 POINTED, MEANT = "obj0", "obj1"
-"""Tags of the region in a question and of what it asks for."""
+"""Tags of the region in a question and of its target."""
 TASKS: dict[str, tuple[str, ...]] = {CAPTIONS: ("describe",), CHOICES: ("choice",), VRES: VRES_KINDS}
-"""Kinds of questions of each file, in turn."""
+"""Kinds of questions of each file, which take turns."""
 
 OWN = 1
-"""Ends the seed of a scene, which is then none of the laboratory's."""
+"""End of the seed of a scene, which differs from all seeds of the laboratory."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class SynthPerBench:
-    """Scenes and questions, decided by the seed and the split alone; no scene is one of the laboratory's own splits.
+    """Scenes and questions that depend only on seed and split; no scene occurs in the laboratory's own splits.
 
     Args:
-        count: questions of each task, each about a scene of its own.
-        seed: of everything.
-        split: `test`, or `compositional`, whose questions are about pairs of shape and colour never seen in training.
-        size: side of the square pictures, in pixels.
-        max_objects: most objects of a scene.
+        count: Number of questions per task, each about a scene of its own.
+        seed: Seed of everything that is drawn.
+        split: `test`, or `compositional` with questions about pairs of shape and colour that training never shows.
+        size: Side of the square images in pixels.
+        max_objects: Largest number of objects per scene.
 
     Raises:
-        SailUsageError: no question, a negative seed, or an unknown split.
+        SailUsageError: The count is below 1, the seed is negative, or the split is unknown.
     """
 
     count: int = 200
@@ -71,21 +71,21 @@ class SynthPerBench:
             raise SailUsageError(f"no split {self.split!r}; take one of {', '.join(SPLITS)}")
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes pictures and the three files into a folder, made if missing; returns the three."""
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        """Writes images and the three files into a folder, made if missing; returns the paths of the three files."""
+        (folder / IMAGES).mkdir(parents=True, exist_ok=True)
         paths = []
         for place, (name, kinds) in enumerate(TASKS.items()):
             records = []
             for number, (scene, draft) in enumerate(islice(self._questions(place, kinds), self.count)):
-                picture = f"{draft.task}-{number:05d}.png"
-                Image.fromarray(scene.image).save(folder / PICTURES / picture)
-                records.append({"image_name": picture, **_RECORDS[name](draft)})
+                name_of_image = f"{draft.task}-{number:05d}.png"
+                Image.fromarray(scene.image).save(folder / IMAGES / name_of_image)
+                records.append({"image_name": name_of_image, **_RECORDS[name](draft)})
             paths.append(folder / name)
             paths[-1].write_text(json.dumps(records, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths
 
     def _questions(self, place: int, kinds: tuple[str, ...]) -> Iterator[tuple[Scene, Draft]]:
-        """Scenes, each with a question of the kind whose turn it is."""
+        """Yields scenes, each with a question; the kinds take turns."""
         for number, kind in enumerate(cycle(kinds)):
             entropy = [self.seed, SPLITS.index(self.split), place, number, OWN]
             rng = np.random.default_rng(entropy)
@@ -135,6 +135,6 @@ _RECORDS = {CAPTIONS: _caption, CHOICES: _choice, VRES: _vres}
 
 
 def _region(draft: Draft) -> BoolMask:
-    """(H, W) bool of what a question points at."""
+    """Returns the region (H, W) bool that a question points at."""
     assert isinstance(draft.prompt, Mask) and isinstance(draft.prompt.mask, np.ndarray)
     return draft.prompt.mask

@@ -1,7 +1,7 @@
-"""Draws the laboratory's pictures: a few coloured shapes on a dark ground, with the exact visible mask of each.
+"""Draws the laboratory's scenes: a few coloured shapes on a dark ground, with the exact visible mask of each.
 
-Every attribute can be read off the pixels: six colours far apart, four shapes, two sizes with a gap between them, three
-textures. Four pairs of colour and shape are held out of training, so that a test can ask for what was never seen
+Every attribute can be read from the pixels: six colours far apart, four shapes, two sizes with a gap between them,
+three textures. Four pairs of colour and shape are held out of training, so that a test can ask for what was never seen
 together although each part was.
 """
 
@@ -26,33 +26,33 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (238, 238, 238),
 }
 SIZES: dict[str, tuple[float, float]] = {"small": (6.0, 8.0), "large": (11.0, 14.0)}
-"""Radius in pixels, from and to, in a picture of 64 pixels with up to six objects."""
+"""Smallest and largest radius in pixels of each size, in an image of 64 pixels with up to six objects."""
 TEXTURES = ("plain", "striped", "dotted")
 
 Pair = tuple[str, str]
 """A colour and a shape."""
 HELD_OUT: tuple[Pair, ...] = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
-"""Pairs that only the compositional split holds."""
+"""Pairs that only the compositional split contains."""
 ALL_PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 SEEN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT)
 
 HIDES_AT_MOST = 0.25
-"""Part of an object's area that one other object may hide."""
+"""Largest share of an object's area that one other object may hide."""
 VISIBLE_AT_LEAST = 0.70
-"""Part of an object's area that all others together must leave visible."""
+"""Smallest share of an object's area that all others together must leave visible."""
 COLOUR_JITTER = 12
-"""Of each channel of an object's colour, both ways, out of 255."""
+"""Largest change of each channel of an object's colour, in either direction, out of 255."""
 TEXTURE_SHADE = 0.42
-"""Brightness of stripes and dots, of the object's colour; white stays brighter than any ground."""
+"""Brightness of stripes and dots relative to the object's colour; white stays brighter than any ground."""
 FEWEST_PIXELS = 6
-"""Of an object; a smaller one would show no shape."""
+"""Smallest number of visible pixels of an object; a smaller one would show no shape."""
 PLACES_TRIED = 24
 SCENES_TRIED = 60
 
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One shape. `mask` is (H, W) bool, its visible pixels only; `centre` is their mean (x, y) in pixels."""
+    """A shape. `mask` (H, W) bool holds its visible pixels only; `centre` is their mean (x, y) in pixels."""
 
     shape: str
     colour: str
@@ -64,7 +64,7 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture (H, W, 3) uint8, RGB, and its objects, from the bottom to the top."""
+    """An image (H, W, 3) uint8, RGB, and its objects, from the bottom to the top."""
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -79,13 +79,13 @@ def draw_scene(
     pairs: Sequence[Pair] = ALL_PAIRS,
     required: Sequence[Pair] = (),
 ) -> Scene:
-    """A square picture of `size` pixels with `min_objects` to `max_objects` objects.
+    """Draws a square scene of `size` pixels with `min_objects` to `max_objects` objects.
 
-    Radii grow with `size`, and shrink where `max_objects` passes six, so that they find a place. Colours and shapes
+    Radii grow with `size`, and shrink if `max_objects` exceeds six, so that the objects fit. Colours and shapes
     are drawn from `pairs`; where `required` is given, at least one object is drawn from it.
 
     Raises:
-        ValueError: so many objects do not fit.
+        ValueError: No arrangement of that many objects was found.
     """
     for _ in range(SCENES_TRIED):
         count = int(rng.integers(min_objects, max_objects + 1))
@@ -102,7 +102,7 @@ def draw_scene(
 
 
 class _Canvas:
-    """A picture in the making: pixels, and which object owns each of them."""
+    """A scene that is being drawn: its pixels, and the object that owns each of them."""
 
     def __init__(self, rng: np.random.Generator, size: int, scale: float) -> None:
         self.rng, self.size, self.scale = rng, size, scale
@@ -113,7 +113,7 @@ class _Canvas:
         self.visible: list[int] = [0]
 
     def place(self, pairs: Sequence[Pair]) -> bool:
-        """Draws one object on top, large or small; small where large finds no place. False where neither does."""
+        """Draws one object on top, small if a large one does not fit; returns False if neither fits."""
         rng = self.rng
         colour, shape = pairs[int(rng.integers(len(pairs)))]
         names = tuple(SIZES)[int(rng.integers(len(SIZES))) :: -1]
@@ -144,7 +144,7 @@ class _Canvas:
         )
 
     def _touches(self, colour: str, shape: str, x: float, y: float, radius: float) -> bool:
-        """Whether the new object would be one blob, to the eye, with another of its colour."""
+        """Returns whether the new object would look like one blob with another of its colour."""
         alike = [index for index, drawn in enumerate(self.drawn, start=1) if drawn[1] == colour]
         if not alike:
             return False
@@ -185,7 +185,7 @@ class _Canvas:
 
 
 def _ground(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """A dark ground, grey to brownish, in slow waves with a fine grain; no channel above 96."""
+    """Returns a dark ground, grey to brownish, in slow waves with a fine grain; no channel exceeds 96."""
     level = rng.uniform(18, 62)
     tint = np.array([1.0, rng.uniform(0.85, 1.0), rng.uniform(0.7, 1.0)])
     waves = rng.uniform(-14, 14, (5, 5, 1))
@@ -197,7 +197,7 @@ def _ground(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
 
 
 def _inside(shape: str, dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> BoolMask:
-    """Which pixels belong to a shape; dx (1, w) and dy (h, 1) are their offsets from its centre."""
+    """Returns the pixels of a shape as (h, w) bool; dx (1, w) and dy (h, 1) are offsets from its centre."""
     if shape == "circle":
         return dx * dx + dy * dy <= (0.97 * radius) ** 2
     if shape == "square":
@@ -211,7 +211,7 @@ def _inside(shape: str, dx: NDArray[np.float64], dy: NDArray[np.float64], radius
 
 
 def _texture(texture: str, shape: tuple[int, ...], width: int, rng: np.random.Generator) -> BoolMask:
-    """The dark pixels of a window (h, w): stripes of `width` pixels at any of four angles, or staggered dots."""
+    """Returns the dark pixels of a region (h, w): stripes of `width` pixels at one of four angles, or dots."""
     y = np.arange(shape[0])[:, None] + int(rng.integers(4 * width))
     x = np.arange(shape[1])[None] + int(rng.integers(4 * width))
     if texture == "striped":

@@ -1,4 +1,4 @@
-"""The laboratory's vocabulary and tokenizer: one token a word, made from the grammar's own lists."""
+"""The laboratory's vocabulary and tokenizer: one token per word, made from the word lists of the grammar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECIAL = (
     "</p>",
     *(f"<Prompt{number}>" for number in range(15)),
 )
-"""Tokens that are no words; the first also pads."""
+"""Tokens that are not words; the first also pads."""
 UNKNOWN = "<unk>"
 ROLES = ("system", "user", "assistant")
 """Words of the chat template."""
@@ -35,13 +35,13 @@ USUAL = (
     "objects thing things shape shapes colour color size texture big tiny left right top bottom middle above below "
     "under over first second third last other same one two three four five target region orange black grey brown yes"
 )
-"""Ordinary words that a user may type."""
+"""Ordinary words that users may type."""
 TOKENIZER_FILE = Path(__file__).with_name("tokenizer.json")
-"""What `build_tokenizer` makes, as it ships."""
+"""File that `build_tokenizer` makes and that ships with the package."""
 
 
 def grammar_words() -> Iterator[str]:
-    """Every word and mark that the grammar can utter, by its lists; some come more than once."""
+    """Yields every word and punctuation mark of the grammar, some more than once."""
     texts = [
         *SIZES,
         *TEXTURES,
@@ -74,13 +74,13 @@ def grammar_words() -> Iterator[str]:
 
 
 def vocabulary() -> list[str]:
-    """All tokens in the order of their ids."""
+    """Returns all tokens in the order of their ids."""
     words = [*PUNCTUATION, *ROLES, *grammar_words(), *USUAL.split()]
     return list(dict.fromkeys([*SPECIAL, UNKNOWN, *words]))
 
 
 def build_tokenizer() -> Tokenizer:
-    """A word-level tokenizer: lower case, marks apart; decoding sets them back to the word before."""
+    """Returns a word-level tokenizer: lower case, punctuation as tokens; decoding joins it to the word before."""
     tokens = vocabulary()
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()

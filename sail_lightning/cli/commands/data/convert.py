@@ -107,7 +107,7 @@ def _convert(
             turn, index = divmod(number, records)
             try:
                 rng = np.random.default_rng([turn, index])
-                _add(source[index] if turn == 0 else source.draw(index, rng), writer)
+                _add(source[index] if turn == 0 else source.sample_record(index, rng), writer)
             except SailUsageError:
                 raise
             except SailError as error:

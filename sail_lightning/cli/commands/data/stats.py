@@ -36,11 +36,11 @@ def stats(
     """
     from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.cli.data_progress import progress
-    from sail_lightning.data.doctor import gather, leaves  # after --help: it takes seconds
+    from sail_lightning.data.doctor import flatten_sources, gather  # after --help: it takes seconds
 
     takes = f"data stats takes --data.{split}.ARGUMENT=VALUE and --model.ARGUMENT=VALUE"
     described = DataConfig([path.as_posix() for path in config], [], overrides, takes=takes)
-    read = leaves(split, described.source(split))
+    read = flatten_sources(split, described.source(split))
     if unreadable := [fault.message for leaf in read for fault in leaf.faults]:
         raise SailError(unreadable[0])
     with progress("samples") as tell:
