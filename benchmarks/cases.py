@@ -185,7 +185,7 @@ def answers(settings: Settings, images: tuple[Size, ...], count: int, stride: in
     tokens: Any = VOCABULARY
 
     def ours() -> list[Generation]:
-        return generate(model, tokens, samples, settings.new_tokens, cut_loops=False)
+        return generate(model, tokens, samples, settings.new_tokens, stop_on_repetition=False)
 
     def theirs() -> list[tuple[list[int], Tensor, np.ndarray]]:
         made = official_style.generate(model, samples, settings.new_tokens)
@@ -221,18 +221,18 @@ def answers(settings: Settings, images: tuple[Size, ...], count: int, stride: in
 def _mask_logits(model: SailModel) -> Iterator[list[Tensor]]:
     """Mask logits (1, h, w) of each answer with one mask that `generate` makes within, images in order."""
     found: list[Tensor] = []
-    read = model.read_masks
+    read = model.predict_masks
 
     def recorded(*arguments: Any) -> dict[int, Tensor]:
         logits = read(*arguments)
         found.extend(mask for image in sorted(logits) for mask in logits[image].split(1))
         return logits
 
-    model.read_masks = recorded  # type: ignore[method-assign, assignment]
+    model.predict_masks = recorded  # type: ignore[method-assign, assignment]
     try:
         yield found
     finally:
-        del model.read_masks
+        del model.predict_masks
 
 
 @dataclass(frozen=True)

@@ -138,13 +138,13 @@ class Attention(Plugin):
 class CacheView:
     """Which cache slots `count` new tokens attend to, in the rows of a cache from `first` on.
 
-    The tokens are laid out in a grid (rows, width), row by row, at `places` (count,) int64; None where they fill it.
-    `mask` (rows, width, length) bool is True where a grid cell attends to one of its row's first `length` slots.
+    The tokens are laid out in a grid (rows, width), row by row, at the cells `scatter_index` (count,) int64; None where
+    they fill it. `mask` (rows, width, length) bool is True where a cell attends to a slot of its row's first `length`.
     """
 
     count: int
     first: int
-    places: Tensor | None
+    scatter_index: Tensor | None
     mask: Tensor
 
 
@@ -226,7 +226,7 @@ class Upsampler(Plugin):
 
     guided: ClassVar[bool] = False
     """Whether it reads the images too: `forward` then takes a second argument, `images` (B, 3, h*P, w*P) uint8, RGB, as
-    the model sees them, and the model never calls `read`."""
+    the model sees them, and the model never calls `apply_head`."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
@@ -235,13 +235,15 @@ class Upsampler(Plugin):
         B may be zero: gradients are then zero, not missing.
         """
 
-    def read(self, features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a reader makes of the mask features of vision tokens (B, D, h, w): the same as `reader(self(features))`.
+    def apply_head(self, features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """Applies a head to the mask features of vision tokens (B, D, h, w); the result equals `head(self(features))`.
 
-        A reader sees each pixel for itself, (B, feature_channels, h', w') to (B, n, h', w'), so an upsampler may give
-        it one part of the picture after the other, and never hold the whole.
+        A head works on each pixel alone, (B, feature_channels, h', w') to (B, n, h', w'). So an upsampler may override
+        this to apply it to one tile of the mask features after the other, and never hold all of them.
         """
-        return reader(self(features))
+        return head(self(features))
+
+    read = RenamedAttribute("apply_head")
 
 
 @dataclass(frozen=True)

@@ -95,17 +95,17 @@ def cached_attention(cache: KeyValueCache) -> Attend:
         outputs = []
         for view, bias, own in zip(views, biases, tokens.split([view.count for view in views]), strict=True):
             rows, width, length = view.mask.shape
-            places = view.places
+            index = view.scatter_index
             grid = own
-            if places is not None:
-                grid = own.new_zeros(rows * width, *own.shape[1:]).index_copy_(0, places, own)
+            if index is not None:
+                grid = own.new_zeros(rows * width, *own.shape[1:]).index_copy_(0, index, own)
             grid = grid.unflatten(1, (-1, heads)).unflatten(0, (rows, width)).permute(0, 2, 3, 1, 4)
             keys, values = (slots[view.first : view.first + rows, :, :length] for slots in (key, value))
             out = nn.functional.scaled_dot_product_attention(
                 grid.flatten(2, 3), keys, values, attn_mask=bias, scale=scale
             )
             out = out.unflatten(2, (heads, width)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
-            outputs.append(out if places is None else out.index_select(0, places))
+            outputs.append(out if index is None else out.index_select(0, index))
         return torch.cat(outputs)[None]
 
     return attend

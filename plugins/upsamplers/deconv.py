@@ -111,21 +111,21 @@ class DeconvUpsampler(Upsampler):
             features = checkpoint_activations(block, features)
         return features.permute(0, 3, 1, 2)
 
-    def read(self, features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
-        """Computes `reader(self(features))` tile by tile in the last block, which takes most of the time and memory.
+    def apply_head(self, features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """Computes `head(self(features))` tile by tile in the last block, which takes most of the time and memory.
 
         With gradients the last block's transposed convolution is one product, which is kept for the backward pass, and
         the rest runs in tiles. Without gradients that product is computed in tiles too, so the largest maps never exist
         as a whole, and images are processed in chunks wherever they are independent.
         """
         if not self.blocks or features.shape[0] == 0:
-            return super().read(features, reader)
+            return super().apply_head(features, head)
         last: Any = self.blocks[-1]
         features = self._before_last(features)
         height = max(2, _limit(features) // (4 * features[:, 0].numel()))
         tiles = _tiles(last.expand(features), height) if torch.is_grad_enabled() else self._expand(features, height)
         found = [
-            checkpoint_activations(functools.partial(self._read_tile, reader, above, below), *pieces)
+            checkpoint_activations(functools.partial(self._head_on_tile, head, above, below), *pieces)
             for pieces, above, below in tiles
         ]
         return found[0] if len(found) == 1 else torch.cat(found, 2)
@@ -157,13 +157,13 @@ class DeconvUpsampler(Upsampler):
             pieces.append(last.expand(features[:, first + above : end + below]))
             yield pieces, above, below
 
-    def _read_tile(self, reader: Callable[[Tensor], Tensor], above: bool, below: bool, *pieces: Tensor) -> Tensor:
-        """Applies the last block and the reader to a tile in pieces, (B, s, w, 2, 2, C) together."""
+    def _head_on_tile(self, head: Callable[[Tensor], Tensor], above: bool, below: bool, *pieces: Tensor) -> Tensor:
+        """Applies the last block and the head to a tile in pieces, (B, s, w, 2, 2, C) together."""
         last: Any = self.blocks[-1]
         pixels = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
         count = len(pixels) if torch.is_grad_enabled() else _limit(pixels) // pixels[0].numel()
         features = _in_chunks(lambda chunk: last.refine(chunk, above, below), pixels, count)
-        return reader(features.permute(0, 3, 1, 2))
+        return head(features.permute(0, 3, 1, 2))
 
     def official_names(self) -> dict[str, str]:
         """Maps our parameter names to those of the official checkpoints, for conversion in both directions."""

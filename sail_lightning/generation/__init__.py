@@ -1,6 +1,14 @@
-"""Answers: prefill each image once, decode all its questions together over a KV cache, read the masks."""
+"""Answers to questions: prefill with prefix sharing, decoding over a KV cache, stop rules, and masks."""
 
 from sail_lightning.settings.renames import renamed
 
-_NAMES = ("Generation", "LOOP_MASKS", "ROOM", "cut_loop", "generate")
-__getattr__ = renamed(__name__, {name: f"{__name__}.engine:{name}" for name in _NAMES})
+__getattr__ = renamed(
+    __name__,
+    {
+        "Generation": f"{__name__}.engine:Generation",
+        "generate": f"{__name__}.engine:generate",
+        "ROOM": f"{__name__}.engine:INITIAL_DECODE_CAPACITY",
+        "LOOP_MASKS": f"{__name__}.stop_rules:REPETITION_MIN_MASKS",
+        "cut_loop": f"{__name__}.stop_rules:truncate_repetition",
+    },
+)

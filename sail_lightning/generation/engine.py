@@ -1,8 +1,14 @@
 """Greedy answers with masks, many questions at once.
 
-Each picture (with its visual prompts) is read once; all questions on it look at the same keys and values. Questions are
-then decoded together. A mask belongs to every `[SEG]` of the answer: its query is the state of the step
-at which `[SEG]` is the *input* (official semantics), so decoding never stops on one.
+`generate` reads from top to bottom:
+
+1. *Encode*: the batch is embedded, each image once for all questions about it (prefix sharing).
+2. *Prefill*: the transformer reads the shared prefixes in one packed row, as in training, then the suffix of each
+   question. Keys and values go into the KV cache.
+3. *Decode*: all questions are decoded together, one token of each per step.
+4. *Stop rules* end an answer: at a stop token, at the length limit, or when it repeats itself.
+5. *Masks*: every `[SEG]` of an answer has one. Its query is the state of the step at which `[SEG]` is the *input*, as
+   in the official code, so decoding never stops on a `[SEG]`.
 """
 
 from __future__ import annotations
@@ -17,27 +23,25 @@ from torch import Tensor
 from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.generation.decode_step import DecodeStep, decode
-from sail_lightning.generation.kv_cache import SlotCache, bands, visible, whole_blocks
-from sail_lightning.generation.prefix_schedule import Group, Seating, spans_within
+from sail_lightning.generation.kv_cache import RowGroup, SlottedKVCache, group_rows, round_up_to_block, visibility_mask
+from sail_lightning.generation.prefix_schedule import PrefixSchedule, spans_within
+from sail_lightning.generation.stop_rules import StopRules
 from sail_lightning.model.losses import resize
 from sail_lightning.model.model import SailModel
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.sequence.tokenizer import SailTokenizer
 
-ROOM = 64
-"""Tokens of each answer that the cache has room for at the start; it grows when answers are longer."""
-
-LOOP_BLOCK, LOOP_REPEATS, LOOP_TOKENS = 24, 5, 20
-"""An answer that ends in this many repeats of one block of at most this many tokens is a loop, and is cut; the repeats
-are at least this many tokens long, for "100000" and "......" are none."""
-LOOP_MASKS = 20
-"""Repeats that make a loop of a block with a `[SEG]`: a list of masks may well repeat its words."""
+INITIAL_DECODE_CAPACITY = 64
+"""Slots of the KV cache that each answer has at the start; the cache grows when answers are longer."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer's ids (the end token not included), its masks (n, H, W) bool at the picture's own size, and why it
-    ended: `end`, `length` or `loop`."""
+    """One generated answer.
+
+    `ids` are its tokens without the stop token, `masks` (n, H, W) bool are at the size of the image before it was
+    resized, and `finish` says why it ended: `end`, `length` or `loop` (it repeated itself).
+    """
 
     ids: list[int]
     masks: np.ndarray
@@ -45,14 +49,26 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class _Prefixes:
-    """The distinct pictures of a batch, read: vision tokens, grid and patches of each, and which one each question is
-    about."""
+class _Images:
+    """The first image of each group of questions, after the prefill.
+
+    `vision` are its vision tokens (rows*columns, D), `grids` its (rows, columns), `patches` its raw patches, and
+    `of_question` the index of the group that each question belongs to. A group without an image has a grid of (0, 0).
+    """
 
     vision: list[Tensor]
     grids: list[tuple[int, int]]
     patches: list[Tensor]
-    owner: list[int]
+    of_question: list[int]
+
+
+@dataclass
+class _Answer:
+    """An answer while it is decoded: its tokens, the states (D,) of its `[SEG]` tokens, and why it ended."""
+
+    ids: list[int]
+    seg_states: list[Tensor]
+    finish: str = "length"
 
 
 @torch.inference_mode()
@@ -62,90 +78,82 @@ def generate(
     samples: Sequence[EncodedSample],
     max_new_tokens: int = 128,
     static: bool | None = None,
-    cut_loops: bool = True,
+    stop_on_repetition: bool = True,
 ) -> list[Generation]:
     """Answers the last, open turn of each sample.
 
     Args:
-        model: built, in eval mode.
-        tokens: its tokenizer.
-        samples: encoded without the last answer.
-        max_new_tokens: per answer; at least 1. If the last one is a `[SEG]`, it gets its mask.
-        static: decode in steps of the same shapes, which CUDA replays as a graph; None does so on CUDA, once answers
-            are not short. The answers are the same.
-        cut_loops: end an answer that repeats itself; else it runs to its limit.
+        model: The model, built and in eval mode.
+        tokens: The tokenizer of the model.
+        samples: The questions, encoded without the last answer.
+        max_new_tokens: Limit on the tokens of each answer, 1 or more. If the last one is a `[SEG]`, it has its mask.
+        static: Whether to decode in steps of the same shapes, which CUDA replays as a graph. None does so on CUDA once
+            answers are not short. The answers are the same.
+        stop_on_repetition: Whether an answer that repeats itself is truncated and ended, or runs to its limit.
     """
     if not samples:
         return []
-    room = min(max_new_tokens + 1, ROOM)
-    seating = Seating.of(samples, room)
-    batch = pack(seating.merged()).to(next(model.parameters()).device)
-    embedded = model.embed(batch)
-    cache = SlotCache(
-        len(seating.rows),
-        max(filled + room * len(row.members) for filled, row in zip(seating.filled, seating.rows, strict=True)),
-    )
-    prefixes, own = _read(model, seating, embedded, cache)
-    answers, states = _decode(model, tokens, seating, cache, own, max_new_tokens, static, cut_loops)
-    masks = _masks(model, samples, prefixes, states)
-    return [Generation(ids, mask, finish) for (ids, finish), mask in zip(answers, masks, strict=True)]
+    rules = StopRules(tokens.stop_token_ids, tokens.seg, max_new_tokens, stop_on_repetition)
+    schedule = PrefixSchedule.build(samples, min(max_new_tokens + 1, INITIAL_DECODE_CAPACITY))
+    cache = SlottedKVCache(len(schedule.rows), schedule.capacity)
+    embeddings = model.embed(pack(schedule.merged()).to(next(model.parameters()).device))
+    images, states = _prefill(model, schedule, embeddings, cache)
+    answers = _decode(model, schedule, cache, states, rules, static)
+    masks = _masks(model, samples, images, [answer.seg_states for answer in answers])
+    return [Generation(answer.ids, mask, answer.finish) for answer, mask in zip(answers, masks, strict=True)]
 
 
-def _read(model: SailModel, seating: Seating, embedded: Tensor, cache: SlotCache) -> tuple[_Prefixes, list[Tensor]]:
-    """Reads everything given, into the cache; returns the pictures, and the states of each question's own tokens.
+# -- prefill ----------------------------------------------------------------------------------------------------------
 
-    Pictures, and questions that share none, are read in one packed row, as in training; then the questions that do.
+
+def _prefill(
+    model: SailModel, schedule: PrefixSchedule, embeddings: Tensor, cache: SlottedKVCache
+) -> tuple[_Images, list[Tensor]]:
+    """Reads all questions into the cache, from the embeddings (T, D) of `PrefixSchedule.merged`.
+
+    Returns the images, and the states (n, D) of each question's suffix, or of its prefix too where it shares none.
     """
-    samples = seating.samples
-    heads: list[Tensor] = []
-    tails: dict[int, Tensor] = {}
-    blocks = embedded.split([sum(_lengths(seating, group)) for group in seating.groups])
-    for group, block in zip(seating.groups, blocks, strict=True):
-        head, *rest = block.split(_lengths(seating, group))
-        heads.append(head)
-        tails.update(zip(group.members, rest, strict=False))  # one alone is all head
-    hidden = _read_packed(model, seating, torch.cat(heads), cache).split([len(head) for head in heads])
-    states = [hidden[0]] * len(samples)
-    owner = [0] * len(samples)
-    vision, grids, patches = [], [], []
-    for place, (group, read) in enumerate(zip(seating.groups, hidden, strict=True)):
-        sequence = samples[group.members[0]].sequence
-        grid = sequence.grids[0] if sequence.grids else (0, 0)
-        patch_rows = torch.from_numpy(sequence.patch_rows[: grid[0] * grid[1]]).to(read.device)
-        vision.append(read.index_select(0, patch_rows))
-        grids.append(grid)
-        patches.append(torch.from_numpy(samples[group.members[0]].patches[: grid[0] * grid[1]]))
-        for index in group.members:
-            owner[index], states[index] = place, read
-    if tails:
-        states = _read_tails(model, seating, tails, cache, states)
-    if model.upsampler.guided:
-        patches = [own.to(embedded.device) for own in patches]
-    return _Prefixes(vision, grids, patches, owner), states
+    prefixes: list[Tensor] = []
+    suffixes: dict[int, Tensor] = {}
+    lengths = [schedule.block_lengths(group) for group in schedule.groups]
+    blocks = embeddings.split([sum(own) for own in lengths])
+    for group, own, block in zip(schedule.groups, lengths, blocks, strict=True):
+        prefix, *rest = block.split(own)
+        prefixes.append(prefix)
+        suffixes.update(zip(group.members, rest, strict=False))  # a group of one question has no suffix
+    hidden = _prefill_prefixes(model, schedule, torch.cat(prefixes), cache)
+    images = _images(model, schedule, hidden)
+    states = [hidden[group] for group in images.of_question]
+    if suffixes:
+        for index, own in _prefill_suffixes(model, schedule, suffixes, cache).items():
+            states[index] = own
+    return images, states
 
 
-def _lengths(seating: Seating, group: Group) -> list[int]:
-    """Tokens of a group: those read in the packed row, then of each question that shares them its own."""
-    return [seating.packed(group), *(seating.own(index) for index in group.members if group.shared)]
+def _prefill_prefixes(
+    model: SailModel, schedule: PrefixSchedule, embeddings: Tensor, cache: SlottedKVCache
+) -> tuple[Tensor, ...]:
+    """Reads the prefix of each group, or its only question, in one packed row; returns the states (n, D) of each.
 
-
-def _read_packed(model: SailModel, seating: Seating, embeddings: Tensor, cache: SlotCache) -> Tensor:
-    """The packed row: embeddings to states (T, D). The cache then holds shared tokens in each row that needs them."""
+    Afterwards the cache holds a shared prefix in every row that needs it.
+    """
     device = embeddings.device
     rows_of: dict[int, list[int]] = {}
-    for place, row in enumerate(seating.rows):
-        if row.shared:
-            rows_of.setdefault(row.group, []).append(place)
+    for number, row in enumerate(schedule.rows):
+        if row.prefix_length:
+            rows_of.setdefault(row.group, []).append(number)
     spans, positions, vision, slots = [], [], [], []
-    for place, group in enumerate(seating.groups):
-        first, length = group.members[0], seating.packed(group)
-        sequence = seating.samples[first].sequence
+    for number, group in enumerate(schedule.groups):
+        first, length = group.members[0], schedule.prefill_length(group)
+        sequence = schedule.samples[first].sequence
         spans.append(spans_within(sequence.spans, length))
         positions.append(sequence.positions[:, :length])
         vision.append(sequence.vision[:length])
-        at, start = (rows_of[place][0], 0) if group.shared else (seating.row_of[first], seating.starts[first])
-        slots.append(at * cache.capacity + start + np.arange(length))
-    cache.expect(torch.from_numpy(np.concatenate(slots)).to(device))
+        shares = group.prefix_length > 0
+        cache_row = rows_of[number][0] if shares else schedule.row_of[first]
+        start = 0 if shares else schedule.suffix_starts[first]
+        slots.append(cache_row * cache.capacity + start + np.arange(length))
+    cache.set_write_slots(torch.from_numpy(np.concatenate(slots)).to(device))
     hidden = model.read(
         embeddings,
         torch.from_numpy(np.concatenate(positions, axis=1)).to(device),
@@ -153,141 +161,161 @@ def _read_packed(model: SailModel, seating: Seating, embeddings: Tensor, cache: 
         torch.from_numpy(np.concatenate(vision)).to(device),
         cache,
     )
-    for place, (first, *others) in rows_of.items():
+    for number, (first_row, *others) in rows_of.items():
         for other in others:
-            cache.copy(first, other, seating.groups[place].shared)
-    return hidden
+            cache.copy(first_row, other, schedule.groups[number].prefix_length)
+    return hidden.split([schedule.prefill_length(group) for group in schedule.groups])
 
 
-def _read_tails(
-    model: SailModel, seating: Seating, tails: dict[int, Tensor], cache: SlotCache, states: list[Tensor]
-) -> list[Tensor]:
-    """Reads the own tokens of questions that share a picture, in the order of their rows, after the picture."""
-    device = next(iter(tails.values())).device
-    rows = [row for row in seating.rows if row.shared]  # they are the first
-    counts = [sum(len(tails[index]) for index in row.members) for row in rows]
-    states = list(states)
-    for band in bands(counts, device):
-        order = [index for row in band.rows for index in rows[row].members]
-        lengths = [len(tails[index]) for index in order]
-        positions, tables = [], []
-        for index, length in zip(order, lengths, strict=True):
-            positions.append(seating.samples[index].sequence.positions[:, -length:])
-            row, start = seating.row_of[index], seating.starts[index]
-            facts = np.asarray([[row], [seating.rows[row].shared], [start], [start]]).repeat(length, axis=1)
-            facts[3] += np.arange(length)
-            tables.append(facts)
-        table = np.concatenate(tables, axis=1)
-        longest = whole_blocks(int(table[3].max()) + 1)
-        at, shared, starts, slots = torch.from_numpy(table).to(device).unbind()
-        cache.expect(at * cache.capacity + slots, [band.view(visible(shared, starts, slots + 1, longest))])
-        places = torch.from_numpy(np.concatenate(positions, axis=1)).to(device)
-        hidden = decode(model.backbone, torch.cat([tails[index] for index in order]), places, cache)
-        for index, own in zip(order, hidden.split(lengths), strict=True):
-            states[index] = own
+def _images(model: SailModel, schedule: PrefixSchedule, hidden: Sequence[Tensor]) -> _Images:
+    """The first image of each group, from the states (n, D) of the group's prefix."""
+    vision, grids, patches = [], [], []
+    of_question = [0] * len(schedule.samples)
+    for number, (group, states) in enumerate(zip(schedule.groups, hidden, strict=True)):
+        sample = schedule.samples[group.members[0]]
+        grid = sample.sequence.grids[0] if sample.sequence.grids else (0, 0)
+        patch_rows = torch.from_numpy(sample.sequence.patch_rows[: grid[0] * grid[1]]).to(states.device)
+        vision.append(states.index_select(0, patch_rows))
+        grids.append(grid)
+        patches.append(torch.from_numpy(sample.patches[: grid[0] * grid[1]]))
+        for index in group.members:
+            of_question[index] = number
+    if model.upsampler.guided:
+        patches = [own.to(hidden[0].device) for own in patches]
+    return _Images(vision, grids, patches, of_question)
+
+
+def _prefill_suffixes(
+    model: SailModel, schedule: PrefixSchedule, suffixes: dict[int, Tensor], cache: SlottedKVCache
+) -> dict[int, Tensor]:
+    """Reads the suffixes of questions that share a prefix, embeddings (n, D) each; returns their states (n, D)."""
+    device = next(iter(suffixes.values())).device
+    rows = [row for row in schedule.rows if row.prefix_length]  # these come first
+    counts = [sum(len(suffixes[index]) for index in row.members) for row in rows]
+    states: dict[int, Tensor] = {}
+    for row_group in group_rows(counts, device):
+        order = [index for row in row_group.rows for index in rows[row].members]
+        positions = _aim_at_suffixes(schedule, order, row_group, cache, device)
+        hidden = decode(model.backbone, torch.cat([suffixes[index] for index in order]), positions, cache)
+        states.update(zip(order, hidden.split([len(suffixes[index]) for index in order]), strict=True))
     return states
+
+
+def _aim_at_suffixes(
+    schedule: PrefixSchedule, order: Sequence[int], row_group: RowGroup, cache: SlottedKVCache, device: torch.device
+) -> Tensor:
+    """Prepares the cache for a pass over the suffixes of these questions; returns their positions (3, T).
+
+    A token of a suffix sees the shared prefix and what comes before it in its own suffix.
+    """
+    positions, columns = [], []
+    for index in order:
+        length, start = schedule.suffix_length(index), schedule.suffix_starts[index]
+        positions.append(schedule.samples[index].sequence.positions[:, -length:])
+        fixed = np.asarray([[schedule.row_of[index]], [schedule.prefix_length(index)], [start]]).repeat(length, axis=1)
+        columns.append(np.concatenate([fixed, start + np.arange(length)[None]]))
+    table = np.concatenate(columns, axis=1)
+    attended = round_up_to_block(int(table[3].max()) + 1)
+    row, prefix, start_slot, slot = torch.from_numpy(table).to(device).unbind()
+    mask = visibility_mask(prefix, start_slot, slot + 1, attended)
+    cache.set_write_slots(row * cache.capacity + slot, [row_group.view(mask)])
+    return torch.from_numpy(np.concatenate(positions, axis=1)).to(device)
+
+
+# -- decode -----------------------------------------------------------------------------------------------------------
 
 
 def _decode(
     model: SailModel,
-    tokens: SailTokenizer,
-    seating: Seating,
-    cache: SlotCache,
-    own: Sequence[Tensor],
-    max_new_tokens: int,
+    schedule: PrefixSchedule,
+    cache: SlottedKVCache,
+    states: Sequence[Tensor],
+    rules: StopRules,
     static: bool | None,
-    cut_loops: bool,
-) -> tuple[list[tuple[list[int], str]], list[list[Tensor]]]:
-    samples, order = seating.samples, seating.order
-    # An answer that was begun counts like one's own words: its [SEG] have masks.
-    answers = [item.sequence.ids[len(item) - item.answer_tokens :].tolist() for item in samples]
-    states: list[list[Tensor]] = []
-    for item, hidden in zip(samples, own, strict=True):
-        begun = item.seg_rows[item.seg_rows >= len(item) - item.answer_tokens] - len(item) + len(hidden)
-        states.append(list(hidden[torch.from_numpy(begun).to(hidden.device)]))
-    finish = ["length"] * len(samples)
-    step = _first_step(model, seating, cache, own, static)
-    active: list[int | None] = list(order)
-    for count in range(max_new_tokens + 1):
+) -> list[_Answer]:
+    """Decodes all answers together, from the states (n, D) of each question's last tokens."""
+    answers = [_begun_answer(item, own) for item, own in zip(schedule.samples, states, strict=True)]
+    step = _first_step(model, schedule, cache, states, static)
+    active: list[int | None] = list(schedule.order)  # the question of each sequence of the step; None: it has ended
+    for new_tokens in range(rules.max_new_tokens + 1):
         going: list[int] = []
-        for place, (index, token) in enumerate(zip(active, step.ids.tolist(), strict=True)):
+        for position, (index, token) in enumerate(zip(active, step.ids.tolist(), strict=True)):
             if index is None:
                 continue
-            if token in tokens.stop_token_ids:
-                finish[index] = "end"
-            elif count < max_new_tokens:
-                answers[index].append(token)
-                if cut_loops and cut_loop(answers[index], tokens.seg):
-                    finish[index] = "loop"
-                # The last token may be a [SEG]: it is still read, so that its mask exists.
-                elif count < max_new_tokens - 1 or token == tokens.seg:
-                    going.append(place)
+            if finish := rules.append(token, answers[index].ids, new_tokens):
+                answers[index].finish = finish
+            else:
+                going.append(position)
         if not going:
             break
-        if step.shrinks(len(going)):
-            step.keep(going)
-            active = [active[place] for place in going]
-        else:  # those that ended stay, unheard
+        if step.should_compact(len(going)):
+            step.compact(going)
+            active = [active[position] for position in going]
+        else:  # those that ended are kept as padding, and their output is ignored
             kept = set(going)
-            active = [index if place in kept else None for place, index in enumerate(active)]
+            active = [index if position in kept else None for position, index in enumerate(active)]
         state = step()
-        for place, index in enumerate(active):
-            if index is not None and answers[index][-1] == tokens.seg:
-                states[index].append(state[place].clone())
-    for found, ids in zip(states, answers, strict=True):
-        del found[ids.count(tokens.seg) :]  # a loop that was cut took its [SEG] along
-    return list(zip(answers, finish, strict=True)), states
+        for position, index in enumerate(active):
+            if index is not None and answers[index].ids[-1] == rules.seg:
+                answers[index].seg_states.append(state[position].clone())
+    for answer in answers:
+        del answer.seg_states[answer.ids.count(rules.seg) :]  # those of a repetition that was truncated
+    return answers
+
+
+def _begun_answer(item: EncodedSample, states: Tensor) -> _Answer:
+    """The answer that a question comes with, often empty, from the states (n, D) of the question's last tokens.
+
+    A begun answer counts like generated tokens: its `[SEG]` have masks.
+    """
+    start = len(item) - item.answer_tokens
+    seg_rows = item.seg_rows[item.seg_rows >= start] - len(item) + len(states)
+    return _Answer(item.sequence.ids[start:].tolist(), list(states[torch.from_numpy(seg_rows).to(states.device)]))
 
 
 def _first_step(
-    model: SailModel, seating: Seating, cache: SlotCache, own: Sequence[Tensor], static: bool | None
+    model: SailModel, schedule: PrefixSchedule, cache: SlottedKVCache, states: Sequence[Tensor], static: bool | None
 ) -> DecodeStep:
-    """The step that reads the first words of the answers."""
-    order, device = seating.order, own[0].device
-    chosen = model.head(torch.stack([own[index][-1] for index in order])).argmax(-1)
-    rows = [seating.row_of[index] for index in order]
+    """The step that reads the first new token of each answer, chosen from the last of the question's states (n, D)."""
+    order, device = schedule.order, states[0].device
+    ids = model.head(torch.stack([states[index][-1] for index in order])).argmax(-1)
+    starts = [schedule.suffix_starts[index] for index in order]
     table = [
-        [seating.rows[row].shared for row in rows],
-        [seating.starts[index] for index in order],
-        [seating.starts[index] + seating.own(index) for index in order],
-        [seating.samples[index].sequence.next_position for index in order],
+        [schedule.prefix_length(index) for index in order],
+        starts,
+        [start + schedule.suffix_length(index) for start, index in zip(starts, order, strict=True)],
+        [schedule.samples[index].sequence.next_position for index in order],
     ]
-    shared, start, end, positions = torch.tensor(table, device=device).unbind()
-    sees = visible(shared, start, end, cache.capacity)
-    return DecodeStep(model.backbone, cache, rows, seating.filled, sees, chosen, positions.clone(), static)
+    prefix, start, end, positions = torch.tensor(table, device=device).unbind()
+    mask = visibility_mask(prefix, start, end, cache.capacity)
+    rows = [schedule.row_of[index] for index in order]
+    return DecodeStep(model.backbone, cache, rows, schedule.used_slots, mask, ids, positions.clone(), static)
 
 
-def cut_loop(ids: list[int], seg: int) -> bool:
-    """Whether the ids end in a loop; if so they are cut, in place, to the first copy of what is repeated."""
-    for block in range(1, min(LOOP_BLOCK, len(ids) // LOOP_REPEATS) + 1):
-        tail = ids[-block:]
-        repeats = LOOP_MASKS if seg in tail else max(LOOP_REPEATS, -(-LOOP_TOKENS // block))
-        if ids[-block * repeats :] == tail * repeats:
-            del ids[-block * (repeats - 1) :]
-            return True
-    return False
+# -- masks ------------------------------------------------------------------------------------------------------------
 
 
 def _masks(
-    model: SailModel, samples: Sequence[EncodedSample], prefixes: _Prefixes, states: Sequence[Sequence[Tensor]]
+    model: SailModel, samples: Sequence[EncodedSample], images: _Images, seg_states: Sequence[Sequence[Tensor]]
 ) -> Iterator[np.ndarray]:
-    """Masks (n, H, W) of each sample; only pictures that own a `[SEG]` are upsampled."""
-    masked = [i for i, own in enumerate(states) if own and samples[i].image_size]
+    """The masks (n, H, W) bool of each sample; only images that own a `[SEG]` are upsampled."""
+    masked = [index for index, own in enumerate(seg_states) if own and samples[index].image_size]
     queries: dict[int, list[Tensor]] = {}
-    for i in masked:
-        queries.setdefault(prefixes.owner[i], []).append(model.mask_head.queries(torch.stack(list(states[i]))))
-    found = model.read_masks(
-        prefixes.vision,
-        prefixes.grids,
-        {owner: torch.cat(queries[owner]) for owner in sorted(queries)},
-        prefixes.patches,
+    for index in masked:
+        states = torch.stack(list(seg_states[index]))
+        queries.setdefault(images.of_question[index], []).append(model.mask_head.queries(states))
+    found = model.predict_masks(
+        images.vision,
+        images.grids,
+        {image: torch.cat(queries[image]) for image in sorted(queries)},
+        images.patches,
     )
-    logits = {owner: iter(found[owner].split([len(own) for own in queries[owner]])) for owner in queries}
+    logits = {image: iter(found[image].split([len(own) for own in queries[image]])) for image in queries}
     for index, item in enumerate(samples):
         size = item.image_size or (0, 0)
         if index not in masked:
             yield np.zeros((0, *size), bool)
             continue
-        own = next(logits[prefixes.owner[index]]).float()
-        # One at a time: at the size of a photograph, logits of many masks are gigabytes.
+        own = next(logits[images.of_question[index]]).float()
+        # One at a time: at the size of a photograph, the logits of many masks take gigabytes.
         yield torch.cat([resize(one, size) > 0 for one in own.split(1)]).cpu().numpy()

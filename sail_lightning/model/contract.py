@@ -1,8 +1,8 @@
-"""What every plugin owes its socket while a model is built and used, checked where the model calls it.
+"""The contract between the model and its plugins, checked where the model calls a plugin.
 
 Checks compare the shapes and dtypes of tensors, which the host knows: nothing waits for a device, and code that is
 compiled, captured in a graph or run on fake tensors is checked as well. `plugin_check` examines the rest, such as
-gradients and checkpoints, when a user asks for it.
+gradients and checkpoints, when a user runs it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ PUBLISHES: dict[type[Plugin], tuple[str, ...]] = {
     PromptEncoder: (),
     Teacher: (),
 }
-"""The fields of `Dims` that `build` fills in, by socket; it leaves the others as they are."""
+"""The fields of `Dims` that `build` of a socket's plugins sets; it leaves the others as they are."""
 WHOLE = {PromptEncoder: {"num_prompts": 0}, Teacher: {"channels": 1, "every_n_steps": 1}}
-"""Attributes that are whole numbers after `build`, and the least that they may be."""
+"""Attributes that are whole numbers after `build`, and the smallest value of each."""
 CHOICES = {Backbone: ("resize_mode",), PromptEncoder: ("overlap", "rasterization"), Teacher: ("student_features",)}
-"""Attributes that hold one of the words that the socket declares for them."""
+"""Attributes that hold one of the values in the `Literal` that the socket declares for them."""
 
 
 _SIZES = [field.name for field in fields(Dims)]
 
 
 def build(plugin: Plugin, dims: Dims) -> Dims:
-    """Builds a plugin, and checks what it published.
+    """Builds a plugin and checks the sizes that it publishes.
 
     Raises:
-        SailError: it returned no `Dims`, did not publish its sizes, or changed those of others; and what its own
-            `build` raises.
+        SailError: The plugin returned no `Dims`, did not publish its sizes, or changed those of others. Its own `build`
+            may raise others.
     """
     name, socket = type(plugin).__name__, socket_of(plugin)
     wanted = PUBLISHES[socket]
@@ -71,38 +71,39 @@ def build(plugin: Plugin, dims: Dims) -> Dims:
 
 
 def socket_of(plugin: Plugin | type[Plugin]) -> type[Plugin]:
-    """The abstract class of the socket that a plugin fits."""
+    """Returns the abstract class of the socket that a plugin fits."""
     cls = plugin if isinstance(plugin, type) else type(plugin)
     return next(base for base in PUBLISHES if issubclass(cls, base))
 
 
 def expect(
-    output: Any, plugin: Plugin, method: str, shape: Sequence[int | str], letters: str, like: Tensor | None = None
+    output: Any, plugin: Plugin, method: str, shape: Sequence[int | str], letters: str, reference: Tensor | None = None
 ) -> Tensor:
-    """The tensor that a plugin's method returned.
+    """Returns the output of a plugin's method if it is the tensor that the socket asks for.
 
     Args:
-        output: what it returned.
-        plugin: whose method it is.
-        method: its name.
-        shape: that the socket asks for.
-        letters: the same shape in the letters of `interfaces`, for the message.
-        like: a tensor whose dtype the output must have, unless autocast chooses dtypes; None: any real floating dtype.
+        output: The output.
+        plugin: The plugin.
+        method: The name of the method.
+        shape: The expected shape.
+        letters: The same shape in the letters of `interfaces`, for the message.
+        reference: A tensor whose dtype the output must have, unless autocast chooses dtypes. None allows any real
+            floating-point dtype.
 
     Raises:
-        SailError: it is no tensor, or one of another shape or dtype.
+        SailError: The output is no tensor, or one of another shape or dtype.
     """
-    if wrong := _wrong(output, tuple(shape), letters, like):
-        raise SailError(f"{type(plugin).__name__}.{method} returned {wrong}")
+    if fault := _fault(output, tuple(shape), letters, reference):
+        raise SailError(f"{type(plugin).__name__}.{method} returned {fault}")
     assert isinstance(output, Tensor)
     return output
 
 
 def features(teacher: Teacher, images: Tensor) -> Tensor:
-    """What a teacher says about images (B, 3, height, width) uint8: features (B, channels, h, w) of a grid of its own.
+    """Returns a teacher's features (B, channels, h, w), on any grid, of images (B, 3, height, width) uint8.
 
     Raises:
-        SailError: it returned something else; and what its `forward` raises.
+        SailError: The teacher returned something else. Its own `forward` may raise others.
     """
     found: Any = teacher(images)
     grid = found.shape[2:] if isinstance(found, Tensor) and found.ndim == 4 and 0 not in found.shape[2:] else ("h", "w")
@@ -110,34 +111,34 @@ def features(teacher: Teacher, images: Tensor) -> Tensor:
     return expect(found, teacher, "forward", shape, "(B, channels, h, w)")
 
 
-def reader(upsampler: Upsampler, channels: int, read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The reader for `Upsampler.read`, with the features that it is given checked: (B, channels, h', w')."""
+def checked_head(upsampler: Upsampler, channels: int, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Returns the head for `Upsampler.apply_head`, which checks that it is given features (B, channels, h', w')."""
 
     def checked(features: Tensor) -> Tensor:
         if features.ndim != 4 or features.shape[1] != channels:
             raise SailError(
-                f"{type(upsampler).__name__}.read gave its reader features of shape {_sizes(features.shape)}, but "
+                f"{type(upsampler).__name__}.apply_head gave its head features of shape {_sizes(features.shape)}, but "
                 f"(B, feature_channels, h, w) with {channels} channels is expected"
             )
-        return read(features)
+        return head(features)
 
     return checked
 
 
-class Head:
-    """A backbone's language head, with its logits checked: hidden states (..., D) to (..., vocab_size).
+class LanguageHead:
+    """The language head of a backbone, with its logits checked: hidden states (..., D) to (..., vocab_size).
 
     Args:
-        backbone: the one whose `logits` are called.
-        vocab_size: of the tokenizer.
+        backbone: The backbone, which computes the logits.
+        vocab_size: Number of tokens of the tokenizer.
     """
 
     def __init__(self, backbone: Backbone, vocab_size: int) -> None:
-        self.__self__ = backbone  # as of the bound method it stands for: fused losses look for the weight there
+        self.__self__ = backbone  # named as in a bound method, because fused losses look for the weight there
         self.vocab_size = vocab_size
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) to logits (..., vocab_size)."""
+        """Computes logits (..., vocab_size) from hidden states (..., D)."""
         backbone = self.__self__
         shape = (*hidden.shape[:-1], self.vocab_size)
         return expect(backbone.logits(hidden), backbone, "logits", shape, "(..., vocab_size)")
@@ -148,9 +149,9 @@ def _check_attributes(plugin: Plugin, socket: type[Plugin]) -> None:
     for key, least in WHOLE.get(socket, {}).items():
         _check_whole(f"{name} has {key}", getattr(plugin, key), least)
     for key in CHOICES.get(socket, ()):
-        words = _words(get_type_hints(socket)[key])
-        if getattr(plugin, key) not in words:
-            raise SailError(f"{name} has {key} {getattr(plugin, key)!r}; it must be one of {', '.join(words)}")
+        choices = _choices(get_type_hints(socket)[key])
+        if getattr(plugin, key) not in choices:
+            raise SailError(f"{name} has {key} {getattr(plugin, key)!r}; it must be one of {', '.join(choices)}")
     if isinstance(plugin, Backbone) and plugin.chat.answer_end not in plugin.chat.stops:
         raise SailError(f"{name}.chat ends an answer with {plugin.chat.answer_end!r}, which is not among its stops")
 
@@ -160,22 +161,22 @@ def _check_whole(what: str, value: object, least: int = 1) -> None:
         raise SailError(f"{what} {value!r}; it must be a whole number of {least} or more")
 
 
-def _wrong(output: object, shape: tuple[int | str, ...], letters: str, like: Tensor | None) -> str:
-    """What is wrong with an output, and what is expected instead; empty if nothing is."""
+def _fault(output: object, shape: tuple[int | str, ...], letters: str, reference: Tensor | None) -> str:
+    """Says what is wrong with an output and what is expected instead; empty if nothing is."""
     if not isinstance(output, Tensor):
         return f"{_kind(output)}, but a tensor of shape {letters} = {_sizes(shape)} is expected"
     if output.shape != shape:
         return f"a tensor of shape {_sizes(output.shape)}, but {letters} = {_sizes(shape)} is expected"
     if not output.dtype.is_floating_point:
         return f"a tensor of {output.dtype}, but a floating-point one is expected"
-    if like is not None and output.dtype != like.dtype and not _autocast(output.device.type):
-        return f"a tensor of {output.dtype}, but {like.dtype} is expected, the dtype of its input"
+    if reference is not None and output.dtype != reference.dtype and not _autocast(output.device.type):
+        return f"a tensor of {output.dtype}, but {reference.dtype} is expected, the dtype of its input"
     return ""
 
 
-def _words(hint: Any) -> list[str]:
-    """The strings of the `Literal` in a type."""
-    return [word for part in get_args(hint) for word in ([part] if isinstance(part, str) else _words(part))]
+def _choices(hint: Any) -> list[str]:
+    """Returns the strings of the `Literal` in a type."""
+    return [choice for part in get_args(hint) for choice in ([part] if isinstance(part, str) else _choices(part))]
 
 
 def _kind(value: object) -> str:

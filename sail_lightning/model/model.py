@@ -1,9 +1,18 @@
-"""The single transformer with its heads, in pure torch: embed, put prompts in, read, and answer only what is needed.
+"""The single transformer with its heads, in pure torch: one sequence in, and only the outputs that are needed.
 
-patches, words -> one sequence -> transformer -> hidden states
-    rows that predict a supervised word      -> vocabulary logits, or the language loss
-    vision tokens of pictures with a [SEG]   -> upsampler -> mask features
-    [SEG] states                             -> mask queries;  mask logits = queries . features
+    patches, tokens -> one sequence -> transformer -> hidden states
+        rows that predict a supervised token     -> vocabulary logits, or the language loss
+        vision tokens of images with a [SEG]     -> upsampler -> mask features -> mask keys
+        [SEG] states                             -> mask queries
+
+Mask logits have one definition, `mask_logits(queries, keys)`, and are computed in the cheapest of three ways:
+
+- by the definition, where the keys exist anyway because a teacher sees them, or where no image owns a `[SEG]`;
+- by `MaskHead.logits`, which never makes the keys;
+- by `Upsampler.apply_head`, where an upsampler overrides it: it applies `MaskHead.logits` to one tile of the mask
+  features after the other and never holds all of them.
+
+Both fast ways equal the definition; `tests/core/test_mask_head.py` compares values and gradients.
 """
 
 from __future__ import annotations
@@ -21,14 +30,17 @@ from sail_lightning.interfaces import Backbone, Dims, KeyValueCache, PromptEncod
 from sail_lightning.model import contract
 from sail_lightning.model.losses import LanguageLoss
 from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.settings.renames import renamed
 
 FEATURES = "(B, feature_channels, h*k, w*k)"
-"""Shape of mask features; k = patch size / feature stride."""
+"""The shape of mask features, where k = patch size / feature stride."""
+
+__getattr__ = renamed(__name__, {"put_together": "unpatchify"})
 
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """Feature maps (B, C, h, w) of pictures with one grid, and which pictures of the batch they are."""
+    """Feature maps (B, C, h, w) of images with one grid, and the indices of these images in the batch."""
 
     images: tuple[int, ...]
     maps: Tensor
@@ -36,12 +48,11 @@ class FeatureGroup:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What one packed forward pass gives.
+    """The outputs of one packed forward pass.
 
-    `hidden` (T, D) after the final norm; at the supervised rows, `logits` (S, V) or, where a language loss was given,
-    its sum `language`, a scalar, and never both; `mask_logits`, per picture that owns a
-    `[SEG]`, (n, h, w) (one empty group where none does); `vision` and `mask` features of the pictures that were asked
-    for.
+    `hidden` (T, D) are the states after the final norm. At the supervised rows there are either `logits` (S, V) or,
+    where a language loss was given, its sum `language`, a scalar. `mask_logits` are (n, h, w) per image that owns a
+    `[SEG]`, and one empty group where none does. `vision` and `mask` are the features that teachers see.
     """
 
     hidden: Tensor
@@ -55,7 +66,12 @@ class ModelOutput:
 class MaskHead(nn.Module):
     """Two small projections into one space: `[SEG]` states to queries, upsampled features to keys.
 
-    Official names: `seg_token_projector`, `image_feature_projector` (Linear, ReLU, Linear each).
+    The official names are `seg_token_projector` and `image_feature_projector` (Linear, ReLU, Linear each).
+
+    Args:
+        hidden_size: Size of the `[SEG]` states.
+        feature_channels: Channels of the upsampled features.
+        channels: Size of queries and keys.
     """
 
     def __init__(self, hidden_size: int, feature_channels: int, channels: int) -> None:
@@ -76,9 +92,10 @@ class MaskHead(nn.Module):
         return self.feature_projector(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def logits(self, queries: Tensor, features: Tensor) -> Tensor:
-        """Queries (B, n, channels) and upsampled features (B, C, h, w) to mask logits (B, n, h, w): queries . keys.
+        """Queries (B, n, channels) and upsampled features (B, C, h, w) to mask logits (B, n, h, w).
 
-        There are far fewer queries than pixels, so the last layer of the keys is folded into the queries:
+        The result equals `mask_logits(queries[b], self.keys(features)[b])` for each image b. There are far fewer
+        queries than pixels, so the last layer of the keys is folded into the queries:
         q . (W x + b) = (q W) . x + q . b.
         """
         first, activation, last = self.feature_projector
@@ -88,14 +105,19 @@ class MaskHead(nn.Module):
         return torch.baddbmm(offsets[..., None], queries @ last.weight, pixels.mT).unflatten(2, features.shape[2:])
 
 
+def mask_logits(queries: Tensor, keys: Tensor) -> Tensor:
+    """The definition of mask logits: queries (n, channels) and keys (channels, h, w) to their products (n, h, w)."""
+    return torch.einsum("nc,chw->nhw", queries, keys)
+
+
 class SailModel(nn.Module):
-    """Composes the sockets. Weights exist after `build`.
+    """Composes the plugins. Weights exist after `build`.
 
     Args:
-        backbone: the single transformer.
-        upsampler: vision tokens to mask features.
-        prompt_encoder: how regions enter.
-        mask_channels: size of mask queries and keys (256 in the paper).
+        backbone: The single transformer.
+        upsampler: Turns vision tokens into mask features.
+        prompt_encoder: Puts the regions of visual prompts into the sequence.
+        mask_channels: Size of mask queries and keys (256 in the paper).
     """
 
     def __init__(
@@ -107,10 +129,14 @@ class SailModel(nn.Module):
         self.dims = Dims()
 
     def build(self, vocab_size: int, num_added_tokens: int = 0) -> Dims:
-        """Makes all weights, in order; returns what the plugins published. `num_added_tokens`: see `Dims`.
+        """Makes all weights, in order; returns the sizes that the plugins published.
+
+        Args:
+            vocab_size: Number of tokens of the tokenizer.
+            num_added_tokens: How many of these, at the end, were added to the tokenizer of a pretrained decoder.
 
         Raises:
-            SailError: a plugin does not publish its sizes, or changes those of others; and what plugins raise.
+            SailError: A plugin does not publish its sizes, or changes those of others. Plugins may raise others.
         """
         dims = Dims(vocab_size=vocab_size, num_added_tokens=num_added_tokens)
         for plugin in (self.backbone, self.upsampler, self.prompt_encoder):
@@ -120,7 +146,7 @@ class SailModel(nn.Module):
         return dims
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        """Words, patches and regions as one row of embeddings (T, D)."""
+        """Embeds the tokens, patches and regions of a batch as one row (T, D)."""
         embeddings = self._embed_tokens(batch.ids)
         patches = self.backbone.embed_patches(batch.patches, batch.grids)
         shape = (len(batch.patches), self.dims.hidden_size)
@@ -141,21 +167,25 @@ class SailModel(nn.Module):
         vision: Tensor,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Hidden states (T, D) of packed embeddings, as `Backbone.forward`."""
+        """Calls `Backbone.forward` on packed embeddings (T, D) and checks the states (T, D) that it returns."""
         hidden = self.backbone(embeddings, positions, plan, vision, cache)
         return contract.expect(hidden, self.backbone, "forward", embeddings.shape, "(T, D)", embeddings)
 
     @property
-    def head(self) -> contract.Head:
+    def head(self) -> contract.LanguageHead:
         """The language head: hidden states (..., D) to logits (..., vocab_size)."""
-        return contract.Head(self.backbone, self.dims.vocab_size)
+        return contract.LanguageHead(self.backbone, self.dims.vocab_size)
 
     def forward(
         self, batch: PackedBatch, taps: Collection[str] = (), language_loss: LanguageLoss | None = None
     ) -> ModelOutput:
-        """Reads a batch. `taps` are the student features that teachers want of every picture: `vision`, `mask`.
+        """Runs the model on a packed batch.
 
-        The language loss is computed in here, so that wrappers (FSDP, DDP, compilation) see the language head at work.
+        Args:
+            batch: The batch, on the device of the weights.
+            taps: The student features that teachers see of every image: `vision`, `mask`, both or none.
+            language_loss: Computed in here instead of the logits, so that wrappers (FSDP, DDP, compilation) see the use
+                of the language head.
         """
         hidden = self.read(self.embed(batch), batch.positions, batch.plan, batch.vision)
         tokens = self.vision_tokens(hidden, batch)
@@ -178,32 +208,32 @@ class SailModel(nn.Module):
         )
 
     def vision_tokens(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, ...]:
-        """The states (rows*columns, D) of each picture's vision tokens."""
+        """The states (rows*columns, D) of the vision tokens of each image."""
         lengths = [rows * columns for rows, columns in batch.grids]
         return hidden.index_select(0, batch.patch_rows).split(lengths) if lengths else ()
 
     def raw_patches(self, batch: PackedBatch) -> tuple[Tensor, ...]:
-        """The patches (rows*columns, 3*P*P) uint8 of each picture, for an upsampler that looks at them; else none."""
+        """The patches (rows*columns, 3*P*P) uint8 of each image for a guided upsampler; nothing for any other."""
         if not self.upsampler.guided or not batch.grids:
             return ()
         return batch.patches.split([rows * columns for rows, columns in batch.grids])
 
     def upsample(self, group: FeatureGroup, patches: Sequence[Tensor]) -> Tensor:
-        """Features (B, C, h*k, w*k) of a group of pictures; `patches` are those of all pictures of the batch."""
+        """The features (B, C, h*k, w*k) of a group of images; `patches` are those of all images of the batch."""
         if not self.upsampler.guided:
             features = self.upsampler(group.maps)
         else:
             side = self.dims.patch_size
             rows, columns = group.maps.shape[2:]
             shown = [patches[image] for image in group.images]
-            like = group.maps.new_zeros(0, rows * columns, 3 * side * side, dtype=torch.uint8)
-            pictures = put_together(torch.stack(shown) if shown else like, (rows, columns))
-            features = self.upsampler(group.maps, pictures)
+            none = group.maps.new_zeros(0, rows * columns, 3 * side * side, dtype=torch.uint8)
+            images = unpatchify(torch.stack(shown) if shown else none, (rows, columns))
+            features = self.upsampler(group.maps, images)
         shape = self._features_shape(group.maps)
         return contract.expect(features, self.upsampler, "forward", shape, FEATURES, group.maps)
 
     def _features_shape(self, maps: Tensor) -> tuple[int, int, int, int]:
-        """Shape of the mask features of vision tokens (B, D, h, w)."""
+        """The shape of the mask features of vision tokens (B, D, h, w)."""
         ratio = self.dims.patch_size // self.dims.feature_stride
         return len(maps), self.dims.feature_channels, maps.shape[2] * ratio, maps.shape[3] * ratio
 
@@ -212,81 +242,93 @@ class SailModel(nn.Module):
         tokens: Sequence[Tensor],
         grids: Sequence[tuple[int, int]],
         images: Collection[int],
-        like: Tensor,
+        reference: Tensor,
         patches: Sequence[Tensor] = (),
     ) -> tuple[FeatureGroup, ...]:
-        """Mask features (B, mask_channels, h, w) of the pictures named in `images`.
+        """Makes the mask keys (B, mask_channels, h, w) of some images, which are the mask features that teachers see.
 
-        Of no picture: zero rows that keep every weight in the graph, with the type and device of `like` (..., D).
-        `patches` of every picture are read by a guided upsampler only.
+        Args:
+            tokens: Vision tokens (rows*columns, D) of every image of the batch.
+            grids: The (rows, columns) of every image.
+            images: Indices of the images. Without any, the keys have zero rows, which keep every weight in the graph.
+            reference: A tensor (..., D) whose dtype and device keys of zero rows have.
+            patches: Raw patches of every image, for a guided upsampler.
         """
-        groups = group_maps(tokens, grids, images) or (_no_maps(like),)
+        groups = group_maps(tokens, grids, images) or (_empty_group(reference),)
         return tuple(FeatureGroup(group.images, self.mask_head.keys(self.upsample(group, patches))) for group in groups)
 
     def mask_logits(self, hidden: Tensor, batch: PackedBatch, mask: Sequence[FeatureGroup] = ()) -> tuple[Tensor, ...]:
-        """Mask logits (n, h, w) of each picture that owns a `[SEG]`, from hidden states (T, D).
+        """Mask logits (n, h, w) of each image that owns a `[SEG]`, in the order of `batch.seg_image`.
 
-        Only these pictures are upsampled, unless `mask` features of all pictures are there already. Where none owns
-        one: one empty group of masks that keeps every weight in the graph.
+        Where none owns one, there is one empty group of logits, which keeps every weight in the graph.
+
+        Args:
+            hidden: Hidden states (T, D) of the batch.
+            batch: The batch.
+            mask: Keys of all images, if they exist already; else only images that own a `[SEG]` are upsampled.
         """
         queries = self.mask_head.queries(hidden.index_select(0, batch.seg_rows))
-        if mask:
-            if not batch.seg_image:
-                return (torch.einsum("nc,chw->nhw", queries, mask[0].maps.sum(0)),)
-            keys = {image: maps for group in mask for image, maps in zip(group.images, group.maps, strict=True)}
-            split = zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True)
-            return tuple(torch.einsum("nc,chw->nhw", own, keys[image]) for image, own in split)
         if not batch.seg_image:
-            features = self.upsample(_no_maps(hidden), ()).sum(0, keepdim=True)
-            return (self.mask_head.logits(queries[None], features)[0],)
+            mask = mask or self.mask_features((), (), (), hidden)
+            return (mask_logits(queries, mask[0].maps.sum(0)),)
         own = dict(zip(batch.seg_image, queries.split(list(batch.seg_counts)), strict=True))
-        found = self.read_masks(self.vision_tokens(hidden, batch), batch.grids, own, self.raw_patches(batch))
+        if mask:
+            keys = {image: maps for group in mask for image, maps in zip(group.images, group.maps, strict=True)}
+            found = {image: mask_logits(own[image], keys[image]) for image in own}
+        else:
+            found = self.predict_masks(self.vision_tokens(hidden, batch), batch.grids, own, self.raw_patches(batch))
         return tuple(found[image] for image in batch.seg_image)
 
-    def read_masks(
+    def predict_masks(
         self,
         tokens: Sequence[Tensor],
         grids: Sequence[tuple[int, int]],
         queries: Mapping[int, Tensor],
         patches: Sequence[Tensor] = (),
     ) -> dict[int, Tensor]:
-        """Mask logits (n, h, w) of the pictures that `queries` (n, channels) are given for, and of no other.
+        """Mask logits (n, h, w) of the images that have queries, and of no other. The keys are never made.
 
-        `patches` of every picture are read by a guided upsampler only.
+        Args:
+            tokens: Vision tokens (rows*columns, D) of every image.
+            grids: The (rows, columns) of every image.
+            queries: Queries (n, mask_channels) by the index of their image.
+            patches: Raw patches of every image, for a guided upsampler.
         """
         found: dict[int, Tensor] = {}
         for group in group_maps(tokens, grids, queries.keys()):
             own = [queries[image] for image in group.images]
-            padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
-            reader = functools.partial(self.mask_head.logits, padded)
-            if self.upsampler.guided or type(self.upsampler).read is Upsampler.read:
-                logits = reader(self.upsample(group, patches))
-            else:
-                checked = contract.reader(self.upsampler, self.dims.feature_channels, reader)
-                logits = self.upsampler.read(group.maps, checked)
-                rows, columns = self._features_shape(group.maps)[2:]
-                shape = (*padded.shape[:2], rows, columns)
-                contract.expect(logits, self.upsampler, "read", shape, "(B, n, h*k, w*k)")
+            logits = self._group_logits(group, nn.utils.rnn.pad_sequence(own, batch_first=True), patches)
             for image, masks, rows in zip(group.images, logits, own, strict=True):
                 found[image] = masks[: len(rows)]
         return found
 
+    def _group_logits(self, group: FeatureGroup, queries: Tensor, patches: Sequence[Tensor]) -> Tensor:
+        """Mask logits (B, n, h*k, w*k) of images with one grid and their queries (B, n, mask_channels)."""
+        head = functools.partial(self.mask_head.logits, queries)
+        if self.upsampler.guided or type(self.upsampler).apply_head is Upsampler.apply_head:
+            return head(self.upsample(group, patches))
+        checked = contract.checked_head(self.upsampler, self.dims.feature_channels, head)
+        logits = self.upsampler.apply_head(group.maps, checked)
+        shape = (*queries.shape[:2], *self._features_shape(group.maps)[2:])
+        return contract.expect(logits, self.upsampler, "apply_head", shape, "(B, n, h*k, w*k)")
 
-def put_together(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patches (B, rows*columns, 3*P*P) of pictures of one grid, to these pictures (B, 3, rows*P, columns*P)."""
+
+def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches (B, rows*columns, 3*P*P) of images of one grid to these images (B, 3, rows*P, columns*P)."""
     side = math.isqrt(patches.shape[-1] // 3)
     cells = patches.unflatten(2, (3, side, side)).unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
     return cells.flatten(4, 5).flatten(2, 3)
 
 
-def _no_maps(like: Tensor) -> FeatureGroup:
-    return FeatureGroup((), like.new_zeros(0, like.shape[-1], 1, 1))
+def _empty_group(reference: Tensor) -> FeatureGroup:
+    """Vision tokens (0, D, 1, 1) of no image, with the dtype and device of a tensor (..., D)."""
+    return FeatureGroup((), reference.new_zeros(0, reference.shape[-1], 1, 1))
 
 
 def group_maps(
     tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]], images: Collection[int]
 ) -> tuple[FeatureGroup, ...]:
-    """Vision tokens (rows*columns, D) per picture as maps (B, D, rows, columns), pictures of one grid together."""
+    """Vision tokens (rows*columns, D) per image as maps (B, D, rows, columns), images of one grid together."""
     by_grid: dict[tuple[int, int], list[int]] = {}
     for image in images:
         by_grid.setdefault(grids[image], []).append(image)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sail_lightning.generation.kv_cache import SlotCache, bands, visible
+from sail_lightning.generation.kv_cache import SlottedKVCache, group_rows, visibility_mask
 from sail_lightning.interfaces import Backbone
 from sail_lightning.sequence.attention_plan import AttentionPlan, Span
 
@@ -26,9 +26,9 @@ def read_in_turns(
     """
     device = rows[0].device
     total = [len(row) for row in rows]
-    cache = SlotCache(len(rows), max(total))
+    cache = SlottedKVCache(len(rows), max(total))
     slots = [row * cache.capacity + torch.arange(end, device=device) for row, end in enumerate(given)]
-    cache.expect(torch.cat(slots))
+    cache.set_write_slots(torch.cat(slots))
     first = backbone(
         torch.cat([row[:end] for row, end in zip(rows, given, strict=True)]),
         torch.cat([place[:, :end] for place, end in zip(positions, given, strict=True)], 1),
@@ -44,11 +44,11 @@ def read_in_turns(
         cuts = [slice(start, start + count) for start, count in zip(read, counts, strict=True)]
         ends = torch.cat([torch.arange(cut.start, cut.stop, device=device) + 1 for cut in cuts])
         row = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        found = bands(counts, device)
+        groups = group_rows(counts, device)
         none = torch.zeros_like(ends)
-        sees = visible(none, none, ends, cache.capacity).split([band.tokens for band in found])
-        views = [band.view(own) for band, own in zip(found, sees, strict=True)]
-        cache.expect(row * cache.capacity + ends - 1, views)
+        masks = visibility_mask(none, none, ends, cache.capacity).split([group.tokens for group in groups])
+        views = [group.view(mask) for group, mask in zip(groups, masks, strict=True)]
+        cache.set_write_slots(row * cache.capacity + ends - 1, views)
         hidden = backbone.decode(
             torch.cat([own[cut] for own, cut in zip(rows, cuts, strict=True)]),
             torch.cat([place[:, cut] for place, cut in zip(positions, cuts, strict=True)], 1),

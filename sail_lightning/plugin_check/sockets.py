@@ -136,7 +136,7 @@ def reads_a_packed_row(subject: Subject) -> None:
 def gives_logits_of_the_vocabulary(subject: Subject) -> None:
     """Hidden states (..., D) to logits (..., vocab_size), of no state too."""
     backbone, dims = subject.built()
-    head = contract.Head(backbone, VOCABULARY)
+    head = contract.LanguageHead(backbone, VOCABULARY)
     for shape in ((11,), (2, 3), (0,)):
         head(torch.randn(*shape, dims.hidden_size, device=subject.device))
 
@@ -207,20 +207,21 @@ def takes_no_images(subject: Subject) -> None:
 
 
 def reads_what_it_computes(subject: Subject) -> None:
-    """`read(features, reader)` equals `reader(self(features))`."""
+    """`apply_head(features, head)` equals `head(self(features))`."""
     upsampler, dims = subject.built()
-    if upsampler.guided:  # the model does not call `read`
+    if upsampler.guided:  # the model does not call `apply_head`
         return
     tokens = torch.randn(2, 32, 3, 5, generator=torch.Generator().manual_seed(0)).to(subject.device)
     weight = torch.randn(4, dims.feature_channels, generator=torch.Generator().manual_seed(1)).to(subject.device)
 
-    def reader(features: Tensor) -> Tensor:
+    def head(features: Tensor) -> Tensor:
         return torch.einsum("nc,bchw->bnhw", weight.to(features.dtype), features)
 
-    wanted, found = reader(upsampler(tokens)), upsampler.read(tokens, reader)
-    contract.expect(found, upsampler, "read", wanted.shape, "(B, n, h*k, w*k)")
+    wanted, found = head(upsampler(tokens)), upsampler.apply_head(tokens, head)
+    contract.expect(found, upsampler, "apply_head", wanted.shape, "(B, n, h*k, w*k)")
     error = _difference(found, wanted)
-    require(error == 0, f"{type(upsampler).__name__}.read is off by {error:.2g} from what forward gives the reader")
+    name = type(upsampler).__name__
+    require(error == 0, f"{name}.apply_head is off by {error:.2g} from the head on what forward gives")
 
 
 def _upsample(subject: Subject, count: int) -> None:

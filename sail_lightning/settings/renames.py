@@ -277,41 +277,6 @@ def _lower(node: Any, key: str) -> Any:
     return node[key] if key in node else _lower(node.get("init_args"), key)
 
 
-def rename_methods(cls: type, names: Mapping[str, str]) -> None:
-    """Keeps old names of methods and properties of a base class for one version; for `__init_subclass__` of the base.
-
-    Every class that defines a new name gets the old one too, which warns and runs that class's own definition, so that
-    `super().old()` works. A class that overrides an old name only, such as a user's, is made to override the new one.
-
-    Args:
-        cls: The class that was just made; the base itself must be given once, too.
-        names: Old name to new name.
-    """
-    for old, new in names.items():
-        owner = next((base for base in cls.__mro__ if old in vars(base) or new in vars(base)), None)
-        if owner is None:
-            continue
-        if new not in vars(owner):
-            warn(f"{cls.__qualname__}.{old}", new, stacklevel=4)
-            setattr(cls, new, vars(owner)[old])
-        elif owner is cls and old not in vars(cls):
-            setattr(cls, old, _deprecated(old, new, vars(cls)[new]))
-
-
-def _deprecated(old: str, new: str, found: Any) -> Any:
-    """A method or property under its old name, which warns on each use."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        warn(f"{type(self).__qualname__}.{old}", new)
-        return found.__get__(self, type(self))(*args, **kwargs)
-
-    def value(self: Any) -> Any:
-        warn(f"{type(self).__qualname__}.{old}", new)
-        return found.__get__(self, type(self))
-
-    return property(value) if isinstance(found, property) else call
-
-
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
     """Says that a name changed, once for each place that uses it."""
     warnings.warn(f"{old} is now {new}; the old name goes with the next version", FutureWarning, stacklevel)

@@ -13,7 +13,7 @@ from sail_lightning.errors import ImageError, SailError, SailUsageError
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.model import contract
 from sail_lightning.model.losses import DistillationLoss
-from sail_lightning.model.model import FeatureGroup, ModelOutput, put_together
+from sail_lightning.model.model import FeatureGroup, ModelOutput, unpatchify
 from sail_lightning.sample import Sample
 from sail_lightning.weights.state_dict import load_strict, truncate_list
 
@@ -116,7 +116,7 @@ class Distillation(nn.ModuleDict):
             if not members:
                 continue
             cells = torch.stack([pixels[group.images[index]] for index in members])
-            images = put_together(cells, batch.grids[group.images[0]])
+            images = unpatchify(cells, batch.grids[group.images[0]])
             maps = group.maps if len(members) == len(group.images) else group.maps[members]
             with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
                 try:

@@ -58,12 +58,12 @@ def test_the_baseline_gives_the_same_numbers(name: str) -> None:
 def test_masks_from_other_features_are_told(
     name: str, noise: float, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = SailModel.read_masks
+    read = SailModel.predict_masks
 
     def wrong(self: SailModel, tokens: Any, *others: Any) -> dict[int, Tensor]:
         return read(self, [token + noise * token.std() * torch.randn_like(token) for token in tokens], *others)
 
-    monkeypatch.setattr(SailModel, "read_masks", wrong)
+    monkeypatch.setattr(SailModel, "predict_masks", wrong)
     assert least < CASES[name].make(SETTINGS).difference() < 1
 
 

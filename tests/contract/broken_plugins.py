@@ -79,8 +79,8 @@ class NormalisedUpsampler(Folded):
 
 
 class OtherwiseUpsampler(Folded):
-    def read(self, features: Tensor, reader: Any) -> Tensor:
-        return 2 * reader(self(features))
+    def apply_head(self, features: Tensor, head: Any) -> Tensor:
+        return 2 * head(self(features))
 
 
 class IdleUpsampler(Folded):
@@ -277,7 +277,7 @@ BROKEN: list[tuple[type[Any], str, tuple[str, ...]]] = [
     (NarrowUpsampler, "gives mask features of the published sizes", ("(2, 5, 6, 10)", "(2, 6, 6, 10) is expected")),
     (SmallUpsampler, "gives mask features of the published sizes", ("(2, 6, 6, 9)", "(2, 6, 6, 10) is expected")),
     (NormalisedUpsampler, "takes no images", ("IndexError", "broken_plugins.py, line")),
-    (OtherwiseUpsampler, "reads what it computes", ("OtherwiseUpsampler.read is off by",)),
+    (OtherwiseUpsampler, "reads what it computes", ("OtherwiseUpsampler.apply_head is off by",)),
     (IdleUpsampler, "gives every parameter a gradient", ("model.upsampler.idle.weight",)),
     (ShortcutUpsampler, "gives zero gradients without images", ("model.upsampler.fold.weight", "zero is expected")),
     (SinglePrecisionUpsampler, "computes in bfloat16", ("torch.float32", "torch.bfloat16 is expected")),

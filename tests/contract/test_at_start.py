@@ -29,17 +29,17 @@ class SlowStepBackbone(broken.SmallQwen):
 
 
 class StrippedUpsampler(DeconvUpsampler):
-    """Wrong only where it reads by strips."""
+    """Wrong only where it applies the head by strips."""
 
-    def read(self, features: Tensor, reader: Any) -> Tensor:
-        return super().read(features, reader)[..., 1:]
+    def apply_head(self, features: Tensor, head: Any) -> Tensor:
+        return super().apply_head(features, head)[..., 1:]
 
 
 class ThinStripsUpsampler(DeconvUpsampler):
-    """Gives its reader fewer channels than it published."""
+    """Gives its head fewer channels than it published."""
 
-    def read(self, features: Tensor, reader: Any) -> Tensor:
-        return reader(self(features)[:, 1:])
+    def apply_head(self, features: Tensor, head: Any) -> Tensor:
+        return head(self(features)[:, 1:])
 
 
 class TupleUpsampler(broken.Folded):
@@ -161,8 +161,8 @@ WHEN_TRAINED: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"upsampler": broken.NarrowUpsampler()}, "NarrowUpsampler.forward returned"),
     (lambda: {"upsampler": broken.SmallUpsampler()}, "SmallUpsampler.forward returned"),
     (lambda: {"upsampler": TupleUpsampler()}, "TupleUpsampler.forward returned an object of type tuple"),
-    (lambda: {"upsampler": StrippedUpsampler()}, "StrippedUpsampler.read returned"),
-    (lambda: {"upsampler": ThinStripsUpsampler()}, "ThinStripsUpsampler.read gave its reader features of shape"),
+    (lambda: {"upsampler": StrippedUpsampler()}, "StrippedUpsampler.apply_head returned"),
+    (lambda: {"upsampler": ThinStripsUpsampler()}, "ThinStripsUpsampler.apply_head gave its head features of shape"),
     (lambda: {"teachers": {"expert": broken.ThinTeacher()}}, "ThinTeacher.forward returned"),
     (lambda: {"teachers": {"expert": broken.FlatTeacher()}}, "FlatTeacher.forward returned"),
     (lambda: {"teachers": {"expert": broken.ByteTeacher()}}, "ByteTeacher.forward returned a tensor of torch.uint8"),

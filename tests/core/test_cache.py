@@ -1,4 +1,4 @@
-"""Slots of keys and values: what is written where, and how rows are joined to bands."""
+"""The KV cache: which slots keys and values are written to, and how rows are joined to groups."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_lightning.generation.kv_cache import MAX_PLACES, SlotCache, bands, visible
+from sail_lightning.generation.kv_cache import MAX_GRID_CELLS, SlottedKVCache, group_rows, visibility_mask
 
 CPU = torch.device("cpu")
 
 
-def filled(rows: int, capacity: int) -> SlotCache:
+def filled(rows: int, capacity: int) -> SlottedKVCache:
     """A cache of one layer, two heads and four channels, every slot of which holds something else."""
-    cache = SlotCache(rows, capacity)
+    cache = SlottedKVCache(rows, capacity)
     total = rows * cache.capacity
-    cache.expect(torch.arange(total))
+    cache.set_write_slots(torch.arange(total))
     cache.update(torch.randn(1, 2, total, 4), torch.randn(1, 2, total, 4), 0)
     return cache
 
 
 def test_tokens_are_written_token_by_token_and_all_rows_are_given_back() -> None:
-    cache = SlotCache(2, 64)
-    (view,) = (band.view(torch.ones(3, 64, dtype=torch.bool)) for band in bands([2, 1], CPU))
-    cache.expect(torch.tensor([5, 6, 64 + 9]), [view])
+    cache = SlottedKVCache(2, 64)
+    (view,) = (group.view(torch.ones(3, 64, dtype=torch.bool)) for group in group_rows([2, 1], CPU))
+    cache.set_write_slots(torch.tensor([5, 6, 64 + 9]), [view])
     key, value = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     keys, values = cache.update(key, value, 0)
     assert keys.shape == values.shape == (2, 2, 64, 4)
@@ -34,15 +34,15 @@ def test_tokens_are_written_token_by_token_and_all_rows_are_given_back() -> None
 
 
 def test_a_packed_pass_gets_its_own_keys_back() -> None:
-    cache = SlotCache(1, 64)
-    cache.expect(torch.tensor([3, 4]))
+    cache = SlottedKVCache(1, 64)
+    cache.set_write_slots(torch.tensor([3, 4]))
     key, value = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 2, 4)
     assert cache.update(key, value, 0) == (key, value)
 
 
 def test_keys_are_kept_in_the_dtype_of_values() -> None:
-    cache = SlotCache(1, 64)
-    cache.expect(torch.tensor([0]))
+    cache = SlottedKVCache(1, 64)
+    cache.set_write_slots(torch.tensor([0]))
     cache.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4).bfloat16(), 0)
     assert {tensor.dtype for pair in cache.layers for tensor in pair} == {torch.bfloat16}
 
@@ -61,25 +61,25 @@ def test_rows_are_selected_copied_and_grown() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=40))
-def test_bands_hold_every_token_once_and_are_not_mostly_empty(counts: list[int]) -> None:
+def test_groups_hold_every_token_once_and_are_not_mostly_empty(counts: list[int]) -> None:
     total = sum(counts)
-    found = bands(counts, CPU)
-    assert [band.tokens for band in found] == [sum(counts[row] for row in band.rows) for band in found]
-    assert sum(band.tokens for band in found) == total
-    rows = [row for band in found for row in band.rows]
+    found = group_rows(counts, CPU)
+    assert [group.tokens for group in found] == [sum(counts[row] for row in group.rows) for group in found]
+    assert sum(group.tokens for group in found) == total
+    rows = [row for group in found for row in group.rows]
     assert rows == sorted(set(rows)) and {row for row, count in enumerate(counts) if count} <= set(rows)
-    for band in found:
-        sees = torch.rand(band.tokens, 8) < 0.5
-        view = band.view(sees)
+    for group in found:
+        mask = torch.rand(group.tokens, 8) < 0.5
+        view = group.view(mask)
         height, width, _ = view.mask.shape
-        assert (view.first, height) == (band.first, len(band.counts))
-        assert height == 1 or height * width <= min(2 * band.tokens + 16, MAX_PLACES)
-        own = [view.mask[row, :count] for row, count in enumerate(band.counts)]
-        assert torch.equal(torch.cat(own), sees)
-        rest = [view.mask[row, count:] for row, count in enumerate(band.counts)]
-        assert torch.cat(rest).all(), "a place without any key would be NaN"
+        assert (view.first, height) == (group.first, len(group.counts))
+        assert height == 1 or height * width <= min(2 * group.tokens + 16, MAX_GRID_CELLS)
+        own = [view.mask[row, :count] for row, count in enumerate(group.counts)]
+        assert torch.equal(torch.cat(own), mask)
+        rest = [view.mask[row, count:] for row, count in enumerate(group.counts)]
+        assert torch.cat(rest).all(), "a cell without any key would be NaN"
 
 
 def test_a_token_sees_what_is_shared_and_its_own() -> None:
     shared, start, end = torch.tensor([[2, 0], [4, 1], [5, 3]])
-    assert visible(shared, start, end, 6).int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]
+    assert visibility_mask(shared, start, end, 6).int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]

@@ -19,7 +19,7 @@ from tiny_sail import packed, records, text_records, tiny
 from torch import Tensor, nn
 
 from sail_lightning.errors import SailUsageError
-from sail_lightning.model.contract import Head
+from sail_lightning.model.contract import LanguageHead
 from sail_lightning.model.losses import (
     ChunkedLanguageLoss,
     LanguageLoss,
@@ -426,7 +426,7 @@ def test_liger_gets_the_heads_weight_and_the_rows_of_each_weight(fused: type[Fus
 
 def test_liger_finds_the_weight_behind_the_head_that_a_model_checks(fused: type[Fused]) -> None:
     rows = Rows.drawn()
-    rows.results(LigerLanguageLoss(), Head(Owner(rows.head), WORDS))  # type: ignore[arg-type]
+    rows.results(LigerLanguageLoss(), LanguageHead(Owner(rows.head), WORDS))  # type: ignore[arg-type]
     assert fused.calls and all(weight is rows.head.weight for _, weight, _ in fused.calls)
 
 

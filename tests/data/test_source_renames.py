@@ -50,7 +50,7 @@ def test_a_source_that_overrides_old_names_is_read_under_the_new_ones() -> None:
         "pictures": "image_keys",
         "parts": "children",
     }.items():
-        assert any(f"Old.{old} is now {new};" in message for message in messages)
+        assert any(f"Old.{old} is now Old.{new};" in message for message in messages)
     source = Old()
     rng = np.random.default_rng(0)
     assert source.sample_record(1, rng).id == "drawn 1"
@@ -62,9 +62,9 @@ def test_a_source_that_overrides_old_names_is_read_under_the_new_ones() -> None:
 
 def test_an_old_name_calls_the_new_one_and_warns() -> None:
     source: Any = Mixture({"numbers": Numbers()})
-    with pytest.warns(FutureWarning, match=r"Mixture\.whole is now full_record"):
+    with pytest.warns(FutureWarning, match=r"\.whole is now Source\.full_record"):
         assert source.whole(1).id == "1"
-    with pytest.warns(FutureWarning, match=r"Mixture\.parts is now children"):
+    with pytest.warns(FutureWarning, match=r"\.parts is now Source\.children"):
         assert list(source.parts) == ["numbers"]
 
 
@@ -91,7 +91,7 @@ def test_super_reaches_the_parents_definition_under_the_old_name(
             def picture(self, row: dict[str, Any]) -> str | None:
                 return "y.png"
 
-    with pytest.warns(FutureWarning, match=r"Old\.draw is now sample_record"):
+    with pytest.warns(FutureWarning, match=r"\.draw is now Source\.sample_record"):
         assert Old([path]).sample_record(0, np.random.default_rng(0)).id == "old row"
     assert Old([path]).image_keys().tolist() != Rows([path]).image_keys().tolist()
 

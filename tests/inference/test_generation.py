@@ -20,17 +20,17 @@ from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.generation import engine, kv_cache, prefix_schedule
 from sail_lightning.generation.decode_step import STATIC_AFTER, DecodeStep
-from sail_lightning.generation.engine import (
-    LOOP_BLOCK,
-    LOOP_MASKS,
-    LOOP_REPEATS,
-    LOOP_TOKENS,
-    Generation,
-    cut_loop,
-    generate,
+from sail_lightning.generation.engine import Generation, generate
+from sail_lightning.generation.kv_cache import SlottedKVCache
+from sail_lightning.generation.prefix_schedule import MAX_SEQUENCES_PER_ROW
+from sail_lightning.generation.stop_rules import (
+    REPETITION_MAX_PERIOD,
+    REPETITION_MIN_COUNT,
+    REPETITION_MIN_MASKS,
+    REPETITION_MIN_TOKENS,
+    StopRules,
+    truncate_repetition,
 )
-from sail_lightning.generation.kv_cache import SlotCache
-from sail_lightning.generation.prefix_schedule import ROW_QUESTIONS
 from sail_lightning.interfaces import Backbone, KeyValueCache
 from sail_lightning.model.losses import resize
 from sail_lightning.module import PixelSAIL
@@ -154,7 +154,7 @@ class Replay:
 
     def addresses(self) -> list[int]:
         step = self.step
-        fixed = [step.ids, step.positions, step.sees, step.slots, step.strides, step.row]
+        fixed = [step.ids, step.positions, step.attend_mask, step.slots, step.strides, step.row]
         layers = [tensor for pair in step.cache.layers for tensor in pair]
         return [tensor.data_ptr() for tensor in (*fixed, *layers)]
 
@@ -265,9 +265,9 @@ def with_states(model: PixelSAIL, samples: list[Sample], static: bool = False) -
     states: list[list[Tensor]] = []
 
     def decode(*arguments: object) -> object:
-        answers, found = original(*arguments)
-        states.extend(found)
-        return answers, found
+        found = original(*arguments)
+        states.extend(answer.seg_states for answer in found)
+        return found
 
     original = engine._decode
     with patch.object(engine, "_decode", decode):
@@ -282,13 +282,13 @@ def test_any_mixture_is_answered_as_one_at_a_time(
     one_at_a_time: list[tuple[Generation, list[Tensor]]],
     chosen: list[int],
     static: bool,
-    room: int,
+    capacity: int,
 ) -> None:
     with (
         chatter(model),
-        patch.object(engine, "ROOM", room),
+        patch.object(engine, "INITIAL_DECODE_CAPACITY", capacity),
         patch.object(kv_cache, "BLOCK", 8),  # so that the cache grows
-        patch.object(prefix_schedule, "ROW_QUESTIONS", 4),
+        patch.object(prefix_schedule, "MAX_SEQUENCES_PER_ROW", 4),
     ):
         together = with_states(model, [POOL[place] for place in chosen], static)
     for place, (found, states) in zip(chosen, together, strict=True):
@@ -303,7 +303,7 @@ def test_more_questions_on_a_picture_than_a_row_takes(static: bool, model: Pixel
     samples = [
         Sample(SHARED, (Turn(f"{verb} the {a} {b}."),)) for verb in ("segment", "find") for a in words for b in words
     ]
-    samples = samples[: ROW_QUESTIONS + 4]
+    samples = samples[: MAX_SEQUENCES_PER_ROW + 4]
     with chatter(model), caches() as made:
         together = generate(model.model, model.tokens, encoded(model, *samples), 12, static)
         assert all(same(item, answered(model, sample)[0]) for item, sample in zip(together, samples, strict=True))
@@ -316,11 +316,11 @@ def caches() -> Iterator[list[int]]:
     """The rows of each cache that is made."""
     rows: list[int] = []
 
-    def make(count: int, capacity: int) -> SlotCache:
+    def make(count: int, capacity: int) -> SlottedKVCache:
         rows.append(count)
-        return SlotCache(count, capacity)
+        return SlottedKVCache(count, capacity)
 
-    with patch.object(engine, "SlotCache", make):
+    with patch.object(engine, "SlottedKVCache", make):
         yield rows
 
 
@@ -337,12 +337,12 @@ def test_rows_of_answers_that_ended_leave_the_cache_but_rarely(static: bool, mod
     samples = [Sample(picture(seed, 16, 24), (Turn("segment the red circle."),)) for seed in range(16)]
     left: list[int] = []
 
-    def select(own: SlotCache, rows: Tensor) -> None:
+    def select(own: SlottedKVCache, rows: Tensor) -> None:
         left.append(len(rows))
         original(own, rows)
 
-    original = SlotCache.select
-    with chatter(model), patch.object(SlotCache, "select", select):
+    original = SlottedKVCache.select
+    with chatter(model), patch.object(SlottedKVCache, "select", select):
         together = generate(model.model, model.tokens, encoded(model, *samples), 20, static)
     with chatter(model):
         assert all(same(item, answered(model, one, limit=20)[0]) for item, one in zip(together, samples, strict=True))
@@ -351,7 +351,7 @@ def test_rows_of_answers_that_ended_leave_the_cache_but_rarely(static: bool, mod
 
 
 def varied(model: PixelSAIL, count: int) -> list[int]:
-    """Words that make no loop."""
+    """Words that do not repeat."""
     words = ids_of(model, "a", "red", "circle", ".", "<p>", "</p>")
     return [words[(3 * place + place // 7) % len(words)] for place in range(count)]
 
@@ -360,18 +360,18 @@ def varied(model: PixelSAIL, count: int) -> list[int]:
 def test_the_cache_grows_by_doubling_when_answers_are_long(static: bool, model: PixelSAIL) -> None:
     grown: list[int] = []
 
-    def grow(own: SlotCache, capacity: int) -> None:
+    def grow(own: SlottedKVCache, capacity: int) -> None:
         before = own.capacity
         original(own, capacity)
         grown.append(own.capacity)
         assert own.capacity >= 2 * before
 
-    original = SlotCache.grow
+    original = SlottedKVCache.grow
     said = varied(model, 60)
     with (
-        patch.object(engine, "ROOM", 1),
+        patch.object(engine, "INITIAL_DECODE_CAPACITY", 1),
         patch.object(kv_cache, "BLOCK", 8),
-        patch.object(SlotCache, "grow", grow),
+        patch.object(SlottedKVCache, "grow", grow),
         script(model, *said),
         replays() as graphs,
     ):
@@ -512,13 +512,13 @@ def test_equal_patches_of_pictures_of_different_sizes_give_masks_of_each_size(mo
 def test_only_pictures_that_own_a_mask_are_upsampled(model: PixelSAIL, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     upsampler = model.model.upsampler
-    original = upsampler.read
+    original = upsampler.apply_head
 
-    def read(features: Tensor, reader: Callable[[Tensor], Tensor]) -> Tensor:
+    def apply_head(features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         seen.append(len(features))
-        return original(features, reader)
+        return original(features, head)
 
-    monkeypatch.setattr(upsampler, "read", read)
+    monkeypatch.setattr(upsampler, "apply_head", apply_head)
     with script(model, *ids_of(model, "red")):
         answered(model, *SAMPLES)
     assert seen == []
@@ -569,18 +569,18 @@ def test_an_answer_ends_at_the_end_of_a_turn(model: PixelSAIL) -> None:
     assert found.ids == ids_of(model, "red") and found.finish == "end"
 
 
-# -- the loop guard ---------------------------------------------------------------------------------------------------
+# -- stop rules -------------------------------------------------------------------------------------------------------
 
 
-def test_a_loop_is_cut_to_the_first_copy_of_what_it_repeats(model: PixelSAIL) -> None:
+def test_a_repetition_is_truncated_to_its_first_copy(model: PixelSAIL) -> None:
     first, block = ids_of(model, "a"), ids_of(model, "red", "circle")
     with script(model, *first, *block * 50), passes(model) as read:
         (found,) = answered(model, SAMPLES[0], limit=100)
     assert found.ids == first + block and found.finish == "loop"
-    assert len(read) == 1 + LOOP_TOKENS, "decoding stops where the loop is seen"
+    assert len(read) == 1 + REPETITION_MIN_TOKENS, "decoding stops where the repetition is found"
 
 
-def test_a_loop_takes_its_masks_along(model: PixelSAIL) -> None:
+def test_masks_of_a_truncated_repetition_are_dropped(model: PixelSAIL) -> None:
     seg, dot = model.tokens.seg, ids_of(model, ".")
     with script(model, *[seg, *dot] * 200):
         (found,) = answered(model, SAMPLES[0], limit=300)
@@ -590,21 +590,21 @@ def test_a_loop_takes_its_masks_along(model: PixelSAIL) -> None:
     assert np.array_equal(found.masks, one.masks)
 
 
-def test_a_long_list_of_masks_is_no_loop(model: PixelSAIL) -> None:
-    said = [model.tokens.seg, *ids_of(model, ".")] * (LOOP_MASKS - 1)
+def test_a_long_list_of_masks_is_no_repetition(model: PixelSAIL) -> None:
+    said = [model.tokens.seg, *ids_of(model, ".")] * (REPETITION_MIN_MASKS - 1)
     with script(model, *said):
         (found,) = answered(model, SAMPLES[0], limit=100)
-    assert found.ids == said and len(found.masks) == LOOP_MASKS - 1 and found.finish == "end"
+    assert found.ids == said and len(found.masks) == REPETITION_MIN_MASKS - 1 and found.finish == "end"
 
 
-def test_others_are_answered_while_one_loops(model: PixelSAIL) -> None:
+def test_others_are_answered_while_one_repeats_itself(model: PixelSAIL) -> None:
     word, end = ids_of(model, "red")[0], model.tokens.end
     size = len(model.tokens)
 
     def logits(hidden: Tensor) -> Tensor:
         tokens = torch.full((len(hidden),), word)
         tokens[1:] = end
-        return torch.nn.functional.one_hot(tokens, size)
+        return torch.nn.functional.one_hot(tokens, size).to(hidden.dtype)
 
     model.model.backbone.logits = logits
     try:
@@ -614,19 +614,49 @@ def test_others_are_answered_while_one_loops(model: PixelSAIL) -> None:
     assert (loop.ids, loop.finish) == ([word], "loop") and (short.ids, short.finish) == ([], "end")
 
 
-@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), min_size=1, max_size=LOOP_BLOCK))
-def test_what_is_cut_was_repeated(first: list[int], block: list[int]) -> None:
-    ids = first + block * max(LOOP_REPEATS, LOOP_TOKENS)
+SEG, END, WORD = 9, 8, 1
+
+
+@pytest.mark.parametrize(
+    ("token", "new_tokens", "finish", "ids"),
+    [
+        (WORD, 0, None, [5, WORD]),
+        (END, 0, "end", [5]),
+        (WORD, 2, "length", [5, WORD]),
+        (SEG, 2, None, [5, SEG]),
+        (WORD, 3, "length", [5]),
+        (END, 3, "end", [5]),
+    ],
+    ids=["goes on", "stop token", "last token allowed", "last is [SEG]", "behind the limit", "stop token at the limit"],
+)
+def test_an_answer_ends_at_a_stop_token_or_at_its_limit(
+    token: int, new_tokens: int, finish: str | None, ids: list[int]
+) -> None:
+    answer = [5]
+    assert StopRules({END}, SEG, max_new_tokens=3).append(token, answer, new_tokens) == finish
+    assert answer == ids
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_an_answer_that_repeats_itself_ends_if_that_is_wanted(stops: bool) -> None:
+    answer = [5, *[WORD] * (REPETITION_MIN_TOKENS - 1)]
+    rules = StopRules({END}, SEG, max_new_tokens=100, stop_on_repetition=stops)
+    assert rules.append(WORD, answer, REPETITION_MIN_TOKENS) == ("loop" if stops else None)
+    assert answer == [5, *[WORD] * (1 if stops else REPETITION_MIN_TOKENS)]
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), min_size=1, max_size=REPETITION_MAX_PERIOD))
+def test_what_is_truncated_was_repeated(first: list[int], block: list[int]) -> None:
+    ids = first + block * max(REPETITION_MIN_COUNT, REPETITION_MIN_TOKENS)
     whole = list(ids)
-    assert cut_loop(ids, seg=9)
+    assert truncate_repetition(ids, seg=9)
     assert ids == whole[: len(ids)]
-    period = next(
-        p for p in range(1, LOOP_BLOCK + 1) if whole[len(ids) :] == (ids[-p:] * len(whole))[: len(whole) - len(ids)]
-    )
-    assert len(whole) - len(ids) >= (LOOP_REPEATS - 1) * period
+    dropped = whole[len(ids) :]
+    period = next(p for p in range(1, REPETITION_MAX_PERIOD + 1) if dropped == (ids[-p:] * len(whole))[: len(dropped)])
+    assert len(dropped) >= (REPETITION_MIN_COUNT - 1) * period
 
 
-@given(st.lists(st.integers(0, 2), max_size=LOOP_TOKENS - 1))
+@given(st.lists(st.integers(0, 2), max_size=REPETITION_MIN_TOKENS - 1))
 def test_short_repeats_such_as_those_of_digits_are_kept(ids: list[int]) -> None:
     kept = list(ids)
-    assert not cut_loop(ids, seg=9) and ids == kept
+    assert not truncate_repetition(ids, seg=9) and ids == kept

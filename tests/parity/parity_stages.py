@@ -33,7 +33,7 @@ from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.generation import engine
 from sail_lightning.generation.decode_step import DecodeStep
 from sail_lightning.generation.engine import generate
-from sail_lightning.generation.prefix_schedule import Seating
+from sail_lightning.generation.prefix_schedule import PrefixSchedule
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD, patch_coverage, patchify
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.model import losses
@@ -584,11 +584,11 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
     network = model.model
     spies = {}
     kept: dict[int, Sequence[int]] = {}
-    keep = DecodeStep.keep
+    compact = DecodeStep.compact
 
-    def keeping(step: DecodeStep, places: Sequence[int]) -> None:
-        kept[len(spies["decode"].given)] = places
-        keep(step, places)
+    def compacting(step: DecodeStep, indices: Sequence[int]) -> None:
+        kept[len(spies["decode"].given)] = indices
+        compact(step, indices)
 
     with ExitStack() as stack:
         for key, owner, name in (
@@ -597,14 +597,14 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
             ("logits", network.backbone, "logits"),
             ("queries", network.mask_head, "queries"),
             ("resized", engine, "resize"),
-            ("seating", Seating, "of"),
+            ("schedule", PrefixSchedule, "build"),
         ):
             spies[key] = Calls(getattr(owner, name), [], [])
             stack.enter_context(patch.object(owner, name, spies[key]))
-        stack.enter_context(patch.object(DecodeStep, "keep", keeping))
+        stack.enter_context(patch.object(DecodeStep, "compact", compacting))
         found = generate(network, model.tokens, items, NEW_TOKENS)
-    (seating,) = spies["seating"].returned
-    read, orders = asked(seating, spies["forward"], spies["decode"], kept)
+    (schedule,) = spies["schedule"].returned
+    read, orders = asked(schedule, spies["forward"], spies["decode"], kept)
     for place, (name, item) in enumerate(zip(names, items, strict=False)):
         wanted = load_file(GOLDEN / f"{name}.safetensors")
         length, prefix = len(item), item.sequence.prefix
@@ -637,24 +637,24 @@ def _answers(family: str, names: Sequence[str], items: Sequence[EncodedSample]) 
 
 
 def asked(
-    seating: Seating, forward: Calls, decode: Calls, kept: dict[int, Sequence[int]]
+    schedule: PrefixSchedule, forward: Calls, decode: Calls, kept: dict[int, Sequence[int]]
 ) -> tuple[list[list[tuple[Tensor, Tensor]]], list[list[int]]]:
     """Positions (3, n) and states (n, D) of what was read of each question, in order; and the questions of each step.
 
-    `kept` are the places of the questions that go on, by the number of decode calls before.
+    `kept` are the indices of the questions that go on, by the number of decode calls before.
     """
-    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in seating.samples]
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in schedule.samples]
 
     def add(given: tuple[Any, ...], out: Tensor, lengths: list[int], owners: Sequence[Sequence[int]]) -> None:
         for positions, states, own in zip(given[1].split(lengths, 1), out.split(lengths), owners, strict=True):
             for index in own:
                 parts[index].append((positions, states))
 
-    groups = seating.groups
-    lengths = [seating.packed(group) for group in groups]
+    groups = schedule.groups
+    lengths = [schedule.prefill_length(group) for group in groups]
     add(forward.given[0], forward.returned[0], lengths, [group.members for group in groups])
-    sharing = [index for index in seating.order if seating.rows[seating.row_of[index]].shared]
-    order = list(seating.order)
+    sharing = [index for index in schedule.order if schedule.prefix_length(index)]
+    order = list(schedule.order)
     orders = [order]
     for count, (given, out) in enumerate(zip(decode.given, decode.returned, strict=True)):
         owners: list[tuple[int]] = []
@@ -662,9 +662,9 @@ def asked(
             lengths = []
             while sum(lengths) < len(out):
                 owners.append((sharing.pop(0),))
-                lengths.append(seating.own(owners[-1][0]))
+                lengths.append(schedule.suffix_length(owners[-1][0]))
         else:
-            order = [order[place] for place in kept.get(count, range(len(order)))]
+            order = [order[position] for position in kept.get(count, range(len(order)))]
             orders.append(order)
             lengths, owners = [1] * len(order), [(index,) for index in order]
         add(given, out, lengths, owners)

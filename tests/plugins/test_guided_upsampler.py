@@ -14,7 +14,7 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.image.preprocessing import patchify
 from sail_lightning.interfaces import Dims
 from sail_lightning.model.losses import resize
-from sail_lightning.model.model import put_together
+from sail_lightning.model.model import unpatchify
 from sail_lightning.plugins.upsamplers import GuidedUpsampler
 from sail_lightning.plugins.upsamplers.guided import TENT_FLOOR, tent
 from sail_lightning.sample import Sample, Turn
@@ -105,7 +105,7 @@ def test_settings_that_cannot_be(settings: dict[str, int], message: str) -> None
 def test_patches_are_put_together_as_they_were_cut() -> None:
     image = picture(24, 40)
     cells, grid = patchify(image, PATCH)
-    assert np.array_equal(put_together(torch.from_numpy(cells)[None], grid)[0].permute(1, 2, 0).numpy(), image)
+    assert np.array_equal(unpatchify(torch.from_numpy(cells)[None], grid)[0].permute(1, 2, 0).numpy(), image)
 
 
 def test_a_packed_batch_gives_each_picture_the_masks_that_it_has_alone() -> None:

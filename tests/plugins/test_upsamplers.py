@@ -183,17 +183,17 @@ def test_reading_in_strips_is_reading_the_whole(
     weight = torch.randn(3, dims.feature_channels, dtype=torch.float64, requires_grad=True)
     tokens = torch.randn(batch, 8, height, width, dtype=torch.float64, requires_grad=True)
 
-    def reader(features: Tensor) -> Tensor:
+    def head(features: Tensor) -> Tensor:
         return torch.einsum("nc,bchw->bnhw", weight, features.sin())
 
     inputs = [tokens, weight, *upsampler.parameters()]
-    expected, found = reader(upsampler(tokens)), upsampler.read(tokens, reader)
+    expected, found = head(upsampler(tokens)), upsampler.apply_head(tokens, head)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, inputs, upstream)
     got = torch.autograd.grad(found, inputs, upstream)
     torch.testing.assert_close([found, *got], [expected, *wanted], atol=1e-10, rtol=1e-10)
     with torch.no_grad():
-        torch.testing.assert_close(upsampler.read(tokens, reader), expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(upsampler.apply_head(tokens, head), expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -202,12 +202,12 @@ def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pyte
     upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
     heights: list[int] = []
 
-    def reader(features: Tensor) -> Tensor:
+    def head(features: Tensor) -> Tensor:
         heights.append(features.shape[2])
         return features[:, :1]
 
     with torch.set_grad_enabled(training):
-        assert upsampler.read(torch.randn(1, 8, 6, 6), reader).shape == (1, 1, 24, 24)
+        assert upsampler.apply_head(torch.randn(1, 8, 6, 6), head).shape == (1, 1, 24, 24)
     assert sum(heights) == 24
     assert max(heights) < 24
 
@@ -231,7 +231,7 @@ def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_ta
     monkeypatch.setattr(UpsampleBlock, "expand", watched_expand)
     monkeypatch.setattr(UpsampleBlock, "refine", watched_refine)
     with torch.no_grad():
-        upsampler.read(torch.randn(10, 8, 6, 6), lambda features: features[:, :1])
+        upsampler.apply_head(torch.randn(10, 8, 6, 6), lambda features: features[:, :1])
     # The block before: whole pictures, a few at a time. The last: two rows a tile, each row made once, and read with
     # the next row of each neighbour.
     assert [shape for shape in expanded if shape[2] == 6] == [(2, 6, 6)] * 5

@@ -14,15 +14,7 @@ from sail_lightning.data.records import image_hash
 from sail_lightning.registry import swap_point
 from sail_lightning.sample import Sample
 from sail_lightning.settings.ranges import Checked
-from sail_lightning.settings.renames import rename_methods
-
-RENAMED = {
-    "draw": "sample_record",
-    "whole": "full_record",
-    "pictures": "image_keys",
-    "parts": "children",
-}
-"""Methods of sources that an earlier version called otherwise; subclasses that override or call them still work."""
+from sail_lightning.settings.renames import RenamedAttribute, adopt_old_names
 
 
 @swap_point("data.train, data.val, data.test")
@@ -38,7 +30,7 @@ class Source(Checked, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        rename_methods(cls, RENAMED)
+        adopt_old_names(cls)
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
@@ -86,5 +78,7 @@ class Source(Checked, ABC):
         """Sources that this one is made of, by name; empty if it reads files itself."""
         return {}
 
-
-rename_methods(Source, RENAMED)
+    draw = RenamedAttribute("sample_record")
+    whole = RenamedAttribute("full_record")
+    pictures = RenamedAttribute("image_keys")
+    parts = RenamedAttribute("children")

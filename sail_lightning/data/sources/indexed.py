@@ -18,10 +18,7 @@ from sail_lightning.data.samplers import ExhaustiveSampler, RandomSampler, Sampl
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 from sail_lightning.sample import Sample
-from sail_lightning.settings.renames import rename_methods
-
-RENAMED = {"picture": "image_path"}
-"""A method that an earlier version called otherwise; subclasses that override or call it still work."""
+from sail_lightning.settings.renames import RenamedAttribute
 
 
 def data_path(path: str | Path) -> Path:
@@ -75,9 +72,7 @@ class IndexedSource(Source):
     version: ClassVar[int] = 2
     """Version of the rows that `rows` makes; raise it when they change, so that old indexes are not used."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        rename_methods(cls, RENAMED)
+    picture = RenamedAttribute("image_path")
 
     def __init__(self, files: Sequence[str | Path]) -> None:
         self.files = tuple(data_path(file) for file in files)
@@ -153,6 +148,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
     return f"{type(error).__name__}, {error}"
-
-
-rename_methods(IndexedSource, RENAMED)
