@@ -125,8 +125,8 @@ def _prefill(
     images = _images(model, schedule, hidden)
     states = [hidden[group] for group in images.of_question]
     if suffixes:
-        for index, own in _prefill_suffixes(model, schedule, suffixes, cache).items():
-            states[index] = own
+        for index, suffix_states in _prefill_suffixes(model, schedule, suffixes, cache).items():
+            states[index] = suffix_states
     return images, states
 
 

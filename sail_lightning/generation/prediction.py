@@ -1,4 +1,4 @@
-"""What the model answers, in the forms that people use: text, masks, phrases, COCO records, a picture."""
+"""An answer of the model in the forms that people use: text, masks, phrases, COCO records and an overlay."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sail_lightning.sample import Prompt
 from sail_lightning.sequence.chat_template import phrases_of
 
 COLOURS = ((230, 60, 60), (60, 140, 240), (60, 190, 90), (240, 180, 40), (170, 90, 220), (40, 200, 200))
-"""Of masks in overlays, repeating."""
+"""Colours (RGB) of the masks in an overlay, used in turn."""
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One answer.
 
-    `text` as generated, `[SEG]` and phrase tags included; `masks` (n, H, W) bool, one per `[SEG]`, at the picture's own
-    size, none without a picture; `image` (H, W, 3) uint8 or None; `finish` is `end`, `length` or `loop`; `seconds` this
-    answer's share of the time that its batch took.
+    `text` is as generated, with `[SEG]` and phrase tags. `masks` (n, H, W) bool has one mask per `[SEG]`, at the size
+    of the image before it was resized, and none without an image. `image` is (H, W, 3) uint8 or None. `finish` says
+    why the answer ended: `end`, `length` or `loop` (it repeated itself). `seconds` is its share of its batch's time.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Prediction:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to(self, *args: Any, **kwargs: Any) -> Prediction:
-        """Itself: it lies in host memory. `Trainer.predict` asks when it collects what `predict_step` returns."""
+        """Returns itself, which is in host memory. `Trainer.predict` calls this on what `predict_step` returns."""
         return self
 
     @property
@@ -49,7 +49,7 @@ class Prediction:
     def to_coco(self) -> list[dict[str, Any]]:
         """One COCO record per mask: `segmentation` (compressed RLE), `area` (pixels), `bbox` [x, y, w, h], `phrase`."""
         records = []
-        # Without a picture a [SEG] has a phrase, but no mask.
+        # Without an image a [SEG] has a phrase, but no mask.
         for mask, phrase in zip(self.masks, self.phrases, strict=False):
             rle = encode_rle(mask)
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -60,9 +60,10 @@ class Prediction:
         return records
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The picture with its masks tinted and contoured, prompts outlined, and the text below.
+        """Draws the image with its masks tinted and contoured, prompts outlined, and the text below.
 
-        A small picture is enlarged by a whole number, to about 256 pixels. `alpha` is the share of a mask's colour.
+        A small image is enlarged by a whole number, to about 256 pixels. `alpha`, 0 to 1, is the share of a mask's
+        colour.
         """
         image = self.image if self.image is not None else np.full((64, 256, 3), 255, np.uint8)
         scale = max(1, round(256 / max(image.shape[:2])))
@@ -72,6 +73,6 @@ class Prediction:
             tint(pixels, enlarged(mask, size), COLOURS[index % len(COLOURS)], alpha)
         drawn = Image.fromarray(pixels)
         draw = ImageDraw.Draw(drawn)
-        for place, prompt in enumerate(self.prompts):
-            draw_prompt(draw, prompt, place, scale, size)
+        for index, prompt in enumerate(self.prompts):
+            draw_prompt(draw, prompt, index, scale, size)
         return captioned(drawn, [f"Q: {self.question}", f"A: {self.text}"] if self.question else [self.text], 240)

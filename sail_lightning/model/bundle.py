@@ -51,7 +51,7 @@ class ModelBundle:
         """Makes a bundle from plugins and those settings of `PixelSAIL` that a model folder holds.
 
         Raises:
-            SailError: the tokenizer cannot be opened.
+            SailError: The tokenizer cannot be opened.
         """
         return cls(
             SailModel(backbone, upsampler, prompt_encoder, mask_channels),

@@ -1,4 +1,4 @@
-"""Losses. Each returns a sum and what it counts; one place (`module`) divides, over the whole accumulation window.
+"""Losses. Each returns a sum; `module` alone divides it, by the counts of the whole accumulation window.
 
 Sources: data_eval_spec D3 and the official model (BCE 2.0, dice 0.5, 12,544 sampled points, oversampling 3.0,
 importance 0.75); point sampling as in PointRend.
@@ -38,7 +38,7 @@ class LanguageLoss(Checked, nn.Module):
     """Cross-entropy over supervised rows only.
 
     Args:
-        label_smoothing: share of each target that is spread over the whole vocabulary, 0 to 1.
+        label_smoothing: Share of each target that is spread over the whole vocabulary, 0 to 1.
     """
 
     def __init__(self, label_smoothing: UnitInterval = 0.0) -> None:
@@ -46,9 +46,13 @@ class LanguageLoss(Checked, nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
-        """Hidden states (S, D) and the head, targets (S,) int64 and weights (S,) to the weighted sum, a float32 scalar.
+        """Computes the weighted sum over S rows, a float32 scalar, in float32.
 
-        Computed in float32 from the head's logits. S may be zero: gradients are then zero, not missing.
+        Args:
+            hidden: Hidden states (S, D). S may be zero: gradients are then zero, not missing.
+            head: The language head.
+            targets: Token ids (S,) int64.
+            weights: Weights (S,) of the rows.
         """
         losses = F.cross_entropy(head(hidden).float(), targets, reduction="none", label_smoothing=self.label_smoothing)
         return (losses * weights).sum()
@@ -56,14 +60,14 @@ class LanguageLoss(Checked, nn.Module):
 
 @register
 class ChunkedLanguageLoss(LanguageLoss):
-    """The same numbers and gradients with the logits of some rows at a time; they are computed again on the way back.
+    """Cross-entropy with the logits of some rows at a time, which are computed again in the backward pass.
 
-    For large vocabularies: 16,000 rows of 151,936 logits are 9 GiB in float32 alone. Takes the time of one more pass
-    through the language head.
+    Values and gradients are those of `LanguageLoss`. It is for large vocabularies, where 16,000 rows of 151,936 logits
+    take 9 GiB in float32 alone, and takes the time of one more pass through the language head.
 
     Args:
-        chunk_size: rows whose logits are held together.
-        label_smoothing: of the targets, 0 to 1.
+        chunk_size: Number of rows whose logits are held together.
+        label_smoothing: Share of each target that is spread over the whole vocabulary, 0 to 1.
     """
 
     def __init__(self, chunk_size: PositiveInt = 1024, label_smoothing: UnitInterval = 0.0) -> None:
@@ -82,21 +86,21 @@ class ChunkedLanguageLoss(LanguageLoss):
 
 @register
 class LigerLanguageLoss(LanguageLoss):
-    """Liger's fused language head and cross-entropy: no logits are held, gradients are made on the way forth.
+    """Liger's fused language head and cross-entropy: no logits are held, gradients come from the forward pass.
 
-    For CUDA, with the package `liger-kernel`. Rows of equal weight are one call, each with a gradient of the head's
-    own size; a batch has as many weights as samples are weighed differently (`mask_sample_weight`), so one or two.
+    It needs CUDA and the package `liger-kernel`. Rows of equal weight are one call, each with a gradient of the head's
+    own size; a batch has one weight, or two where samples with masks weigh otherwise (`mask_sample_weight`).
     Unlike the other losses it does not call the head but takes its weight, so hooks on the head do not run.
 
     Args:
-        label_smoothing: of the targets, 0 to 1.
+        label_smoothing: Share of each target that is spread over the whole vocabulary, 0 to 1.
     """
 
     def forward(self, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
-        """As `LanguageLoss`.
+        """Computes the weighted sum of `LanguageLoss`.
 
         Raises:
-            SailUsageError: no CUDA or no Liger, or a language head that is not one whole, plain `nn.Linear`.
+            SailUsageError: There is no CUDA or no Liger, or the language head is not one whole, plain `nn.Linear`.
         """
         if not hidden.is_cuda:
             raise SailUsageError(f"LigerLanguageLoss needs CUDA, not {hidden.device.type}; use ChunkedLanguageLoss")
@@ -115,15 +119,15 @@ def _liger(label_smoothing: float) -> Callable[..., Tensor]:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
     except ImportError as error:
         absent = (error.name or "").startswith("liger_kernel")
-        told = "needs liger-kernel, which is not installed" if absent else f"cannot import Liger ({error})"
-        mend = "pip install 'sail-lightning[liger]', or use ChunkedLanguageLoss"
-        raise SailUsageError(f"LigerLanguageLoss {told}: {mend}") from None
-    # Sums: with a loss for each row Liger computes all logits a second time on the way back.
+        reason = "needs liger-kernel, which is not installed" if absent else f"cannot import Liger ({error})"
+        fix = "pip install 'sail-lightning[liger]', or use ChunkedLanguageLoss"
+        raise SailUsageError(f"LigerLanguageLoss {reason}: {fix}") from None
+    # A sum, because with a loss per row Liger computes all logits a second time in the backward pass.
     return LigerFusedLinearCrossEntropyLoss(label_smoothing=label_smoothing, reduction="sum", accum_dtype=torch.float32)
 
 
 def _linear(head: Head) -> nn.Linear:
-    """The matrix behind a head: the head itself, or `lm_head` of the backbone whose method it is."""
+    """Returns the linear layer of a head: the head itself, or `lm_head` of the backbone that the method belongs to."""
     linear = head if isinstance(head, nn.Module) else getattr(getattr(head, "__self__", None), "lm_head", None)
     if type(linear) is not nn.Linear:
         kind = type(head if linear is None else linear).__name__
@@ -148,16 +152,18 @@ class MaskLossSums:
 @register
 @swap_point("model.mask_loss")
 class MaskLoss(Checked, nn.Module):
-    """Binary cross-entropy and dice, on all pixels of small pictures and on sampled points of large ones.
+    """Binary cross-entropy and dice, on all pixels of small images and on sampled points of large ones.
 
     Args:
-        bce_weight: of the cross-entropy.
-        dice_weight: of the dice loss.
-        num_points: sampled per mask; a target with no more pixels is compared densely, pixel by pixel.
-        oversample_ratio: candidates per kept point.
-        importance_ratio: share of the points taken where the prediction is least certain, 0 to 1.
-        resolution: where a dense comparison happens: at the `target`'s resolution (logits resized bilinearly), or at
-            that of the `features` (targets resized to the nearest pixel, the official form without points).
+        bce_weight: Weight of the cross-entropy.
+        dice_weight: Weight of the dice loss.
+        num_points: Points sampled per mask; a target with no more pixels than this, or any where it is 0, is compared
+            pixel by pixel.
+        oversample_ratio: Candidates per point, 1 or more.
+        importance_ratio: Share of the points taken where the prediction is least certain, 0 to 1.
+        resolution: The resolution of a comparison pixel by pixel: the `target`'s resolution (logits resized
+            bilinearly), or that of the `features` (targets resized to the nearest pixel, the official form
+            without points).
     """
 
     def __init__(
@@ -175,7 +181,7 @@ class MaskLoss(Checked, nn.Module):
         self.resolution = resolution
 
     def forward(self, logits: Sequence[Tensor], targets: Sequence[Tensor]) -> MaskLossSums:
-        """Per picture, logits (n, h, w) and targets (n, H, W) bool, to sums over all masks."""
+        """Computes the sums over all masks, from logits (n, h, w) and targets (n, H, W) bool of each image."""
         if not logits:
             raise ValueError("MaskLoss needs at least one (possibly empty) group of masks")
         bce, dice = [], []
@@ -198,22 +204,22 @@ class MaskLoss(Checked, nn.Module):
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over the last dimension: (n, K), (n, K) to (n,)."""
+    """Computes 1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over the last dimension: (n, K), (n, K) to (n,)."""
     overlap = (probabilities * targets).sum(-1)
     return 1 - (2 * overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)
 
 
 def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bilinear resize of (n, h, w), align_corners off."""
+    """Resizes maps (n, h, w) bilinearly to (n, *size), with `align_corners` off."""
     if maps.shape[0] == 0:
         return maps.new_zeros(0, *size) + maps.sum()
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of maps (n, h, w) at points (n, K, 2), (x, y) in [0, 1], zero outside: (n, K).
+    """Samples maps (n, h, w) bilinearly at points (n, K, 2), (x, y) in [0, 1], with zeros outside: (n, K).
 
-    By `grid_sample`, unless torch is told to be deterministic: on CUDA it has no gradient that sums in a fixed order.
+    This is `grid_sample`, except in deterministic mode: on CUDA its gradient does not sum in a fixed order.
     """
     if torch.are_deterministic_algorithms_enabled():
         return gather_points(maps, points)
@@ -221,9 +227,9 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def gather_points(maps: Tensor, points: Tensor) -> Tensor:
-    """As `sample_points`, by indexing, which in deterministic mode has a gradient that sums in a fixed order.
+    """Does the same as `sample_points` by indexing, whose gradient sums in a fixed order in deterministic mode.
 
-    Five to ten times slower on the CPU, where 12,544 points take about a millisecond, forward and back.
+    It is five to ten times slower on the CPU, where 12,544 points take about a millisecond, forward and backward.
     """
     count, height, width = maps.shape
     values = maps.flatten()
@@ -247,7 +253,7 @@ def uncertain_points(
     importance_ratio: float,
     draws: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Points (n, num_points, 2) in [0, 1]: the least certain of an oversampled uniform draw, and fresh uniform ones.
+    """Draws points (n, num_points, 2) in [0, 1]: the least certain of a uniform draw, and further uniform ones.
 
     `draws` replaces the two uniform draws, candidates (n, floor(K * oversample), 2) and extra (n, rest, 2).
     """
@@ -262,11 +268,11 @@ def uncertain_points(
 
 @swap_point("model.distillation_loss")
 class DistillationLoss(Checked, ABC, nn.Module):
-    """How far a student's projected features are from a teacher's. Computed in float32 on the student's grid."""
+    """The distance of a student's projected features from a teacher's, in float32 on the student's grid."""
 
     @abstractmethod
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Student (B, C, h, w) and teacher (B, C, h', w') to a loss per picture, (B,)."""
+        """Computes a loss per image (B,) from features of the student (B, C, h, w) and the teacher (B, C, h', w')."""
 
 
 @register
@@ -279,9 +285,10 @@ class MSEDistillation(DistillationLoss):
 
 @register
 class CosineDistillation(DistillationLoss):
-    """One minus the cosine of the angle between both features, mean over the student's grid: 0 to 2, blind to length.
+    """One minus the cosine of the angle between both features, mean over the student's grid: 0 to 2.
 
-    Not in the paper; of use where a teacher's features differ much in length from place to place.
+    It does not depend on norms, so it helps where those of a teacher's features vary much over an image. It is not in
+    the paper.
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -289,12 +296,12 @@ class CosineDistillation(DistillationLoss):
 
 
 def _on_grid(teacher: Tensor, student: Tensor) -> Tensor:
-    """A teacher's features (B, C, h', w') on a student's grid, float32."""
+    """Resizes a teacher's features (B, C, h', w') to a student's grid, in float32."""
     return F.interpolate(teacher.float(), student.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _by_shape(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Joins pictures of equal shapes, so that a batch of equal pictures is one call."""
+    """Joins images of equal shapes, so that a batch of equal images is one call."""
     groups: dict[tuple[torch.Size, torch.Size], tuple[list[Tensor], list[Tensor]]] = {}
     for predicted, wanted in zip(logits, targets, strict=True):
         key = (predicted.shape[-2:], wanted.shape[-2:])
