@@ -68,7 +68,7 @@ lint: $(READY) ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(READY) ## mend the style
+format: $(READY) ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

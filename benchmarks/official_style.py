@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from sail_lightning.compat.transformers import cache_keyword
 from sail_lightning.encoding.batch import PackedBatch
 from sail_lightning.encoding.collate import pack
 from sail_lightning.encoding.transform import EncodedSample
@@ -69,10 +70,10 @@ def run_decoder(model: SailModel, embeddings: Tensor, positions: Tensor, mask: T
     return core.model(
         inputs_embeds=embeddings,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=False,
         output_hidden_states=True,
         sail_attend=DenseAttention(mask),
+        **{cache_keyword(type(core.model)): cache},
     )
 
 

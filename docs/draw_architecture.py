@@ -19,14 +19,14 @@ OUT = Path(__file__).with_name("architecture.svg")
 INK, GREY, LINE = "#1f2933", "#66727f", "#44515e"
 VISION, WORD, SEG, TEACHER = "#cfe3fb", "#fdebc8", "#f9c6c0", "#eeeeee"
 SOCKET = "#2563a8"
-"""Outline of what is a socket; everything else is fixed."""
+"""Colour of the outline of sockets; everything else is fixed."""
 SEED = 2
 TARGET = 0
-"""Object of the scene that the question names."""
+"""Index of the object that the question names."""
 
 
 def draw_architecture(out: Path = OUT) -> Path:
-    """Writes the picture; the file's ending says in which format."""
+    """Writes the drawing; the file's ending gives the format."""
     scene = draw_scene(np.random.default_rng(SEED), min_objects=4, max_objects=4)
     target = scene.objects[TARGET]
     # Paths instead of fonts look the same everywhere; the salt and the absent date keep the file the same.
@@ -45,7 +45,7 @@ def draw_architecture(out: Path = OUT) -> Path:
 
 
 def _inputs(axes: Axes, scene: Scene, question: str) -> None:
-    _picture(axes, scene.image, (0.3, 3.0), 2.0)
+    _image(axes, scene.image, (0.3, 3.0), 2.0)
     for step in range(1, 8):
         at = 2.0 * step / 8
         axes.plot([0.3 + at] * 2, [3.0, 5.0], color="white", linewidth=0.5, alpha=0.6)
@@ -58,7 +58,7 @@ def _inputs(axes: Axes, scene: Scene, question: str) -> None:
     axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=1.8, linestyle=(0, (3, 2))))
     _say(axes, 1.3, 2.78, "raw patches, no vision encoder")
     _box(axes, (0.3, 1.0), (2.0, 0.62), question, WORD)
-    _say(axes, 1.3, 0.78, "words")
+    _say(axes, 1.3, 0.78, "text")
     _box(axes, (0.3, 5.62), (2.0, 0.62), "region, if any: mask,\nbox, point, scribble", "white")
     _box(axes, (3.0, 5.62), (1.7, 0.62), "PromptEncoder", VISION, socket=True)
     _arrow(axes, (2.3, 5.93), (3.0, 5.93))
@@ -78,7 +78,7 @@ def _network(axes: Axes) -> None:
     _say(axes, 6.05, 3.95, "one decoder-only\ntransformer", INK, 11)
     _box(axes, (5.32, 1.45), (1.46, 1.75), "", "#f3f7fc", socket=True)
     axes.text(6.05, 2.88, "Attention", ha="center", va="center", fontsize=11, color=SOCKET, weight="bold")
-    _say(axes, 6.05, 2.1, "picture: all of it,\nboth ways\nwords: what came\nbefore")
+    _say(axes, 6.05, 2.1, "image: all of it,\nboth ways\ntext: what came\nbefore")
     _say(axes, 6.05, 1.02, "language head")
     for y in (4.0, 1.31):
         _arrow(axes, (4.5, y), (5.1, y))
@@ -102,7 +102,7 @@ def _outputs(axes: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> N
     _arrow(axes, (9.22, 1.57), (9.22, 2.16))
     _arrow(axes, (10.7, 3.2), (9.46, 2.5))
     _say(axes, 8.55, 2.39, "dot\nproduct")
-    _picture(axes, _tinted(image, mask), (10.95, 0.78), 1.75)
+    _image(axes, _tinted(image, mask), (10.95, 0.78), 1.75)
     _arrow(axes, (9.46, 2.32), (10.95, 1.9), "mask", (10.35, 2.3))
     _box(axes, (8.6, 5.62), (1.6, 0.62), "Teachers", TEACHER, socket=True, dashed=True)
     _say(axes, 11.6, 5.93, "training only,\nnever in a checkpoint")
@@ -170,7 +170,7 @@ def _say(axes: Axes, x: float, y: float, text: str, colour: str = GREY, size: fl
     axes.text(x, y, text, ha="center", va="center", fontsize=size, color=colour)
 
 
-def _picture(axes: Axes, image: NDArray[np.uint8], corner: tuple[float, float], side: float) -> None:
+def _image(axes: Axes, image: NDArray[np.uint8], corner: tuple[float, float], side: float) -> None:
     extent = (corner[0], corner[0] + side, corner[1], corner[1] + side)
     axes.imshow(image, extent=extent, interpolation="none", aspect="auto", zorder=1)
     axes.set(xlim=(0, 13), ylim=(0, 6.6))
@@ -185,7 +185,7 @@ def _grid(axes: Axes, corner: tuple[float, float], side: float, cells: int = 16)
 
 
 def _tinted(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The picture in grey, the masked pixels as they are."""
+    """The image in grey, with the masked pixels in colour."""
     grey = (image.mean(-1, keepdims=True) * 0.35).astype(np.uint8)
     return np.where(mask[..., None], image, grey)
 

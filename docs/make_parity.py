@@ -28,8 +28,8 @@ is passed; `make test` does the same. The recordings (`tests/golden/official`) a
 run with the unmodified official code in float32 on a CPU. `SOLO` has one set of weights and positions on a grid, as the
 SOLO and SAIL style models (`SailQwen`); `EVE` has weights by modality (`EVEv2`).
 
-The recorded weights pass through our converter. Texts, pictures and prompts pass through our encoder; what it makes of
-them is compared too. Each recorded sample is read `alone`, and `packed` into one row with all other samples.
+The recorded weights pass through the converter of this package. Texts, images and prompts pass through its encoder,
+and the result is compared too. Each recorded sample is read `alone`, and `packed` into one row with all other samples.
 """
 TOLERANCES = """
 Largest absolute error of a stage over all its recordings. The tolerance is absolute, plus a share of the value where
@@ -40,29 +40,29 @@ DIFFERENCES = """## What is the same, and what is not
 Exact: token ids, positions, labels, attention masks, which patches a prompt covers, sampled points, generated tokens,
 masks. Everything else agrees within float32 noise.
 
-Converted models behave as the official ones where ours would differ by default: mask features at the official stride (2
-pixels; the paper says 4), the last of overlapping prompts on top (ours adds them up), prompt masks shrunk with nearest
-neighbours (ours never lose a thin region).
+Converted models behave like the official ones where this package has other defaults: mask features at the official
+stride (2 pixels; the paper says 4), the last of overlapping prompts on top (ours adds them up), prompt masks shrunk
+with nearest neighbours (ours never lose a thin region).
 
-Of EVE: a picture is one learned vector, then rows of patches, each closed by another learned vector. It stands inside
+EVE: an image is one learned vector, then rows of patches, each closed by another learned vector. It stands inside
 the first question. Attention is causal and positions are counted; the vectors are vision tokens and have the weights of
 pixels. Prompts are added without a projection.
 
-On purpose not reproduced:
+Intentionally not reproduced:
 
-- **Batches of several pictures.** The official collate counts patches one too few per picture, so that the second
-  picture of a batch reads its first patch from the picture before it. Ours gives every sample what it gets alone; the
-  table compares with the official code after the missing one was added. A test shows that the fault is not there.
+- **Batches of several images.** The official collate counts patches one too few per image, so that the second
+  image of a batch reads its first patch from the image before it. Ours gives every sample what it gets alone; the
+  table compares with the official code after the missing one was added. A test shows that ours has no such fault.
 - **EVE's visual prompts in inference.** The official code stops there with an error, and would otherwise ignore them.
   Ours works as in training.
-- **Pictures of extreme shapes.** The official rule makes pictures longer than 1024 pixels and very narrow empty; ours
+- **Images of extreme shapes.** The official rule makes images longer than 1024 pixels and very narrow empty; ours
   keep one patch.
 - **The factor 0.1 on the language loss** of batches with masks. The official code takes it for the whole batch; ours
-  weighs each sample by itself (`mask_sample_weight`), so that it does not depend on a sample's company. Equal for one.
-- **Divisors.** The official code adds 1e-4 to the number of masks, points and pictures that it divides by; ours divides
+  weighs each sample by itself (`mask_sample_weight`), whatever else is in the batch. Both are equal for one sample.
+- **Divisors.** The official code adds 1e-4 to the number of masks, points and images that it divides by; ours divides
   by the number, over the whole accumulation window by default. The table multiplies it back.
-- **Placeholders.** For samples without a picture or a mask, the official code runs its heads on a state of some word to
-  keep all weights in the graph; ours runs them on nothing. No loss differs.
+- **Placeholders.** For samples without an image or a mask, the official code runs its heads on the state of some token
+  to keep all weights in the graph; ours does not run them. No loss differs.
 - **Masks of a last `[SEG]`.** Officially, a `[SEG]` that is the last token before the limit has no mask; ours has one.
   A `[SEG]` of the question has one officially, ours only those of the answer.
 - **bf16.** The official code in bf16 adds prompts in float32 and keeps their projection there; ours adds in the

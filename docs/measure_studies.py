@@ -2,7 +2,7 @@
 
     python docs/measure_studies.py FOLDER [COLUMN]
 
-Of each variant: records a step, means over seeds of a validation figure (val/ciou) by step, and that of each seed.
+For each variant: records a step, the mean over seeds of a validation metric (val/ciou) by step, and that of each seed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A source of your own in one file: referring phrases made from COCO instances.
 
-Phrases come from categories and places ("the dog", "the left person", "the largest car") and are unambiguous within
+Phrases come from categories and positions ("the dog", "the left person", "the largest car") and are unambiguous within
 their photo: a phrase about a category is only made where it fits exactly one of its objects, crowds included.
 """
 
@@ -26,7 +26,7 @@ SIDE = {  # which of two or more objects: the first by this measure, ahead of th
     "bottom": lambda box, photo: 1 - (box[1] + box[3] / 2) / photo["height"],
 }
 MARGIN = 0.08
-"""Of the photo's side, between the outermost object and the next."""
+"""Least distance between the outermost object and the next, as a share of the photo's side."""
 Named = tuple[str, dict[str, Any]]
 """A phrase, and the record of the object that it means."""
 
@@ -38,10 +38,11 @@ class CocoPhrases(Source):
         annotations: the JSON file of instances.
         images: folder of the photos.
         limit: how many photos, in the order of the file; null is all.
-        phrases: most phrases per photo, largest objects first.
-        min_area: smallest object that is asked about, as a share of the photo.
-        separate: one question per sample, as a test asks them. Else a photo is read once for a whole conversation, as
-            many times as it has phrases: each conversation begins with another one, so that the turn is no answer.
+        phrases: Largest number of phrases per photo, largest objects first.
+        min_area: Smallest object that is asked about, as a share of the photo.
+        separate: One question per sample, as a test asks them. Otherwise a photo is read once for a whole conversation,
+            as many times as it has phrases: each conversation begins with another one, so that the order of turns
+            does not give the answer away.
     """
 
     def __init__(
@@ -57,16 +58,16 @@ class CocoPhrases(Source):
         try:
             photos = _photos(content, phrases, min_area)[:limit]
         except KeyError as error:
-            raise SailError(f"{annotations}: a record lacks {error}, or names one that is absent; mend it") from None
+            raise SailError(f"{annotations}: a record lacks {error}, or names an absent one; fix the file") from None
         if not photos:
             raise SailError(f"{annotations} has no photo with an object that can be named; lower min_area")
         self._samples: list[Sample] = []
         for photo, found in photos:
-            turned = [found[place:] + found[:place] for place in range(len(found))]
+            turned = [found[start:] + found[:start] for start in range(len(found))]
             for group in [[item] for item in found] if separate else turned:
                 turns = tuple(
-                    Turn(f"Please segment {phrase}.", "It is [SEG].", "refer", (place,))
-                    for place, (phrase, _) in enumerate(group)
+                    Turn(f"Please segment {phrase}.", "It is [SEG].", "refer", (index,))
+                    for index, (phrase, _) in enumerate(group)
                 )
                 masks = tuple(_Decoder(record["segmentation"], photo) for _, record in group)
                 path = Path(images) / photo["file_name"]

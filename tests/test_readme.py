@@ -6,6 +6,7 @@ what one command leaves (a checkpoint, a model folder) the next one finds.
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -31,6 +32,8 @@ from sail_lightning.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 EXAMPLE = ROOT / "examples" / "my_upsampler.py"
 METRIC = ROOT / "examples" / "boundary_iou.py"
@@ -215,6 +218,45 @@ def test_make_targets_exist() -> None:
 def test_links_lead_to_files(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)\s#]+)", prose(page)) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    def anchors(of: Path) -> set[str]:
+        titles = re.findall(r"^#+ (.+)$", prose(of), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+    links = re.findall(r"\]\(([^)\s#:]*)#([^)\s]+)\)", prose(page))
+    assert [f"{path}#{name}" for path, name in links if name not in anchors(page.parent / path if path else page)] == []
+
+
+def test_the_index_of_what_can_be_added_counts_the_lines_of_each_example() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| an? .*\| (\S+) \| \[(Add an? [^]]+)\]", text, re.MULTILINE)
+    lines = {title: example(text, title).count("\n") for _, title in rows}
+    assert len(rows) == 9
+    assert {title: count for count, title in rows} == {title: str(count) for title, count in lines.items()}
+
+
+def example(text: str, title: str) -> str:
+    """What a page of CONTRIBUTING.md shows: the file in examples/ that it names, or else its first piece of Python."""
+    page = re.search(rf"^## {title}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if page is None:
+        return ""
+    if file := re.search(r"`(examples/\w+\.py)`", page[0]):
+        return (ROOT / file[1]).read_text(encoding="utf-8")
+    shown = re.search(r"^```python\n(.*?)^```$", page[0], re.MULTILINE | re.DOTALL)
+    return shown[1] if shown else ""
+
+
+def test_the_rule_of_imports_is_quoted_from_its_test() -> None:
+    tree = ast.parse((ROOT / "tests" / "core" / "test_imports.py").read_text(encoding="utf-8"))
+    (value,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS"
+    )
+    quoted = re.search(r"<!-- rooms: begin.*?```text\n(.*?)```", ARCHITECTURE.read_text(encoding="utf-8"), re.DOTALL)
+    assert quoted is not None
+    assert re.findall(r"\w+", quoted[1]) == re.findall(r"'(\w+)'", ast.unparse(value))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

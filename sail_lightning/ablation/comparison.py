@@ -1,4 +1,4 @@
-"""Each variant beside the baseline, figure by figure, paired over seeds and over samples."""
+"""Each variant beside the baseline, metric by metric, paired over seeds and over samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sail_lightning.ablation.runs import REPORT, Result
 from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
-from sail_lightning.ablation.study import Figure
+from sail_lightning.ablation.study import TableMetric
 from sail_lightning.evaluate import own, read_records, score
 from sail_lightning.evaluate.benchmarks import perbench_name
 from sail_lightning.evaluate.report import OWN_METRICS
@@ -22,7 +22,7 @@ ROUNDS = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of one variant: its spread, and the differences from the baseline on the seeds that both have.
+    """One metric of one variant: its spread, and the differences from the baseline on the seeds that both have.
 
     None where there is nothing to compare: the baseline itself, no seed in common, one seed only (`over_seeds`), or
     questions that the baseline was not asked (`over_samples`).
@@ -36,45 +36,45 @@ class Cell:
 
 
 def compare(
-    results: Sequence[Result], figures: Sequence[Figure], baseline: str, folders: Mapping[tuple[str, int], Path]
-) -> dict[str, dict[Figure, Cell]]:
-    """All figures of all variants, in the order in which the variants come first.
+    results: Sequence[Result], metrics: Sequence[TableMetric], baseline: str, folders: Mapping[tuple[str, int], Path]
+) -> dict[str, dict[TableMetric, Cell]]:
+    """All metrics of all variants, in the order in which the variants come first.
 
-    The p values of each test are corrected over the variants, figure by figure.
+    The p values of each test are corrected over the variants, metric by metric.
 
     Args:
-        results: of runs that ended.
-        figures: columns of the table; a variant without one lacks its cell.
-        baseline: name of the variant that the others are compared with.
-        folders: of the runs, by variant and seed; their files of answers are scored again.
+        results: Results of the runs that ended.
+        metrics: Columns of the table; a variant without one lacks its cell.
+        baseline: Name of the variant that the others are compared with.
+        folders: Folders of the runs, by variant and seed; the answers in them are scored again.
     """
     by_variant: dict[str, dict[int, Result]] = {}
     for result in results:
         by_variant.setdefault(result.variant, {})[result.seed] = result
-    scores = _Scores(folders, figures)
-    table: dict[str, dict[Figure, Cell]] = {}
+    scores = _Scores(folders, metrics)
+    table: dict[str, dict[TableMetric, Cell]] = {}
     for variant, runs in by_variant.items():
         table[variant] = {}
-        for figure in figures:
-            values = {seed: value for seed, result in runs.items() if (value := result.value(figure)) is not None}
+        for metric in metrics:
+            values = {seed: value for seed, result in runs.items() if (value := result.value(metric)) is not None}
             if not values:
                 continue
             base = {}
             if variant != baseline:
-                found = {seed: one.value(figure) for seed, one in by_variant.get(baseline, {}).items()}
+                found = {seed: one.value(metric) for seed, one in by_variant.get(baseline, {}).items()}
                 base = {seed: value for seed, value in found.items() if value is not None and seed in values}
-            table[variant][figure] = _cell(values, base, runs, by_variant.get(baseline, {}), figure, scores)
-    for figure in figures:
+            table[variant][metric] = _cell(values, base, runs, by_variant.get(baseline, {}), metric, scores)
+    for metric in metrics:
         for test in ("over_seeds", "over_samples"):
-            _correct([cells for cells in table.values() if figure in cells], figure, test)
+            _correct([cells for cells in table.values() if metric in cells], metric, test)
     return table
 
 
-def _correct(rows: Sequence[dict[Figure, Cell]], figure: Figure, test: str) -> None:
-    """Corrects the p of one test of a figure for the number of rows that have it."""
-    tested = [(cells, one) for cells in rows if (one := getattr(cells[figure], test)) is not None]
+def _correct(rows: Sequence[dict[TableMetric, Cell]], metric: TableMetric, test: str) -> None:
+    """Corrects the p values of one test of a metric for the number of rows that have it."""
+    tested = [(cells, one) for cells in rows if (one := getattr(cells[metric], test)) is not None]
     for (cells, one), p in zip(tested, holm([one.p for _, one in tested]), strict=True):
-        cells[figure] = replace(cells[figure], **{test: replace(one, p_holm=p)})
+        cells[metric] = replace(cells[metric], **{test: replace(one, p_holm=p)})
 
 
 def _cell(
@@ -82,7 +82,7 @@ def _cell(
     base: dict[int, float],
     runs: Mapping[int, Result],
     base_runs: Mapping[int, Result],
-    figure: Figure,
+    metric: TableMetric,
     scores: _Scores,
 ) -> Cell:
     if not base:
@@ -90,7 +90,7 @@ def _cell(
     seeds = sorted(base)
     first, second = ([side[seed] for seed in seeds] for side in (base, values))
     difference = float(np.mean(second) - np.mean(first))
-    draws = scores.difference([base_runs[seed] for seed in seeds], [runs[seed] for seed in seeds], figure)
+    draws = scores.difference([base_runs[seed] for seed in seeds], [runs[seed] for seed in seeds], metric)
     return Cell(
         values,
         spread(list(values.values())),
@@ -101,22 +101,22 @@ def _cell(
 
 
 class _Scores:
-    """Bootstrap draws of runs' figures; each file of answers is scored once, for the benchmarks that `figures` name."""
+    """Bootstrap draws of runs' metrics; each file of answers is scored once, for the benchmarks that `metrics` name."""
 
-    def __init__(self, folders: Mapping[tuple[str, int], Path], figures: Sequence[Figure]) -> None:
+    def __init__(self, folders: Mapping[tuple[str, int], Path], metrics: Sequence[TableMetric]) -> None:
         self.folders = folders
         self.wanted: dict[str, set[str]] = {}
-        for figure in figures:
-            self.wanted.setdefault(figure.evaluation, set()).add(figure.benchmark)
-        self.meteor = any(figure.metric in ("meteor", "perbench_overall") for figure in figures)
+        for metric in metrics:
+            self.wanted.setdefault(metric.evaluation, set()).add(metric.benchmark)
+        self.meteor = any(metric.name in ("meteor", "perbench_overall") for metric in metrics)
         self._kept: dict[Path, tuple[dict[str, frozenset[str]], dict[str, dict[str, Floats]]]] = {}
 
-    def difference(self, first: Sequence[Result], second: Sequence[Result], figure: Figure) -> Floats | None:
+    def difference(self, first: Sequence[Result], second: Sequence[Result], metric: TableMetric) -> Floats | None:
         """The mean difference over pairs of runs (rounds,), on the same questions drawn again in both.
 
-        None where they were not asked the same questions, or the figure has no draws.
+        None where they were not asked the same questions, or the metric has no draws.
         """
-        sides = [[self._draws(run, figure) for run in runs] for runs in (first, second)]
+        sides = [[self._draws(run, metric) for run in runs] for runs in (first, second)]
         asked = {questions for side in sides for questions, _ in side}
         if len(asked) != 1 or any(draws is None for side in sides for _, draws in side):
             return None
@@ -124,14 +124,14 @@ class _Scores:
         difference: Floats = means[1] - means[0]
         return difference
 
-    def _draws(self, run: Result, figure: Figure) -> tuple[frozenset[str], Floats | None]:
-        """The questions that the figure is about, and its draws."""
-        path = self.folders[run.variant, run.seed] / run.answers[figure.evaluation]
+    def _draws(self, run: Result, metric: TableMetric) -> tuple[frozenset[str], Floats | None]:
+        """The questions that the metric is about, and its draws."""
+        path = self.folders[run.variant, run.seed] / run.answers[metric.evaluation]
         report = path.with_name(REPORT)
         if not path.is_file() or not report.is_file():
             return frozenset(), None
         if path not in self._kept:
-            wanted = self.wanted[figure.evaluation]
+            wanted = self.wanted[metric.evaluation]
             answers = []
             asked: dict[str, set[str]] = {name: set() for name in wanted}
             for record in read_records(path):
@@ -139,11 +139,11 @@ class _Scores:
                 answers += [record] if about else []
                 for name in about:
                     asked[name].add(record.dedup_key)
-            told = json.loads(report.read_text(encoding="utf-8"))
-            judged = {key: told[key] for key in ("protocol", "no_target_from", "combine")}  # as the table's figures
-            metrics = own.build(told.get(OWN_METRICS) or {})
-            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, metrics=metrics, **judged)
+            stored = json.loads(report.read_text(encoding="utf-8"))
+            rules = {key: stored[key] for key in ("protocol", "no_target_from", "combine")}  # as in the table
+            metrics = own.build(stored.get(OWN_METRICS) or {})
+            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, metrics=metrics, **rules)
             questions = {name: frozenset(truths) for name, truths in asked.items()}
             self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
         questions, draws = self._kept[path]
-        return questions.get(figure.benchmark, frozenset()), draws.get(figure.benchmark, {}).get(figure.metric)
+        return questions.get(metric.benchmark, frozenset()), draws.get(metric.benchmark, {}).get(metric.name)

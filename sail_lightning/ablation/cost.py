@@ -13,11 +13,11 @@ from sail_lightning.evaluate.curves import read_curves
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training.
+    """The cost of one training.
 
-    `seconds` of its process, validation and start included; `tokens_per_s` and `samples_per_s`, medians of the entries
-    of `Throughput`; `parameters` of the model as it is stored, without what only teachers need; `peak_memory_gib` of
-    the process, or of the device. None: the run was too short for an entry.
+    `seconds` is the time of its process, validation and start included. `tokens_per_s` and `samples_per_s` are medians
+    of the values that `Throughput` logged. `parameters` counts those of the model as it is stored, without what only
+    teachers need. `peak_memory_gib` is that of the process, or of the device. None: the run was too short for a value.
     """
 
     seconds: float
@@ -28,7 +28,7 @@ class Cost:
 
 
 def measure(checkpoint: Path, metrics_csv: Path, seconds: float) -> Cost:
-    """Reads `last.ckpt` and `metrics.csv`."""
+    """The cost of a training that took `seconds`, from its `last.ckpt` and `metrics.csv`."""
     curves = read_curves(metrics_csv) if metrics_csv.is_file() else {}
 
     def entries(name: str) -> list[float]:
@@ -48,7 +48,7 @@ def measure(checkpoint: Path, metrics_csv: Path, seconds: float) -> Cost:
 
 
 def stored_parameters(checkpoint: Path) -> int:
-    """Numbers in a checkpoint's model; tensors that share their memory, as tied tables do, count once."""
+    """Number of parameters in a checkpoint's model; tensors that share memory, as tied embeddings do, count once."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     kept = {
         (tensor.untyped_storage().data_ptr(), tensor.storage_offset()): tensor.numel()

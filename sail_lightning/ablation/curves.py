@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from sail_lightning.evaluate.curves import Curve, read_curves
 
 SMOOTH = 20
-"""A curve of more than twice as many points is drawn as a moving average over a SMOOTH-th of them."""
+"""A curve with more than 2 * SMOOTH points is drawn as a moving average over a SMOOTH-th of them."""
 
 
 def draw_curves(tables: Mapping[str, Sequence[Path]], columns: Sequence[str], out: Path) -> Path | None:
     """Draws the columns side by side.
 
     Args:
-        tables: by variant, the metrics.csv of each of its runs; files that are missing are passed over.
-        columns: of metrics.csv; those that no run has are left out.
-        out: picture to write.
+        tables: For each variant, the metrics.csv of each of its runs; files that are missing are skipped.
+        columns: Columns of metrics.csv; those that no run has are left out.
+        out: Image file to write.
 
     Returns:
         `out`, or None where there is nothing to draw.
@@ -39,9 +39,9 @@ def draw_curves(tables: Mapping[str, Sequence[Path]], columns: Sequence[str], ou
         return None
     drawing = Drawing(figsize=(5.6 * len(panels), 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(drawing)
-    colours = {variant: f"C{place % 10}" for place, variant in enumerate(tables)}
-    for place, (column, variants) in enumerate(panels.items()):
-        axes = drawing.add_subplot(1, len(panels), place + 1)
+    colours = {variant: f"C{index % 10}" for index, variant in enumerate(tables)}
+    for index, (column, variants) in enumerate(panels.items()):
+        axes = drawing.add_subplot(1, len(panels), index + 1)
         for variant, runs in variants.items():
             _draw(axes, variant, runs, colours[variant])
         axes.set_xlabel("step")

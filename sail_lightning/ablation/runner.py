@@ -1,4 +1,4 @@
-"""Runs all of a study: what is done is kept, and one that fails does not hold up the rest."""
+"""Runs all of a study: results that exist are kept, and a run that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 
 from sail_lightning.ablation.runs import Result, Run, execute, finished
-from sail_lightning.ablation.study import Figure
+from sail_lightning.ablation.study import TableMetric
 from sail_lightning.errors import SailError
 
 
 @dataclass
 class Outcome:
-    """Results in the order of the runs, and of those that failed the last error, by variant and seed."""
+    """Results in the order of the runs, and the last error of each run that failed, by variant and seed."""
 
     results: list[Result] = field(default_factory=list)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
-def run_all(runs: Sequence[Run], jobs: int, figure: Figure, say: Callable[[str], None]) -> Outcome:
+def run_all(runs: Sequence[Run], jobs: int, metric: TableMetric, report: Callable[[str], None]) -> Outcome:
     """Runs what is not done yet.
 
     Args:
-        runs: in the order in which they are started.
-        jobs: processes at a time.
-        figure: that progress lines tell.
-        say: takes a progress line.
+        runs: The runs, in the order in which they are started.
+        jobs: Number of processes at a time.
+        metric: The metric that progress lines show.
+        report: Called with each progress line.
 
     Raises:
-        KeyboardInterrupt: passed on, after all processes have ended.
+        KeyboardInterrupt: Passed on, after all processes have ended.
     """
     stop, lock = Event(), Lock()
     done: dict[int, Result | SailError] = {}
     waiting: dict[Future[Result], int] = {}
     start: dict[int, float] = {}
 
-    def told(index: int, text: str) -> None:
+    def note(index: int, text: str) -> None:
         with lock:
-            say(f"[{index + 1}/{len(runs)}] {runs[index].name}: {text}")
+            report(f"[{index + 1}/{len(runs)}] {runs[index].name}: {text}")
 
     def begin(index: int) -> Result:
         start[index] = time.perf_counter()
-        told(index, "started")
+        note(index, "started")
         return execute(runs[index], stop)
 
     def take(future: Future[Result], index: int) -> None:
@@ -52,9 +52,9 @@ def run_all(runs: Sequence[Run], jobs: int, figure: Figure, say: Callable[[str],
             done[index] = result = future.result()
         except SailError as error:
             done[index] = error
-            told(index, f"failed: {error}")
+            note(index, f"failed: {error}")
         else:
-            told(index, f"{_shown(result, figure)} after {time.perf_counter() - start[index]:.0f} s")
+            note(index, f"{_shown(result, metric)} after {time.perf_counter() - start[index]:.0f} s")
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -62,7 +62,7 @@ def run_all(runs: Sequence[Run], jobs: int, figure: Figure, say: Callable[[str],
                 earlier = finished(run)
                 if earlier is not None:
                     done[index] = earlier
-                    told(index, f"{_shown(earlier, figure)}, done before")
+                    note(index, f"{_shown(earlier, metric)}, done before")
                 else:
                     waiting[pool.submit(begin, index)] = index
             while waiting:
@@ -83,6 +83,6 @@ def run_all(runs: Sequence[Run], jobs: int, figure: Figure, say: Callable[[str],
     return outcome
 
 
-def _shown(result: Result, figure: Figure) -> str:
-    value = result.value(figure)
-    return f"no {figure}" if value is None else f"{figure} {value:.4f}"
+def _shown(result: Result, metric: TableMetric) -> str:
+    value = result.value(metric)
+    return f"no {metric}" if value is None else f"{metric} {value:.4f}"

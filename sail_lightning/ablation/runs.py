@@ -4,7 +4,7 @@ Files of a run's folder:
 
 - `config.yaml`: the resolved config that it is trained with;
 - `fit/version_N/`: the run folder of the training; `fit.log`: what it printed;
-- `NAME.yaml`, `NAME/`, `NAME.log`: of each evaluation, the patch, the report and what was printed;
+- `NAME.yaml`, `NAME/`, `NAME.log`: the patch of each evaluation, its report and what it printed;
 - `fit.json`, `result.json`: what is done, with a fingerprint of what it was done with.
 
 A run whose `result.json` has the right fingerprint is never run again. A training that was killed starts again, so that
@@ -32,7 +32,7 @@ import yaml
 
 from sail_lightning import __version__
 from sail_lightning.ablation.cost import Cost, measure
-from sail_lightning.ablation.study import Figure, Patch
+from sail_lightning.ablation.study import Patch, TableMetric
 from sail_lightning.errors import SailError
 
 CHECKPOINT, METRICS = Path("checkpoints", "last.ckpt"), "metrics.csv"
@@ -48,10 +48,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be done.
+    """One run that the study asks for.
 
-    `config` is the resolved config of the training, `evaluate` the patches on it for the tests, `threads` of the CPU
-    for each process; 0 lets torch choose.
+    `config` is the resolved config of the training, `evaluate` holds the patches on it for the tests, and `threads` is
+    the number of CPU threads of each process; 0 lets torch choose.
     """
 
     variant: str
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """In messages."""
+        """The name of the run in messages."""
         return f"{self.variant}, seed {self.seed}"
 
     @property
@@ -79,7 +79,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found: `metrics` by evaluation, benchmark and name; files relative to the run's folder."""
+    """The result of a run: `metrics` by evaluation, benchmark and name; files relative to the run's folder."""
 
     variant: str
     seed: int
@@ -88,9 +88,9 @@ class Result:
     curves: str
     answers: dict[str, str]
 
-    def value(self, figure: Figure) -> float | None:
-        """A figure of the table; None if the test did not give it."""
-        return self.metrics.get(figure.evaluation, {}).get(figure.benchmark, {}).get(figure.metric)
+    def value(self, metric: TableMetric) -> float | None:
+        """A metric of the table; None if the test did not give it."""
+        return self.metrics.get(metric.evaluation, {}).get(metric.benchmark, {}).get(metric.name)
 
 
 def fingerprint(content: Any) -> str:
@@ -100,7 +100,7 @@ def fingerprint(content: Any) -> str:
 
 
 def finished(run: Run) -> Result | None:
-    """The result of an earlier time, if it was found with just this config, whatever its variant was called."""
+    """The stored result of an earlier run with exactly this config, or None. The variant may have another name now."""
     stored = _read(run.folder / "result.json")
     if stored.get("fingerprint") != run.whole:
         return None
@@ -109,15 +109,15 @@ def finished(run: Run) -> Result | None:
 
 
 def execute(run: Run, stop: Event) -> Result:
-    """Trains and tests, as far as that is not done.
+    """Trains and tests, as far as that is not done yet.
 
     Args:
-        run: what to do.
-        stop: set from elsewhere to end the processes.
+        run: The run.
+        stop: Set it from another thread to end the processes.
 
     Raises:
-        SailError: a process failed; the message is its last error.
-        Stopped: `stop` was set.
+        SailError: A process failed; the message is its last error.
+        Stopped: The event `stop` was set.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "result.json").unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def _test(run: Run, name: str, patch: Patch, checkpoint: Path, stop: Event) -> d
 
 
 def _process(run: Run, name: str, words: Sequence[str], stop: Event) -> str:
-    """Runs a command of ours in a process; returns what it printed, which also goes to NAME.log."""
+    """Runs a command of sail-lightning in a process; returns what it printed, which also goes to NAME.log."""
     log = run.folder / f"{name}.log"
     log.unlink(missing_ok=True)  # a process that outlived an earlier study may still write into it
     threads = {"OMP_NUM_THREADS": str(run.threads)} if run.threads else {}
@@ -209,14 +209,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_error(printed: str) -> str:
-    """The last line of a log that tells an error in our words, or else the last line."""
+    """The last line of a log that begins with `error: `, or else the last line."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines or [""])[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; empty if it is missing, or was cut short by a kill."""
+    """The content of a JSON file; empty if it is missing, or was cut short when its writer was killed."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -225,7 +225,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Writes a JSON file, whole or not at all."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, path)

@@ -1,7 +1,7 @@
 """Mean and spread over seeds, and two paired tests: over seeds, and over the samples that were asked.
 
-The two answer different questions. Over seeds: would another training say the same? Over samples: would other questions
-of the same kind, put to the models that were trained? A difference that holds should pass both.
+The two tests answer different questions. Over seeds: would another training give the same difference? Over samples:
+would other questions of the same kind, asked of the same models? A difference that holds should pass both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of a figure over seeds and its standard deviation (n - 1 below), None of a single one."""
+    """The mean of a metric over seeds and its standard deviation (divided by n - 1); None for a single value."""
 
     mean: float
     std: float | None
@@ -28,8 +28,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference, its 95 % interval and two-sided p; `p_holm` is p corrected for the rows that it stands among
-    (`holm`), p itself of one alone."""
+    """A mean difference, its 95 % interval and two-sided p; `p_holm` is p corrected for the number of rows of
+    its table (`holm`), which is p itself for a single row."""
 
     difference: float
     low: float
@@ -39,12 +39,12 @@ class Paired:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one value or more."""
+    """The mean and standard deviation of one value or more."""
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float]) -> Paired | None:
-    """Paired t test: `second` less `first`, seed by seed; None of fewer than two pairs.
+    """Paired t test: `second` less `first`, seed by seed; None for fewer than two pairs.
 
     With n differences of mean m and standard deviation s, t = m / (s / sqrt(n)) has n - 1 degrees of freedom.
     Differences that are all the same have no spread: p is then 0, or 1 where they are zero.
@@ -65,7 +65,7 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Paired | None
 def over_samples(difference: float, draws: Floats) -> Paired | None:
     """Paired bootstrap: `draws` (rounds,) are the difference on samples drawn again, the same ones for both variants.
 
-    p is twice the share of draws on the other side of zero. None where no draw had anything to judge.
+    p is twice the share of draws on the other side of zero. None where no draw has a value.
     """
     known = draws[~np.isnan(draws)]
     if not len(known):
@@ -77,10 +77,11 @@ def over_samples(difference: float, draws: Floats) -> Paired | None:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p of a family of tests, each corrected for their number (Holm 1979), in the same order.
+    """The p values of a family of tests, each corrected for their number (Holm 1979), in the same order.
 
-    The smallest of n counts n times, the next n - 1 times, and so on; none may come out below one before it. The chance
-    that any true tie is below a level is then at most that level, however the tests depend on each other.
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none may become smaller than one before it. The
+    chance that any test without a true difference falls below a level is then at most that level, however the tests
+    depend on each other.
     """
     values = np.asarray(ps, np.float64)
     order = np.argsort(values)

@@ -4,15 +4,15 @@
 |---|---|
 | `configs` | the base: configs by name or file, as after `-c` |
 | `base` | a patch on them that all variants share, in the form of a config |
-| `variants` | by name, a patch each; null is the base itself |
+| `variants` | names, each with a patch; null is the base itself |
 | `baseline` | the variant that the others are compared with; the first if left out |
-| `seeds` | one training each; the same seeds for all variants |
+| `seeds` | one training for each; the same seeds for all variants |
 | `seeded` | settings that take the seed's number, beside `seed_everything` and `data.seed` |
 | `steps` | optimiser steps of a training: equal compute at one `data.token_budget` |
-| `minutes` | of a training: equal time; it ends after `steps` (or the base's `trainer.max_steps`) if these come first |
+| `minutes` | time of a training: equal time; it ends earlier after `steps` (or the base's `trainer.max_steps`) |
 | `checks` | validations of a training, evenly spaced over its `steps`: the points of the learning curves |
-| `evaluate` | by name, a patch of `data` and `answers`: what models are tested on; null is the config's `data.test` |
-| `figures` | what the table shows: EVALUATION/BENCHMARK/METRIC, or BENCHMARK/METRIC where there is one evaluation |
+| `evaluate` | names, each with a patch of `data` and `evaluation`: what models are tested on; null is `data.test` |
+| `metrics` | what the table shows: EVALUATION/BENCHMARK/METRIC, or BENCHMARK/METRIC where there is one evaluation |
 | `curves` | columns of metrics.csv that are drawn |
 """
 
@@ -25,26 +25,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from sail_lightning.errors import SailUsageError
+from sail_lightning.settings.renames import renamed, warn
 
 Patch = dict[str, Any]
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-"""Of variants and evaluations: they name folders."""
+"""Names of variants and evaluations, which also name folders."""
 OWN = ("fit", "config")
-"""What a run calls files of its own: no evaluation may be called so."""
+"""Names of the files that a run writes, so no evaluation may have them."""
+RENAMED = {"figures": "metrics"}
+"""Keys of a study that had another name in the version before."""
 RESERVED = ("name", "runs", "ckpt_path")
-"""Settings that a run gets from the study."""
+"""Settings that the study decides, so no patch may have them."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class TableMetric:
     """One column of the table."""
 
     evaluation: str
     benchmark: str
-    metric: str
+    name: str
 
     def __str__(self) -> str:
-        return f"{self.evaluation}/{self.benchmark}/{self.metric}"
+        return f"{self.evaluation}/{self.benchmark}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Study:
     minutes: float | None
     checks: int
     evaluate: dict[str, Patch]
-    figures: tuple[Figure, ...]
+    metrics: tuple[TableMetric, ...]
     curves: tuple[str, ...]
 
 
@@ -70,16 +73,17 @@ def parse_study(content: Mapping[str, Any], name: str) -> Study:
     """The study that a parsed file holds.
 
     Args:
-        content: of the file.
-        name: of the study, for messages and folders.
+        content: The keys and values of the file.
+        name: The name of the study, for messages and folders.
 
     Raises:
-        SailUsageError: an unknown key, or a value that cannot be; names the key.
+        SailUsageError: An unknown key, or a value that cannot be; names the key.
     """
 
     def fail(text: str) -> SailUsageError:
         return SailUsageError(f"{name}: {text}")
 
+    content = _with_new_names(content, fail)
     for key in content:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, 1)
@@ -103,7 +107,7 @@ def parse_study(content: Mapping[str, Any], name: str) -> Study:
     if baseline not in variants:
         raise fail(f"baseline must be one of the variants {', '.join(variants)}, not {baseline!r}")
     if read["steps"] is None and read["minutes"] is None:
-        raise fail("nothing says how long a training is; give steps, or minutes")
+        raise fail("the length of a training is missing; give steps, or minutes")
     return Study(
         name=name,
         configs=tuple(read["configs"]),
@@ -116,9 +120,23 @@ def parse_study(content: Mapping[str, Any], name: str) -> Study:
         minutes=None if read["minutes"] is None else float(read["minutes"]),
         checks=read["checks"],
         evaluate=evaluate,
-        figures=tuple(_figure(text, evaluate, fail) for text in read["figures"]),
+        metrics=tuple(_table_metric(text, evaluate, fail) for text in read["metrics"]),
         curves=tuple(read["curves"]),
     )
+
+
+def _with_new_names(content: Mapping[str, Any], fail: Callable[[str], SailUsageError]) -> dict[str, Any]:
+    """The content with the names that keys have now; an old name warns.
+
+    Raises:
+        SailUsageError: A key is there under both names.
+    """
+    for old, new in RENAMED.items():
+        if old in content and new in content:
+            raise fail(f"{old} and {new} are one key, and {new} is its new name; remove {old}")
+        if old in content:
+            warn(f"the key {old} of a study", new)
+    return {RENAMED.get(key, key): value for key, value in content.items()}
 
 
 def _patch(key: str, value: Any, fail: Callable[[str], SailUsageError]) -> Patch:
@@ -132,16 +150,16 @@ def _patch(key: str, value: Any, fail: Callable[[str], SailUsageError]) -> Patch
     return value
 
 
-def _figure(text: str, evaluate: Mapping[str, Patch], fail: Callable[[str], SailUsageError]) -> Figure:
+def _table_metric(text: str, evaluate: Mapping[str, Patch], fail: Callable[[str], SailUsageError]) -> TableMetric:
     parts = text.split("/")
     if len(parts) == 2 and len(evaluate) == 1:
         parts = [next(iter(evaluate)), *parts]
     if len(parts) != 3 or not all(parts):
         form = "BENCHMARK/METRIC" if len(evaluate) == 1 else "EVALUATION/BENCHMARK/METRIC"
-        raise fail(f"figures: {text!r} is not of the form {form}")
+        raise fail(f"metrics: {text!r} is not of the form {form}")
     if parts[0] not in evaluate:
-        raise fail(f"figures: {text!r} is of no evaluation; there are {', '.join(evaluate)}")
-    return Figure(*parts)
+        raise fail(f"metrics: {text!r} names no evaluation of the study; there are {', '.join(evaluate)}")
+    return TableMetric(*parts)
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -176,7 +194,9 @@ KEYS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         "a mapping of names to patches",
         lambda value: isinstance(value, dict) and value != {},
     ),
-    "figures": (None, "a list such as [refer/ciou]", lambda value: _are_texts(value, 1)),
+    "metrics": (None, "a list such as [refer/ciou]", lambda value: _are_texts(value, 1)),
     "curves": (["train/loss", "val/ciou"], "a list of columns", _are_texts),
 }
 """Keys of a study file: default, what it must be, and whether a value is."""
+
+__getattr__ = renamed(__name__, {"Figure": "TableMetric"})

@@ -13,15 +13,15 @@ from sail_lightning.ablation.comparison import Cell
 from sail_lightning.ablation.cost import Cost
 from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Paired
-from sail_lightning.ablation.study import Figure, Study
+from sail_lightning.ablation.study import Study, TableMetric
 
 COSTS = tuple(field.name for field in fields(Cost))
-Table = Mapping[str, Mapping[Figure, Cell]]
+Table = Mapping[str, Mapping[TableMetric, Cell]]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a study found: results of its runs, the table, and what failed (last errors by variant and seed)."""
+    """All that a study found: the results of its runs, the table, and the last error of each run that failed."""
 
     study: Study
     results: Sequence[Result]
@@ -38,7 +38,7 @@ class Findings:
         return found
 
     def seeds(self, variant: str) -> list[int]:
-        """Seeds of a variant's runs that ended."""
+        """The seeds of a variant's runs that ended."""
         return [result.seed for result in self.results if result.variant == variant]
 
 
@@ -46,14 +46,14 @@ def to_markdown(found: Findings) -> str:
     """The content of table.md."""
     study = found.study
     lines = [f"# Ablation: {study.name}", "", _budget(study), ""]
-    names = [_short(figure, study) for figure in study.figures]
+    names = [_short(metric, study) for metric in study.metrics]
     heads = ["seeds", *names, "train s", "tokens/s", "parameters", "peak GiB"]
     lines += [f"| variant | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for variant, cells in found.table.items():
         cost = found.cost(variant)
         shown = [
             str(len(found.seeds(variant))),
-            *(_mean(cells.get(figure)) for figure in study.figures),
+            *(_mean(cells.get(metric)) for metric in study.metrics),
             _number(cost["seconds"], ",.0f"),
             _number(cost["tokens_per_s"], ",.0f"),
             _number(cost["parameters"], ",.0f"),
@@ -77,19 +77,19 @@ def _budget(study: Study) -> str:
 
 
 def _differences(found: Findings) -> list[str]:
-    heads = "| variant | figure | difference | over seeds: 95 % | p | p (Holm) | over samples: 95 % | p | p (Holm) |"
+    heads = "| variant | metric | difference | over seeds: 95 % | p | p (Holm) | over samples: 95 % | p | p (Holm) |"
     lines = [
         "Paired: seed by seed (t test), and question by question (bootstrap of the mean over seeds). "
-        "p (Holm) is p corrected for the number of variants, figure by figure; below 0.05 it has a star.",
+        "p (Holm) is p corrected for the number of variants, metric by metric; below 0.05 it has a star.",
         "",
         heads,
         "| --- | --- | ---: | --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for variant, cells in found.table.items():
-        for figure, cell in cells.items():
+        for metric, cell in cells.items():
             if cell.difference is None:
                 continue
-            shown = [_short(figure, found.study), f"{cell.difference:+.4f}"]
+            shown = [_short(metric, found.study), f"{cell.difference:+.4f}"]
             shown += [*_paired(cell.over_seeds), *_paired(cell.over_samples)]
             lines.append(f"| {variant} | {' | '.join(shown)} |")
     return lines
@@ -113,9 +113,9 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _short(figure: Figure, study: Study) -> str:
-    """Without the evaluation's name, where there is one only."""
-    return str(figure) if len(study.evaluate) > 1 else f"{figure.benchmark}/{figure.metric}"
+def _short(metric: TableMetric, study: Study) -> str:
+    """The name of a metric; without that of the evaluation, where there is only one."""
+    return str(metric) if len(study.evaluate) > 1 else f"{metric.benchmark}/{metric.name}"
 
 
 def to_csv(found: Findings) -> str:
@@ -123,15 +123,15 @@ def to_csv(found: Findings) -> str:
     tests = [f"{test}_{part}" for test in ("seeds", "samples") for part in ("low", "high", "p", "p_holm")]
     parts = ("difference", *tests)
     columns = ["variant", "seeds"]
-    for figure in found.study.figures:
-        columns += [f"{figure} {part}" for part in ("mean", "std", *parts)]
+    for metric in found.study.metrics:
+        columns += [f"{metric} {part}" for part in ("mean", "std", *parts)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*columns, *COSTS])
     for variant, cells in found.table.items():
         row: list[Any] = [variant, len(found.seeds(variant))]
-        for figure in found.study.figures:
-            cell = cells.get(figure)
+        for metric in found.study.metrics:
+            cell = cells.get(metric)
             if cell is None:
                 row += [None] * (2 + len(parts))
                 continue
@@ -147,13 +147,13 @@ def to_json(found: Findings) -> dict[str, Any]:
     """The content of results.json."""
     study = asdict(found.study)
     return {
-        "study": study | {"figures": [str(figure) for figure in found.study.figures]},
+        "study": study | {"metrics": [str(metric) for metric in found.study.metrics]},
         "runs": [asdict(result) for result in found.results],
         "table": {
             variant: {
                 "seeds": found.seeds(variant),
                 "cost": found.cost(variant),
-                "figures": {str(figure): asdict(cell) for figure, cell in cells.items()},
+                "metrics": {str(metric): asdict(cell) for metric, cell in cells.items()},
             }
             for variant, cells in found.table.items()
         },

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: what follows `sail-lightning`; that of the process if None.
+        argv: The words after `sail-lightning`; None takes those of the process.
 
     Returns:
         the exit code: 0; 1 for a fault; 2 for a command that was written wrongly; 130 if it was interrupted. Faults
@@ -39,14 +39,14 @@ def dispatch(args: Sequence[str]) -> int:
     """Runs one command; its faults are raised.
 
     Args:
-        args: what follows `sail-lightning`.
+        args: The words after `sail-lightning`.
 
     Returns:
         the exit code.
 
     Raises:
-        SailUsageError: no such command, or wrong words.
-        SailError: a fault that the user can fix.
+        SailUsageError: No such command, or wrong words.
+        SailError: A fault that the user can fix.
     """
     from sail_lightning.cli import command, help_text
 

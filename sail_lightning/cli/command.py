@@ -34,7 +34,7 @@ class Command:
         name: What is typed after `sail-lightning`: `convert`, or `data check` in a group.
         function: Runs it. Returns the exit code; None is 0.
         section: Heading of the general help that it stands under.
-        page: Help page of a command whose function reads its words itself; None takes the docstring.
+        page: Help page of a command that parses its own words; None takes the docstring.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Command:
         """Runs it on the words that follow its name, or prints its help; returns the exit code.
 
         Raises:
-            SailUsageError: wrong words.
+            SailUsageError: A wrong option or value.
         """
         if not self.reads_words:
             from sail_lightning.cli.command_parser import run_parsed  # here: jsonargparse takes half a second
@@ -86,7 +86,7 @@ def command(
         page: Help page of a function that takes `*words` only; its docstring if None.
 
     Raises:
-        SailUsageError: the name is taken, or is no name.
+        SailUsageError: The name is taken, or is no name.
     """
     if callable(name):
         raise SailUsageError(f"write @command() with parentheses above {getattr(name, '__name__', name)}")
@@ -94,7 +94,7 @@ def command(
     def add(function: Function) -> Function:
         typed = name or function.__name__.replace("_", "-")
         if not re.fullmatch(r"[a-z][\w-]*( [a-z][\w-]*)?", typed):
-            raise SailUsageError(f"{typed!r} is no name of a command; write 'verb' or 'group verb' in lower case")
+            raise SailUsageError(f"{typed!r} is not a name for a command; write 'verb' or 'group verb' in lower case")
         known = COMMANDS.get(typed)
         if known and (known.function.__module__, known.function.__qualname__) != (
             function.__module__,
@@ -123,7 +123,7 @@ def load_users(words: Sequence[str] = ()) -> None:
     A broken installed package is recorded in `FAULTS`, not raised: it must not break the tool.
 
     Raises:
-        SailUsageError: a plugin file that cannot be imported.
+        SailUsageError: A plugin file that cannot be imported.
     """
     for entry in entry_points(group=ENTRY_POINTS):
         try:
@@ -145,7 +145,7 @@ def find(args: Sequence[str]) -> tuple[Command | None, str, list[str]]:
         the command (None for a group without a verb), its name or that of the group, and the words that follow.
 
     Raises:
-        SailUsageError: no such command; the message names the nearest.
+        SailUsageError: No such command; the message names the nearest.
     """
     load_packaged()
     found = _match(args)
@@ -204,7 +204,7 @@ def first_line(text: str | None) -> str:
 
 
 def _plugin_option(words: Sequence[str]) -> list[str]:
-    """Files and modules that `--plugins` names."""
+    """The files and modules that `--plugins` names."""
     given = [word.partition("=")[2] for word in words if word.startswith("--plugins=")]
-    given += [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--plugins"]
+    given += [words[index + 1] for index, word in enumerate(words[:-1]) if word == "--plugins"]
     return comma_list(given)

@@ -37,7 +37,7 @@ WANTED = {
     "float": "a number",
     "bool": "true or false",
 }
-"""How types are called in messages."""
+"""Names of types in messages."""
 
 
 def run_parsed(name: str, function: Callable[..., int | None], words: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def run_parsed(name: str, function: Callable[..., int | None], words: Sequence[s
         the exit code.
 
     Raises:
-        SailUsageError: wrong words; one sentence that names the option.
+        SailUsageError: A wrong option or value; the message names it.
     """
     parser = CommandParser(name, function)
     if any(word in HELP for word in words):
@@ -120,7 +120,7 @@ class CommandParser(ListedParser):
         return name.upper() if name in self.words else f"--{_dashed(name)}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises in one sentence what jsonargparse says in many lines."""
+        """Raises the error of jsonargparse in one sentence."""
         flat = " ".join(message.split())
         if (match := re.match(r'Parser key "(\w+)"', flat)) and match[1] in self.given:
             name = match[1]
@@ -267,7 +267,7 @@ def _element(hint: Any) -> Any:
 
 
 def _wanted(hint: Any) -> str:
-    """A type as people say it."""
+    """The name of a type in messages."""
     element = _element(hint)
     if element is not None:
         return f"{_wanted(element)}, several with commas"

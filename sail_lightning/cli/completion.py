@@ -67,7 +67,7 @@ def completion_script(shell: Shell) -> str:
     """The completion script of a shell, of all that is registered by now.
 
     Args:
-        shell: which one; zsh runs the script of bash.
+        shell: The shell, `bash` or `zsh`; zsh runs the script of bash.
     """
     command.load_packaged()
     registry.load_shipped()

@@ -1,7 +1,7 @@
 """Several configs and the options of a command line, made into one config before the parser sees them.
 
 jsonargparse could merge them itself, but carries arguments of the same name over when a later file or option names
-another class: `DeconvUpsampler(channels: 64)` replaced by `PixelShuffleUpsampler` would keep the 64 silently. Here a
+another class: `DeconvUpsampler(channels: 64)` replaced by `PixelShuffleUpsampler` would silently keep the 64. Here a
 class that replaces another starts from its own defaults. The order is fixed: a checkpoint's settings, then files from
 left to right, then options.
 """
@@ -25,7 +25,7 @@ from sail_lightning.settings import renames
 
 Config = dict[str, Any]
 VERBATIM = {"data.images": list, "data.prompts": list, "data.text": str}
-"""Options whose words are taken as they are, never as YAML: file names and questions."""
+"""Options with values that are never read as YAML: file names and questions."""
 WORDS = ("null", "true", "false", "yes", "no", "on", "off")
 """What YAML does not read as text."""
 
@@ -38,7 +38,7 @@ class Option:
     values: list[str] = field(default_factory=list)
 
     def words(self) -> list[str]:
-        """As the parser expects it."""
+        """The option as the parser expects it."""
         if not self.values:
             return [f"--{self.name}"]
         return [f"--{self.name}={self.values[0]}"]
@@ -48,7 +48,7 @@ def split_options(args: Sequence[str]) -> list[Option]:
     """`--a=1 --b 2 -c x --list y z` as options; `-c` is called `config`.
 
     Raises:
-        SailUsageError: a word that belongs to no option, or `-c` without a value.
+        SailUsageError: A word that belongs to no option, or `-c` without a value.
     """
     options: list[Option] = []
     for arg in args:
@@ -189,15 +189,15 @@ def lookup(config: Config, name: str) -> Any:
 def _put(config: Config, name: str, value: Any) -> None:
     """Sets the value at a dotted name, by the way that `lookup` goes."""
     *parents, last = name.split(".")
-    place = config
+    node = config
     for key in parents:
-        place = _arguments_of(place, key)
-        inner = place.get(key)
+        node = _arguments_of(node, key)
+        inner = node.get(key)
         if isinstance(inner, str):
             inner = {"class_path": inner}
-        place[key] = dict(inner) if isinstance(inner, dict) else {}
-        place = place[key]
-    _arguments_of(place, last)[last] = value
+        node[key] = dict(inner) if isinstance(inner, dict) else {}
+        node = node[key]
+    _arguments_of(node, last)[last] = value
 
 
 def _arguments_of(node: Config, key: str) -> Config:
@@ -248,7 +248,7 @@ def _merge_keys(old: Config, new: Config) -> Config:
 
 
 def merge_value(old: Any, new: Any) -> Any:
-    """A later value over an earlier one.
+    """The value where a later one lies over an earlier one.
 
     The same class, or arguments without a class: arguments are merged. Another class: the earlier arguments are gone.
     A mapping of plugins, such as `teachers`, is merged by name. Anything else is replaced.

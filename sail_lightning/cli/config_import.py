@@ -11,7 +11,7 @@ from sail_lightning.errors import SailUsageError
 def import_config(source: Path, out: Path | None = None, force: bool = False) -> int:
     """Turns an official mmengine config of Pixel-SAIL into a config for `fit -c`, and reports on every key of it.
 
-    The file is Python and is executed; a sentence on stderr says so before. With `out` the report is printed, else the
+    The file is Python and is executed; a warning on stderr says so first. With `out` the report is printed, else the
     config is printed and the report goes to stderr.
 
     Args:

@@ -41,11 +41,11 @@ def write_schema(out: Path | None = None, plugins: Iterable[str] = ()) -> None:
     """Prints the schema of configs, or writes it to a file.
 
     Args:
-        out: the file; None prints it.
-        plugins: files and modules whose classes it shall know, beside the package's.
+        out: The file to write; None prints the schema.
+        plugins: Files and modules with classes to include, beside those of the package.
 
     Raises:
-        SailError: the file cannot be written.
+        SailError: The file cannot be written.
     """
     registry.load_shipped()
     registry.discover(plugins)
@@ -153,8 +153,8 @@ class _Maker:
         """A class of a swap point: its name, or its name and arguments, or arguments for the class that stands there.
 
         Args:
-            base: of the swap point.
-            given: how many leading arguments the model fills in, as for its optimiser.
+            base: The base class of the swap point.
+            given: How many leading arguments the model fills in, as for its optimiser.
         """
         point = registry.SWAP_POINTS[base]
         if point.name not in self.definitions:
@@ -225,8 +225,8 @@ def _described(schema: Schema, text: str) -> Schema:
 
 
 def _any_of(schemas: list[Schema]) -> Schema:
-    """One of several; anything if one of them is."""
+    """A schema that takes what one of several takes; anything if one of them takes anything."""
     if {} in schemas:
         return {}
-    unique = [schema for place, schema in enumerate(schemas) if schema not in schemas[:place]]
+    unique = [schema for index, schema in enumerate(schemas) if schema not in schemas[:index]]
     return unique[0] if len(unique) == 1 else {"anyOf": unique}

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one sentence: names, choices and ranges are checked before the parser sees them.
+"""Checks names, choices and ranges of a config before the parser sees them; a fault is one sentence.
 
 Other types are checked by jsonargparse; `explain` shortens its messages.
 """
@@ -22,12 +22,12 @@ def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others
     """Checks every name in a config: sections, arguments, plugins and their arguments.
 
     Args:
-        config: composed, with the options in it.
-        sections: top-level keys, and the class whose arguments each holds.
-        others: top-level keys that hold a plain value.
+        config: The composed config, with the options in it.
+        sections: Top-level keys, and the class that takes the arguments of each.
+        others: Top-level keys with a plain value.
 
     Raises:
-        SailUsageError: a name that is not known; the message says where, the nearest name and what there is.
+        SailUsageError: A name that is not known; the message says where, the nearest name and what there is.
     """
     for key, value in config.items():
         if key not in sections and key not in others:
@@ -53,7 +53,7 @@ def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
     function that makes an optimiser or the like.
 
     Raises:
-        SailUsageError: another type, or an unknown class or argument.
+        SailUsageError: Another type, or an unknown class or argument.
     """
     bases, filled = _bases(hint)
     if not bases:
@@ -66,8 +66,8 @@ def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
             raise SailUsageError(f"{path} cannot be null; there are {', '.join(sorted(candidates(bases)))}")
         return
     if isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            check_value(bases[0], item, f"{path}[{place}]")
+        for index, item in enumerate(value):
+            check_value(bases[0], item, f"{path}[{index}]")
         return
     if isinstance(value, dict) and "class_path" not in value and _is_mapping(hint):
         for key, item in value.items():
@@ -179,11 +179,11 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def explain(message: str) -> str:
-    """jsonargparse's message in one sentence; a text that is not known only loses its line breaks."""
+    """A message of jsonargparse as one sentence; of an unknown message only the line breaks are removed."""
     flat = " ".join(message.split())
     if match := re.search(r"the following arguments are required: (.+)", flat):
         names = [name.partition(".")[2] for name in match[1].split(", ")]
-        return f"nothing says what {', '.join(names)} shall be; give a config such as -c quickstart"
+        return f"{', '.join(names)} must be set; use a config such as -c quickstart"
     key = match[1] if (match := re.search(r'[Kk]ey "([\w.]+)"', flat)) else ""
     if match := re.search(r"Expected a (?:typing\.)?(.+?)\. Got value: (.+)", flat):
         return f"{key or 'a setting'} must be {_type(match[1])}, not {match[2]}"

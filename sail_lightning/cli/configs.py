@@ -27,7 +27,7 @@ def find_config(name: str) -> Path:
     """The file that `-c NAME` means: an existing path, or else a packaged config.
 
     Raises:
-        SailUsageError: neither exists; the message names the nearest.
+        SailUsageError: Neither exists; the message names the nearest.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -43,10 +43,10 @@ def find_config(name: str) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """A config file as a mapping; dotted keys (`model.upsampler: X`) are unfolded.
 
-    A `model.tokenizer` that is a file beside the config, as in a model folder, is meant.
+    A `model.tokenizer` that is the name of a file beside the config, as in a model folder, becomes its path.
 
     Raises:
-        SailError: it is no YAML mapping.
+        SailError: The file is not a YAML mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -59,15 +59,15 @@ def read_config(path: Path) -> dict[str, Any]:
     unfolded: dict[str, Any] = {}
     for key, value in content.items():
         *parents, last = str(key).split(".")
-        place = unfolded
+        node = unfolded
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise SailError(f"{path}: {key} is given, but {parent} is no mapping")
-        if isinstance(value, dict) and isinstance(place.get(last), dict):
-            place[last].update(value)
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise SailError(f"{path}: {key} is given, but {parent} is not a mapping")
+        if isinstance(value, dict) and isinstance(node.get(last), dict):
+            node[last].update(value)
         else:
-            place[last] = value
+            node[last] = value
     if isinstance(unfolded.get("weights"), dict):  # of a model folder: sha256 of its files
         del unfolded["weights"]
     model = unfolded.get("model")

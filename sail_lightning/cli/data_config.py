@@ -23,31 +23,31 @@ def read_source(
     """The source `data.SPLIT` of some configs.
 
     Args:
-        configs: files or packaged names, as for `fit`.
+        configs: Files or packaged names, as for `fit`.
         split: `train`, `val` or `test`.
-        plugins: files and modules to load, beside those that the configs name.
-        overrides: options such as `--data.train.size=128`.
-        command: what complains.
+        plugins: Files and modules to load, beside those that the configs name.
+        overrides: Options such as `--data.train.size=128`.
+        command: The command, for messages.
 
     Raises:
-        SailUsageError: no such split, a wrong argument, or a foreign option.
+        SailUsageError: There is no such split, a wrong argument, or a foreign option.
     """
     takes = f"data {command} takes --data.{split}.ARGUMENT=VALUE"
     return DataConfig(configs, plugins, overrides, ("data",), takes).source(split)
 
 
 class DataConfig:
-    """Some configs and options as one.
+    """Several configs and options, as one description of data and model.
 
     Args:
-        configs: files or packaged names, as for `fit`.
-        plugins: files and modules to load, beside those that the configs name.
-        overrides: options such as `--data.train.size=128`.
-        sections: which sections the options may name.
-        takes: what the command says where they name another.
+        configs: Files or packaged names, as for `fit`.
+        plugins: Files and modules to load, beside those that the configs name.
+        overrides: Options such as `--data.train.size=128`.
+        sections: The sections that options may name.
+        takes: The sentence for an option that names another section.
 
     Raises:
-        SailUsageError: no such config, or a foreign option.
+        SailUsageError: There is no such config, or a foreign option.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DataConfig:
         """The source of a split.
 
         Raises:
-            SailUsageError: no such split, or a wrong argument.
+            SailUsageError: There is no such split, or a wrong argument.
         """
         from sail_lightning.cli.config_validation import check_value
         from sail_lightning.data.sources import Source
@@ -124,7 +124,7 @@ class DataConfig:
         return {key: whole[key] for key in ("data", "model") if isinstance(whole.get(key), dict)}
 
     def fingerprint(self) -> str:
-        """The same text for the same settings."""
+        """A fingerprint: the same text for the same settings."""
         return json.dumps(self.described(), sort_keys=True, default=str)
 
     def _node(self, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""How far a `data` command has come, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Shows how far a `data` command has come, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SECONDS = 10
-"""Between two lines, at least; the first and the last are always written."""
+"""Least number of seconds between two lines; the first and the last line are always written."""
 
-Tell = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 """Called with the number of things that are done and that of all."""
 
 
 @contextmanager
-def progress(things: str) -> Iterator[Tell]:
+def progress(things: str) -> Iterator[Report]:
     """Gives what is called after each step; the bar goes when the block ends."""
     if not sys.stderr.isatty():
         yield _lines(things)
@@ -29,13 +29,13 @@ def progress(things: str) -> Iterator[Tell]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines(things: str) -> Tell:
+def _lines(things: str) -> Report:
     last = -float("inf")
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last >= SECONDS:
             last = time.monotonic()
             sys.stderr.write(f"{done:,} of {total:,} {things}\n")
 
-    return tell
+    return report

@@ -12,7 +12,7 @@ def output_folder(name: str | Path, option: str = "--out") -> Path:
     """The folder that an option names; it need not be there, and is not made.
 
     Raises:
-        SailUsageError: it can be no folder, because it or a folder above it is a file, or it may not be written.
+        SailUsageError: It can be no folder, because it or a folder above it is a file, or it may not be written.
     """
     folder = Path(name)
     try:

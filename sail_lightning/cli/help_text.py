@@ -20,7 +20,7 @@ examples:
   sail-lightning test --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt
   sail-lightning predict --ckpt_path sail-tiny --data.images photos/ --data.text "Please segment the red circle."
 
-sail-lightning COMMAND --help says more.   --version: the version"""
+sail-lightning COMMAND --help describes it.   --version: the version"""
 
 
 def general_help() -> str:
@@ -45,7 +45,7 @@ def group_help(group: str) -> str:
     usage = f"usage: sail-lightning {group} {'|'.join(one.name.split()[1] for one in found)} ..."
     listed = "\n".join(_line(_usage(one).partition(" ")[2], one.summary) for one in found)
     about = f"{text}\n\n" if (text := module_of_group(group)) else ""
-    return f"{usage}\n\n{about}{listed}\n\nsail-lightning {group} COMMAND --help says more."
+    return f"{usage}\n\n{about}{listed}\n\nsail-lightning {group} COMMAND --help describes it."
 
 
 def _usage(one: Command) -> str:

@@ -69,13 +69,13 @@ SECTIONS: dict[str, type] = {
     "throughput": Throughput,
     "non_finite": NonFiniteGuard,
 }
-"""Top-level keys, and the class whose arguments each holds."""
+"""Top-level keys of a config, and the class that takes the arguments of each."""
 PLAIN = ("name", "runs", "plugins", "seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
 """Top-level keys that hold one value."""
 
 
 class SailParser(LightningArgumentParser):
-    """Complains in one sentence: the public hook `error` raises instead of printing the usage."""
+    """Reports an error in one sentence: the public hook `error` raises instead of printing the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise SailUsageError(explain(message)) from None
@@ -101,7 +101,7 @@ class SailCLI(ComposedCLI):
     # -- parsing ------------------------------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the verb that was asked for: each parser takes a second to make."""
+        """Makes only the verb that was asked for: each parser takes a second to make."""
         return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -164,7 +164,7 @@ class SailCLI(ComposedCLI):
         """Answers go to disk as they come; Lightning would keep them all in memory."""
         log = logging.getLogger(SailDataModule.__module__)
         level = log.level
-        log.setLevel(logging.ERROR)  # pictures that are skipped: `after_predict` names them all, once
+        log.setLevel(logging.ERROR)  # skipped images: `after_predict` names them all, once
         try:
             self.trainer.predict(model, **{**kwargs, "return_predictions": False})
         finally:
@@ -199,7 +199,7 @@ class SailCLI(ComposedCLI):
             skipped = f"; skipped as broken: {len(broken)}" if broken else ""
             print(f"predictions: {writer.path}{overlays}{skipped}")
         if broken:
-            sys.stderr.write(f"error: these pictures were skipped: {'; '.join(broken)}\n")
+            sys.stderr.write(f"error: these images were skipped: {'; '.join(broken)}\n")
             self.exit_code = 1
 
 
@@ -207,11 +207,11 @@ def run(args: Sequence[str]) -> SailCLI:
     """Runs a verb.
 
     Args:
-        args: the verb and what follows it.
+        args: The verb and its options.
 
     Raises:
-        SailUsageError: a wrong command or config.
-        SailError: a fault that the user can mend.
+        SailUsageError: A wrong command or config.
+        SailError: A fault that the user can fix.
     """
     verb, *rest = args
     options = rename_options(compose.split_options(rest))
@@ -264,7 +264,7 @@ def _composed(verb: str, layers: list[Config], options: list[Option]) -> tuple[C
 
 
 def _setting(config: Config, given: dict[str, Option], name: str) -> str | None:
-    """A text, of an option or else of the config."""
+    """The text of an option, or else of the config; None if neither has it."""
     value = given[name].values[0] if name in given and given[name].values else compose.lookup(config, name)
     return None if value in (None, "", "null") else str(value)
 
@@ -299,17 +299,17 @@ def _folder_layer(name: str) -> Config:
 
 
 def _file_layer(path: Path) -> Config:
-    """Hyper-parameters of a `.ckpt` file.
+    """The hyperparameters of a `.ckpt` file.
 
     Raises:
-        SailError: no readable checkpoint, or one whose plugins are not loaded.
+        SailError: It is no readable checkpoint, or it uses plugins that are not loaded.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
-        raise SailError(f"{path} is no checkpoint that can be read; it may be damaged: copy it again") from None
+        raise SailError(f"{path} is not a readable checkpoint; it may be damaged: copy it again") from None
     if not isinstance(state, dict) or "state_dict" not in state:
-        raise SailError(f"{path} is no Lightning checkpoint: it holds no state_dict")
+        raise SailError(f"{path} is not a Lightning checkpoint: it holds no state_dict")
     if missing := [source for source in state.get("sail_plugins", []) if source not in registry.SOURCES]:
         raise SailUsageError(f"{path} uses plugins that are not loaded; add: --plugins {','.join(missing)}")
     saved = {key: value for key, value in state.get("hyper_parameters", {}).items() if not key.startswith("_")}

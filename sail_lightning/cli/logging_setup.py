@@ -1,4 +1,4 @@
-"""The logging of a command: what Lightning and its libraries say that helps nobody is left out."""
+"""Keeps out of the output of a command what Lightning and its libraries log and nobody needs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NOISE = (
     ".*Please add the following callbacks.*Timer.*",
     ".*when logging on epoch level in distributed setting.*",  # our metrics are summed over ranks themselves
 )
-"""Warnings about what is meant so."""
+"""Warnings about settings that are intended here."""
 
 
 def silence_lightning() -> None:
-    """Of Lightning's loggers only warnings are left, and of warnings those that are not in `NOISE`."""
+    """Lets Lightning log warnings only, and leaves out the warnings that are in `NOISE`."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):

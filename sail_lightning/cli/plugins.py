@@ -22,10 +22,10 @@ def show(name: str | None = None) -> None:
     """Prints what can be swapped.
 
     Args:
-        name: a swap point, a class or a wildcard pattern; None lists all swap points.
+        name: A swap point, a class or a wildcard pattern; None lists all swap points.
 
     Raises:
-        SailUsageError: nothing has this name.
+        SailUsageError: Nothing has this name.
     """
     from sail_lightning import registry  # after --help: it takes seconds
 
@@ -95,7 +95,7 @@ def _overview(points: list[SwapPoint]) -> str:
             initial_indent=f"{name:{first}}{where:{second}}",
             subsequent_indent=" " * (first + second),
         )
-    return "\n".join([*lines, "", "sail-lightning plugins NAME says more of a swap point or a class."])
+    return "\n".join([*lines, "", "sail-lightning plugins NAME describes a swap point or a class."])
 
 
 def _members(point: SwapPoint, names: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ def check_plugin_named(name: str, words: Sequence[str] = (), device: str = "cpu"
         the exit code, 0 if all is well and 1 if there is a fault.
 
     Raises:
-        SailUsageError: no such plugin or argument, or no such device.
+        SailUsageError: No such plugin or argument, or no such device.
     """
     import torch
 
@@ -41,7 +41,7 @@ def check_plugin_named(name: str, words: Sequence[str] = (), device: str = "cpu"
     if found is None:
         raise SailUsageError(f"no plugin named {name}; your own file: --plugins FILE")
     if device == "cuda" and not torch.cuda.is_available():
-        raise SailUsageError("there is no CUDA device here; leave --device out")
+        raise SailUsageError("there is no CUDA device here; leave out --device")
     make, shown = maker(*found, words)
     print(f"{name} ({found[0].__name__}){f', made with {shown}' if shown else ''}")
     with _undisturbed():
@@ -74,7 +74,7 @@ def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], P
     """What makes a plugin with arguments, typed as YAML's are; and these arguments, to be shown.
 
     Raises:
-        SailUsageError: no such argument, one that is missing, or a value of another type.
+        SailUsageError: No such argument, one that is missing, or a value of another type.
     """
     from jsonargparse import ArgumentParser, Namespace
 
@@ -87,8 +87,8 @@ def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], P
     known = vars(parser.get_defaults(skip_validation=True).get("plugin") or Namespace())
     small = [f"--{key}={value}" for key, value in BACKBONE.items() if key in known] if socket is Backbone else []
     given = [*small, *words]
-    if wrong := [word for word in words if not re.match(r"--\w", word)]:
-        raise SailUsageError(f"unexpected {wrong[0]!r}; an argument of {cls.__name__} is written --ARGUMENT=VALUE")
+    if unexpected := [word for word in words if not re.match(r"--\w", word)]:
+        raise SailUsageError(f"unexpected {unexpected[0]!r}; an argument of {cls.__name__} is written --ARGUMENT=VALUE")
     names = [word.removeprefix("--").partition("=")[0] for word in given]
     if unknown := [name for name in names if name.partition(".")[0] not in known]:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -96,7 +96,7 @@ def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], P
     try:
         config = parser.parse_args([f"--plugin.{word.removeprefix('--')}" for word in given])
     except Exception as error:  # jsonargparse raises several kinds
-        raise SailUsageError(_told(cls.__name__, str(error), explain)) from None
+        raise SailUsageError(_one_sentence(cls.__name__, str(error), explain)) from None
 
     def make() -> Any:
         return parser.instantiate(config).plugin if known else cls()
@@ -104,7 +104,7 @@ def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], P
     return make, " ".join(dict(zip(names, given, strict=True)).values())
 
 
-def _told(name: str, message: str, explain: Callable[[str], str]) -> str:
+def _one_sentence(name: str, message: str, explain: Callable[[str], str]) -> str:
     flat = " ".join(message.split())
     if match := re.search(r"the following arguments are required: (.+)", flat):
         needed = [f"--{part.strip().removeprefix('--').removeprefix('plugin.')}=..." for part in match[1].split(",")]

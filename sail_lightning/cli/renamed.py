@@ -1,4 +1,4 @@
-"""Config sections that were called otherwise: they work for one version, with a warning that names the new one."""
+"""Config sections that were renamed: old names work for one version, with a warning that gives the new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are there already, scored again without a model: what `test --from` and `compare` share."""
+"""Stored answers, scored again without a model: what `test --from` and `compare` share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ScoringOptions:
 
     Args:
         protocol: The definitions of the metrics: the field's, or the official code's.
-        no_target: What says that nothing is meant: an empty mask, or the text.
-        combine: What several masks of an answer predict (standard: union; official: first).
-        bootstrap: Resamples for the intervals.
-        metrics: Metrics of your own, NAME=CLASS, such as biou=BoundaryIoU; their file is named by --plugins.
+        no_target: What means "no target" in an answer: an empty mask, or the text.
+        combine: How several masks of an answer count (standard: their union; official: the first).
+        bootstrap: Number of resamples for the intervals.
+        metrics: Your own metrics, NAME=CLASS, such as biou=BoundaryIoU; --plugins names their file.
     """
 
     protocol: Literal["standard", "official"] = "standard"
@@ -38,7 +38,7 @@ class ScoringOptions:
     metrics: list[str] = field(default_factory=list)
 
     def arguments(self) -> dict[str, Any]:
-        """The same, as `score` and `compare` of `evaluate` take it."""
+        """The options as arguments of `score` and `compare` of `evaluate`."""
         return {
             "protocol": self.protocol,
             "no_target_from": self.no_target,
@@ -70,7 +70,7 @@ def load_records(file: Path) -> Iterator[EvalRecord]:
     """The answers of a file.
 
     Raises:
-        SailError: it holds none, or a line is not one.
+        SailError: It holds none, or a line is not one.
     """
     from sail_lightning.evaluate import read_records
 

@@ -19,7 +19,7 @@ from sail_lightning.settings.ranges import Checked, CountOrAll, PositiveInt
 Validation = tuple[int, dict[str, float]]
 """The step, and the metrics by the names they are logged by."""
 SHARED = "SAIL_RUN_FOLDER"
-"""Tells the processes that this one starts (one per device) which folder is theirs too."""
+"""Environment variable with the run folder, for the processes that this one starts (one per device)."""
 
 
 def next_run_folder(root: str | Path, name: str) -> Path:
@@ -35,10 +35,10 @@ def next_run_folder(root: str | Path, name: str) -> Path:
 
 
 def default_loggers(folder: Path, tensorboard: bool = True) -> list[Logger]:
-    """TensorBoard and CSV, into one folder."""
-    place: dict[str, Any] = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
-    curves: list[Logger] = [TensorBoardLogger(**place, default_hp_metric=False)] if tensorboard else []
-    return [*curves, CSVLogger(**place)]
+    """The loggers of a run: TensorBoard and CSV, into one folder."""
+    path: dict[str, Any] = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    curves: list[Logger] = [TensorBoardLogger(**path, default_hp_metric=False)] if tensorboard else []
+    return [*curves, CSVLogger(**path)]
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -61,12 +61,12 @@ class RunCheckpoint(Checked, ModelCheckpoint):
     """Keeps the best checkpoint by a metric, and the last one always: also when a run ends between two validations.
 
     Args:
-        monitor: metric of the best checkpoint.
-        mode: whether more or less of it is better.
-        filename: of the best checkpoint.
-        save_top_k: how many of the best are kept; -1 keeps all.
-        every_n_train_steps: also save the last one every so many steps; null is at validation only.
-        save_weights_only: leave out what resuming needs.
+        monitor: Metric of the best checkpoint.
+        mode: Whether more or less of it is better.
+        filename: File name of the best checkpoint.
+        save_top_k: How many of the best are kept; -1 keeps all.
+        every_n_train_steps: Also save the last one every so many steps; null saves it at validation only.
+        save_weights_only: Leave out what resuming needs.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RunCheckpoint(Checked, ModelCheckpoint):
         self.every, self._seen = every_n_train_steps, 0
         self.last: Validation | None = None
         self.best: Validation | None = None
-        """What the newest validation found, and that of the best checkpoint."""
+        """The metrics of the newest validation, and those of the validation that gave the best checkpoint."""
         super().__init__(  # not given the steps: it would then save after them alone, and not after a validation
             monitor=monitor,
             mode=mode,
@@ -117,7 +117,7 @@ class RunCheckpoint(Checked, ModelCheckpoint):
             self.best = self.last if self.best_model_path != best else self.best
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False)
         if fits and last_saved_step(self) != trainer.global_step:
-            self._save_newest(trainer)  # not among the best, or of data that this metric does not judge
+            self._save_newest(trainer)  # not among the best, or the metric does not apply to this data
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not getattr(trainer, "fast_dev_run", False):

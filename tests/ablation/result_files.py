@@ -22,7 +22,7 @@ def study(**changes: Any) -> Study:
         "variants": {"plain": None, "better": None, "odd": None},
         "steps": 100,
         "seeds": [0, 1],
-        "figures": ["refer/ciou", "refer/giou"],
+        "metrics": ["refer/ciou", "refer/giou"],
     }
     return parse_study(content | changes, "byhand")
 
@@ -50,7 +50,7 @@ def answer(number: int, found: int, true: int = ROW) -> dict[str, Any]:
 def write(
     root: Path, variant: str, seed: int, found: Sequence[int], cost: Cost | None = None, true: int = ROW
 ) -> Result:
-    """A run whose answers found so many of ten pixels each; its figures are computed by hand."""
+    """A run whose answers found so many of ten pixels each; its metrics are computed by hand."""
     folder = root / variant / f"seed_{seed}"
     (folder / "test").mkdir(parents=True)
     lines = [json.dumps(answer(number, pixels, true)) for number, pixels in enumerate(found)]

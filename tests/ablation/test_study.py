@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sail_lightning.ablation.study import Figure, parse_study
+from sail_lightning.ablation.study import TableMetric, parse_study
 from sail_lightning.cli.configs import config_names, find_config, read_config
 from sail_lightning.errors import SailUsageError
 
@@ -14,7 +14,7 @@ LEAST: dict[str, Any] = {
     "configs": ["quickstart"],
     "variants": {"plain": None, "other": {"model": {"upsampler": "IdentityUpsampler"}}},
     "steps": 10,
-    "figures": ["refer/ciou"],
+    "metrics": ["refer/ciou"],
 }
 
 
@@ -22,14 +22,14 @@ def test_what_is_left_out_has_a_default() -> None:
     study = parse_study(LEAST, "mine")
     assert (study.baseline, study.seeds, study.checks, study.minutes) == ("plain", (0, 1, 2), 8, None)
     assert study.variants["plain"] == {} and study.evaluate == {"test": {}}
-    assert study.figures == (Figure("test", "refer", "ciou"),)
-    assert str(study.figures[0]) == "test/refer/ciou"
+    assert study.metrics == (TableMetric("test", "refer", "ciou"),)
+    assert str(study.metrics[0]) == "test/refer/ciou"
 
 
-def test_figures_name_their_evaluation_where_there_are_several() -> None:
+def test_metrics_name_their_evaluation_where_there_are_several() -> None:
     several = LEAST | {"evaluate": {"seen": None, "unseen": {"data": {}}}}
-    study = parse_study(several | {"figures": ["seen/refer/ciou", "unseen/vres/pr@0.5"]}, "mine")
-    assert study.figures[1] == Figure("unseen", "vres", "pr@0.5")
+    study = parse_study(several | {"metrics": ["seen/refer/ciou", "unseen/vres/pr@0.5"]}, "mine")
+    assert study.metrics[1] == TableMetric("unseen", "vres", "pr@0.5")
     with pytest.raises(SailUsageError, match="EVALUATION/BENCHMARK/METRIC"):
         parse_study(several, "mine")
 
@@ -58,9 +58,9 @@ def test_figures_name_their_evaluation_where_there_are_several() -> None:
         ({"configs": []}, "configs must be"),
         ({"evaluate": {}}, "evaluate must be a mapping"),
         ({"evaluate": {"fit": None}}, "no evaluation may be called fit"),
-        ({"figures": ["ciou"]}, "'ciou' is not of the form BENCHMARK/METRIC"),
-        ({"figures": ["held_out/refer/ciou"]}, "is of no evaluation; there are test"),
-        ({"figures": []}, "figures must be a list such as"),
+        ({"metrics": ["ciou"]}, "'ciou' is not of the form BENCHMARK/METRIC"),
+        ({"metrics": ["held_out/refer/ciou"]}, "names no evaluation of the study; there are test"),
+        ({"metrics": []}, "metrics must be a list such as"),
         ({"seeded": "data.train.seed"}, "seeded must be a list of settings"),
     ],
 )
@@ -70,7 +70,7 @@ def test_what_cannot_be_is_told_by_its_key(change: dict[str, Any], words: str) -
     assert str(told.value).startswith("mine: ") and words in str(told.value)
 
 
-@pytest.mark.parametrize("missing", ["configs", "variants", "steps", "figures"])
+@pytest.mark.parametrize("missing", ["configs", "variants", "steps", "metrics"])
 def test_what_must_be_there(missing: str) -> None:
     with pytest.raises(SailUsageError):
         parse_study({key: value for key, value in LEAST.items() if key != missing}, "mine")
@@ -81,4 +81,22 @@ def test_packaged_studies_compare_seeds_at_equal_compute(name: str) -> None:
     study = parse_study(read_config(find_config(name)), name)
     assert len(study.seeds) >= 3 and study.steps is not None and study.minutes is None
     assert study.seeded == ("data.train.seed",), "seeds draw other training data too"
-    assert len(study.variants) > 1 and {figure.evaluation for figure in study.figures} == set(study.evaluate)
+    assert len(study.variants) > 1 and {metric.evaluation for metric in study.metrics} == set(study.evaluate)
+
+
+def test_the_old_key_figures_is_read_as_metrics_with_a_warning() -> None:
+    old = {("figures" if key == "metrics" else key): value for key, value in LEAST.items()}
+    with pytest.warns(FutureWarning, match="the key figures of a study is now metrics"):
+        study = parse_study(old, "mine")
+    assert study.metrics == parse_study(LEAST, "mine").metrics
+
+
+def test_a_study_with_the_old_and_the_new_key_is_refused() -> None:
+    with pytest.raises(SailUsageError, match="figures and metrics are one key"):
+        parse_study(LEAST | {"figures": ["vres/giou"]}, "mine")
+
+
+def test_the_old_name_of_the_class_warns() -> None:
+    with pytest.warns(FutureWarning, match="TableMetric"):
+        from sail_lightning.ablation.study import Figure
+    assert Figure is TableMetric

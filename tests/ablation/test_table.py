@@ -19,7 +19,7 @@ from sail_lightning.ablation.cost import Cost
 from sail_lightning.ablation.curves import draw_curves, together
 from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Paired, Spread, holm
-from sail_lightning.ablation.study import Figure
+from sail_lightning.ablation.study import TableMetric
 from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
 from sail_lightning.evaluate import scoring
 
@@ -38,23 +38,23 @@ def results(tmp_path: Path) -> list[Result]:
 def findings(root: Path, results: list[Result], failures: dict[tuple[str, int], str] | None = None) -> Findings:
     chosen = study()
     return Findings(
-        chosen, results, compare(results, chosen.figures, chosen.baseline, folders(root, results)), failures or {}
+        chosen, results, compare(results, chosen.metrics, chosen.baseline, folders(root, results)), failures or {}
     )
 
 
 def test_mean_and_spread_over_seeds(tmp_path: Path, results: list[Result]) -> None:
-    ciou, giou = study().figures
+    ciou, giou = study().metrics
     table = findings(tmp_path, results).table
     assert list(table) == ["plain", "better"]
-    for figure in (ciou, giou):  # all masks are alike in size, so both are the mean IoU
-        assert table["plain"][figure].spread.mean == pytest.approx(0.5)
-        assert table["plain"][figure].spread.std == pytest.approx(0.0)
-        assert table["better"][figure].spread.mean == pytest.approx(0.65)
-        assert table["better"][figure].spread.std == pytest.approx(0.05 / math.sqrt(2))
+    for metric in (ciou, giou):  # all masks are alike in size, so both are the mean IoU
+        assert table["plain"][metric].spread.mean == pytest.approx(0.5)
+        assert table["plain"][metric].spread.std == pytest.approx(0.0)
+        assert table["better"][metric].spread.mean == pytest.approx(0.65)
+        assert table["better"][metric].spread.std == pytest.approx(0.05 / math.sqrt(2))
 
 
 def test_paired_over_seeds(tmp_path: Path, results: list[Result]) -> None:
-    cell = findings(tmp_path, results).table["better"][study().figures[0]]
+    cell = findings(tmp_path, results).table["better"][study().metrics[0]]
     assert cell.difference == pytest.approx(0.15)
     assert cell.over_seeds is not None
     error = 0.025  # differences 0.175 and 0.125: their deviation 0.05 / sqrt(2), by sqrt(2)
@@ -64,7 +64,7 @@ def test_paired_over_seeds(tmp_path: Path, results: list[Result]) -> None:
 
 
 def test_paired_over_samples_draws_the_mean_over_seeds_of_each_question(tmp_path: Path, results: list[Result]) -> None:
-    cell = findings(tmp_path, results).table["better"][study().figures[1]]
+    cell = findings(tmp_path, results).table["better"][study().metrics[1]]
     gains = (np.subtract(BETTER, PLAIN) / 10).mean(0)  # of each question
     assert cell.over_samples is not None
     assert cell.over_samples.difference == pytest.approx(gains.mean())
@@ -76,7 +76,7 @@ def test_paired_over_samples_draws_the_mean_over_seeds_of_each_question(tmp_path
 
 
 def test_samples_are_judged_as_the_report_says(tmp_path: Path) -> None:
-    figure = Figure("test", "refer", "n_acc")
+    metric = TableMetric("test", "refer", "n_acc")
     results = []
     for variant, texts in (("plain", ("it is [SEG].",) * 4), ("better", ("there is no target.",) * 4)):
         result = write(tmp_path, variant, 0, [5])
@@ -87,7 +87,7 @@ def test_samples_are_judged_as_the_report_says(tmp_path: Path) -> None:
             json.dumps({"protocol": "standard", "no_target_from": "text", "combine": "union"})
         )
         results.append(replace(result, metrics={"test": {"refer": {"n_acc": float(variant == "better")}}}))
-    cell = compare(results, [figure], "plain", folders(tmp_path, results))["better"][figure]
+    cell = compare(results, [metric], "plain", folders(tmp_path, results))["better"][metric]
     assert cell.difference == 1.0 and cell.over_samples is not None
     assert (cell.over_samples.low, cell.over_samples.high) == (1.0, 1.0), "by the masks they would be alike"
 
@@ -102,19 +102,19 @@ def test_a_metric_of_ones_own_is_compared_over_samples_as_the_built_in_ones_are(
         path.write_text(json.dumps({**rules, "own_metrics": jaccard}))
         values = {"ciou": sum(found) / 40, "jaccard": sum(found) / 40}
         results.append(replace(result, metrics={"test": {"refer": values}}))
-    ours, built_in = (Figure("test", "refer", name) for name in ("jaccard", "ciou"))
+    ours, built_in = (TableMetric("test", "refer", name) for name in ("jaccard", "ciou"))
     cells = compare(results, [ours, built_in], "plain", folders(tmp_path, results))["better"]
     own, other = cells[ours].over_samples, cells[built_in].over_samples
     assert own is not None and other is not None
     assert (own.low, own.high, own.p) == pytest.approx((other.low, other.high, other.p), abs=1e-6)
 
 
-def test_p_is_corrected_over_the_variants_of_each_figure(tmp_path: Path, results: list[Result]) -> None:
+def test_p_is_corrected_over_the_variants_of_each_metric(tmp_path: Path, results: list[Result]) -> None:
     odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]  # other questions: no samples
     near = [write(tmp_path, "near", seed, found) for seed, found in enumerate(([2, 4, 6, 9], [3, 5, 5, 8]))]
     found = findings(tmp_path, [*results, *odd, *near])
-    for figure in study().figures:
-        cells = {name: found.table[name][figure] for name in ("better", "odd", "near")}
+    for metric in study().metrics:
+        cells = {name: found.table[name][metric] for name in ("better", "odd", "near")}
         seeds = {name: cell.over_seeds for name, cell in cells.items()}
         samples = {name: cell.over_samples for name, cell in cells.items()}
         assert samples["odd"] is None
@@ -132,13 +132,13 @@ def test_a_star_follows_the_corrected_p(tmp_path: Path, results: list[Result]) -
     found = findings(tmp_path, results)
     tests = Paired(0.1, 0.01, 0.2, p=0.03, p_holm=0.06), Paired(0.1, 0.05, 0.2, p=0.01, p_holm=0.02)
     cell = Cell({0: 0.5}, Spread(0.5, None), 0.1, *tests)
-    found = replace(found, table={"better": {study().figures[0]: cell}})
+    found = replace(found, table={"better": {study().metrics[0]: cell}})
     seeds, samples = "+0.0100 to +0.2000 | 0.0300 | 0.0600", "+0.0500 to +0.2000 | 0.0100 | 0.0200 *"
     assert f"| better | refer/ciou | +0.1000 | {seeds} | {samples} |" in to_markdown(found).splitlines()
     (told,) = csv.DictReader(io.StringIO(to_csv(found)))
     names = [f"test/refer/ciou {test}_{part}" for test in ("seeds", "samples") for part in ("p", "p_holm")]
     assert [float(told[name]) for name in names] == [0.03, 0.06, 0.01, 0.02]
-    stored = to_json(found)["table"]["better"]["figures"]["test/refer/ciou"]
+    stored = to_json(found)["table"]["better"]["metrics"]["test/refer/ciou"]
     assert (stored["over_seeds"]["p"], stored["over_seeds"]["p_holm"]) == (0.03, 0.06)
 
 
@@ -149,13 +149,13 @@ def test_the_baseline_has_no_difference(tmp_path: Path, results: list[Result]) -
 
 def test_other_questions_are_compared_over_seeds_only(tmp_path: Path, results: list[Result]) -> None:
     odd = [write(tmp_path, "odd", seed, [4, 4, 4, 4], true=8) for seed in (0, 1)]
-    cell = findings(tmp_path, [*results, *odd]).table["odd"][study().figures[0]]
+    cell = findings(tmp_path, [*results, *odd]).table["odd"][study().metrics[0]]
     assert cell.over_seeds is not None and cell.over_samples is None
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Result]) -> None:
     without = [one for one in results if (one.variant, one.seed) != ("plain", 1)]
-    cell = findings(tmp_path, without).table["better"][study().figures[0]]
+    cell = findings(tmp_path, without).table["better"][study().metrics[0]]
     assert cell.spread.mean == pytest.approx(0.65), "all of its own seeds"
     assert cell.difference == pytest.approx(0.675 - 0.5), "seed 0 alone"
     assert cell.over_seeds is None and cell.over_samples is not None
@@ -164,8 +164,8 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Resu
 def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "meteor_program", lambda: pytest.fail("no figure is METEOR's: it need not start"))
-    figure = Figure("test", "perbench", "perbench_overall_lite")
+    monkeypatch.setattr(scoring, "meteor_program", lambda: pytest.fail("no metric is METEOR's: it need not start"))
+    metric = TableMetric("test", "perbench", "perbench_overall_lite")
     results = []
     for variant, letters in (("plain", "BBBA"), ("better", "AABA")):  # one and three of four are right
         result = write(tmp_path, variant, 0, [5])
@@ -178,7 +178,7 @@ def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks
         (folders(tmp_path, [result])[variant, 0] / result.answers["test"]).write_text("\n".join(map(json.dumps, told)))
         overall = 100 * (1 + letters.count("A") / 4 + 0.5) / 3
         results.append(replace(result, metrics={"test": {"perbench": {"perbench_overall_lite": overall}}}))
-    cell = compare(results, [figure], "plain", folders(tmp_path, results))["better"][figure]
+    cell = compare(results, [metric], "plain", folders(tmp_path, results))["better"][metric]
     assert cell.over_samples is not None
     assert cell.over_samples.difference == pytest.approx(100 / 3 / 2), "two answers of four are one third of the score"
     assert (cell.over_samples.low, cell.over_samples.high) == pytest.approx((0.0, 100 / 3)), "none of the two, and all"
@@ -211,14 +211,14 @@ def test_csv_holds_a_row_for_each_variant(tmp_path: Path, results: list[Result])
 def test_json_holds_every_run(tmp_path: Path, results: list[Result]) -> None:
     content = json.loads(json.dumps(to_json(findings(tmp_path, results, {("odd", 0): "no"}))))
     assert [(run["variant"], run["seed"]) for run in content["runs"]] == [(one.variant, one.seed) for one in results]
-    assert content["table"]["better"]["figures"]["test/refer/ciou"]["values"] == pytest.approx({"0": 0.675, "1": 0.625})
+    assert content["table"]["better"]["metrics"]["test/refer/ciou"]["values"] == pytest.approx({"0": 0.675, "1": 0.625})
     assert content["failures"] == [{"variant": "odd", "seed": 0, "error": "no"}]
 
 
-def test_a_figure_that_a_variant_lacks_is_left_empty(tmp_path: Path) -> None:
-    chosen = study(figures=["refer/ciou", "vres/giou"])
+def test_a_metric_that_a_variant_lacks_is_left_empty(tmp_path: Path) -> None:
+    chosen = study(metrics=["refer/ciou", "vres/giou"])
     results = [write(tmp_path, "plain", 0, [1, 2])]
-    table = compare(results, chosen.figures, "plain", folders(tmp_path, results))
+    table = compare(results, chosen.metrics, "plain", folders(tmp_path, results))
     found = Findings(chosen, results, table, {})
     assert "| plain (baseline) | 1 | 0.1500 |  | 60 |" in to_markdown(found)
     (row,) = csv.DictReader(io.StringIO(to_csv(found)))

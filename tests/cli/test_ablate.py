@@ -60,7 +60,7 @@ TINY: dict[str, Any] = {
     "seeded": ["data.train.seed"],
     "steps": 2,
     "checks": 2,
-    "figures": ["refer/ciou", "refer/n_acc"],
+    "metrics": ["refer/ciou", "refer/n_acc"],
 }
 GOOD = {name: patch for name, patch in TINY["variants"].items() if name != "broken"}
 
@@ -151,7 +151,7 @@ def test_the_budget_is_in_steps_whatever_limits_the_base_has(done: tuple[Path, i
     assert config["model"]["schedule"]["init_args"]["minutes"] is None
 
 
-def test_results_hold_figures_costs_and_differences(done: tuple[Path, int, str]) -> None:
+def test_results_hold_metrics_costs_and_differences(done: tuple[Path, int, str]) -> None:
     content = json.loads((done[0] / "results.json").read_text())
     for run in content["runs"]:
         report = json.loads((done[0] / run["variant"] / f"seed_{run['seed']}" / "test" / "report.json").read_text())
@@ -159,7 +159,7 @@ def test_results_hold_figures_costs_and_differences(done: tuple[Path, int, str])
         assert run["cost"]["seconds"] > 0 and run["cost"]["tokens_per_s"] > 0 and run["cost"]["peak_memory_gib"] > 0
     parameters = {run["variant"]: run["cost"]["parameters"] for run in content["runs"]}
     assert parameters["upsampled"] > parameters["plain"] > 10_000
-    cell = content["table"]["upsampled"]["figures"]["test/refer/ciou"]
+    cell = content["table"]["upsampled"]["metrics"]["test/refer/ciou"]
     means = {
         name: statistics.fmean(
             run["metrics"]["test"]["refer"]["ciou"] for run in content["runs"] if run["variant"] == name
@@ -282,7 +282,7 @@ def wait_for(true: Any, process: subprocess.Popen[bytes]) -> None:
         ({"base": {"data": {"token_budget": "many"}}}, ("variant plain", "token_budget")),
         ({"evaluate": {"test": {"data": {"test": {"init_args": {"split": "tset"}}}}}}, ("evaluate.test", "split")),
         ({"seeded": ["data.train.init_args.sed"]}, ("variant plain", "sed")),
-        ({"figures": ["ciou"]}, ("s: figures", "BENCHMARK/METRIC")),
+        ({"metrics": ["ciou"]}, ("s: metrics", "BENCHMARK/METRIC")),
         ({"configs": ["quikstart"]}, ("quikstart", "did you mean quickstart?")),
     ],
 )
@@ -314,12 +314,12 @@ def test_wrong_options_are_one_sentence(
     assert sail("ablate", *options).is_one_sentence(2, *words)
 
 
-def test_a_figure_that_no_test_gives_is_told_with_those_there_are(
+def test_a_metric_that_no_test_gives_is_told_with_those_there_are(
     sail: Command, workdir: Path, processes: InThisProcess
 ) -> None:
-    file = write(workdir / "s.yaml", variants={"upsampled": None}, seeds=[0], figures=["refer/iou"])
+    file = write(workdir / "s.yaml", variants={"upsampled": None}, seeds=[0], metrics=["refer/iou"])
     shown = sail("ablate", file)
-    assert shown.is_one_sentence(2, "no test gave the figure test/refer/iou", "refer/ciou, refer/giou")
+    assert shown.is_one_sentence(2, "no test gave the metric test/refer/iou", "refer/ciou, refer/giou")
     processes.calls.clear()
     assert sail("ablate", write(file, variants={"upsampled": None}, seeds=[0])).code == 0
     assert processes.calls == [], "the runs are kept"

@@ -162,7 +162,7 @@ def test_several_passes_are_drawn_anew_after_the_first(sail: Command, own: CocoI
 
 def test_a_source_without_end_needs_a_count(sail: Command) -> None:
     command = ("data", "convert", "-c", "data/laboratory", "--shards", "lab")
-    assert sail(*command).is_one_sentence(2, "LaboratorySource has no end; say how many records to write with --count")
+    assert sail(*command).is_one_sentence(2, "LaboratorySource has no end; set the number of records with --count")
     assert not Path("lab").exists()
     assert sail(*command, "--count", "2").out == "lab: 2 samples of data.train\n"
 
@@ -181,7 +181,7 @@ def test_broken_records_can_be_left_out_each_by_name(sail: Command, own: CocoIns
     dump(Path("coco.json"), content)
     Path("photos/b/0.jpg").unlink()
     result = sail("data", "convert", "-c", "own.yaml", "--out", "data.jsonl", "--skip-broken")
-    assert result.code == 0 and result.out == "data.jsonl: 1 samples of data.train, 2 broken ones left out\n"
+    assert result.code == 0 and result.out == "data.jsonl: 1 samples of data.train, 2 with a fault left out\n"
     assert result.err.splitlines() == [
         "left out: coco.json 1: no image photos/b/0.jpg",
         "left out: coco.json 2: the key 'height' is missing; fix the record",
@@ -189,7 +189,7 @@ def test_broken_records_can_be_left_out_each_by_name(sail: Command, own: CocoIns
     assert [line["id"] for line in lines("data.jsonl")] == ["0"]
     Path("photos/a/0.jpg").unlink()
     result = sail("data", "convert", "-c", "own.yaml", "--out", "none.jsonl", "--skip-broken")
-    assert result.code == 1 and "data.train has no record that is not broken to write" in result.err
+    assert result.code == 1 and "data.train has no usable record to write" in result.err
     assert not Path("none.jsonl").exists()
 
 
@@ -250,9 +250,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(sail: Command, monkeypat
 
     monkeypatch.setattr(jsonl_writer.JsonlWriter, "__init__", made)
     result = sail("data", "convert", *LABORATORY, "--out", "a.jsonl", "--copy-images")
-    assert result.is_one_sentence(
-        1, "a.jsonl cannot be written (No space left on device); nothing half-written is left"
-    )
+    assert result.is_one_sentence(1, "a.jsonl cannot be written (No space left on device); no incomplete file is left")
     assert not list(Path().iterdir())
 
 

@@ -73,7 +73,7 @@ def test_missing_checkpoint(sail: Command) -> None:
 
 
 def test_file_that_is_no_checkpoint(sail: Command, pictures: Path) -> None:
-    assert sail("test", "--ckpt_path", pictures / "0.png").is_one_sentence(1, "0.png", "no checkpoint")
+    assert sail("test", "--ckpt_path", pictures / "0.png").is_one_sentence(1, "0.png", "not a readable checkpoint")
 
 
 def test_checkpoint_of_another_model(sail: Command, ckpt: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_wrong_decorator_is_one_sentence() -> None:
         @command.command  # type: ignore[arg-type]
         def hello() -> None: ...
 
-    with pytest.raises(SailUsageError, match="'Say it loud' is no name of a command"):
+    with pytest.raises(SailUsageError, match="'Say it loud' is not a name for a command"):
         command.command("Say it loud")(lambda: None)
 
 

@@ -113,7 +113,7 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
     words = ["-c", "data/laboratory_scenes", "--data.train.max_objects=3", *SMALL, f"--out={out}", "--steps=3"]
     assert dispatch(["expert", *words]) == 0
     told = capsys.readouterr().out
-    assert "4 classes; on 4 held-out pictures: AP " in told and "Mask2FormerTeacher" in told
+    assert "4 classes; on 4 held-out images: AP " in told and "Mask2FormerTeacher" in told
     report = json.loads((out / mask2former.REPORT).read_text())
     assert report["classes"] == SHAPES and report["recipe"]["steps"] == 3
     assert report["held_out"].keys() == {"split", "images", "map", "map_50"}
@@ -217,5 +217,5 @@ def test_wrong_words_are_told_in_one_sentence(words: list[str], message: str, tm
 
 def test_too_many_classes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command, "MOST_CLASSES", 3)
-    with pytest.raises(SailUsageError, match="4 classes are too many; give fewer --words"):
+    with pytest.raises(SailUsageError, match="4 classes are too many; use a smaller --words"):
         dispatch(["expert", "-c", "data/laboratory_scenes", f"--out={tmp_path / 'out'}"])

@@ -61,7 +61,7 @@ def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None
         ([*LABORATORY, "--count=1", "--teacher=sam2"], "no teacher sam2; there are mask_features, vision_tokens"),
         (
             [*LABORATORY, "--teacher=mask_features"],
-            "LaboratorySource has no end; say how many records to read with --count",
+            "LaboratorySource has no end; set the number of records with --count",
         ),
         ([*FEW, "--count=0"], "--count must be 1 or more, not 0"),
         ([*FEW, "--trainer.max_steps=3"], "unknown option --trainer.max_steps; features takes --data.train"),

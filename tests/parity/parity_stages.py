@@ -302,14 +302,14 @@ def preprocessing(family: str, together: bool) -> Iterator[Row]:
             cells, grid = patchify(read_picture(GOLDEN / f"eve_image_{file}.png"), 8, model.max_side, "area")
             pixels = model.model.backbone.pixels(torch.from_numpy(cells)).view(*grid, 3, 8, 8)
             pixels = pixels.permute(2, 0, 3, 1, 4).reshape(expected.shape)
-            yield compare("preprocessing: pictures", file, pixels, expected)
+            yield compare("preprocessing: images", file, pixels, expected)
         return
     expected = load_file(HOME / "preprocessing.safetensors")
     for size in (16, 32):
         cells, grid = patchify(read_picture(HOME / "prep_image_70x45.png"), size)
         pixels = Pixels(size, IMAGE_MEAN, IMAGE_STD)(torch.from_numpy(cells)).view(*grid, 3, size, size)
         wanted = expected[f"image_patches_p{size}"]
-        yield compare("preprocessing: pictures", f"70x45, patch {size}", pixels[: len(wanted)], wanted)
+        yield compare("preprocessing: images", f"70x45, patch {size}", pixels[: len(wanted)], wanted)
         for name, file in (("mask", "prep_mask_70x45.png"), ("bigmask", "prep_mask_1500x130.png")):
             wanted = expected[f"{name}_patches_p{size}"]
             ours = patch_coverage(read_picture(HOME / file)[..., 0] > 0, wanted.shape, size, rule="nearest_pil")

@@ -40,8 +40,8 @@ def ablate(
 ) -> None:
     """Trains and tests a table of variants, with several seeds each, and compares them.
 
-    A study is a YAML file: a base, variants that are small patches on it, seeds, a budget, and what is measured
-    (docs/ablations.md). Every variant is checked before the first one runs. The same command goes on where it was
+    A study is a YAML file: a base, variants that are small patches on it, seeds, a budget, and metrics
+    (docs/ablations.md). Every variant is checked before the first one runs. The same command resumes a study that was
     stopped. Writes table.md, table.csv, results.json and curves.png.
 
     Examples:
@@ -51,11 +51,11 @@ def ablate(
 
     Args:
         study: A file, or a packaged study by name.
-        config: The same, as other commands take it.
+        config: The study, given as other commands take a config.
         out: Folder of runs and table; runs/ablate/STUDY if left out.
-        seeds: Instead of the study's, such as 0,1,2.
-        steps: Instead of the study's.
-        minutes: Instead of the study's.
+        seeds: Seeds in place of the study's, such as 0,1,2.
+        steps: Optimiser steps in place of the study's.
+        minutes: Minutes of a training in place of the study's.
         jobs: Processes at a time, with a CPU thread each.
         only: Run these variants only.
         print_config: Show the config of the baseline, or of a variant, and stop.
@@ -80,7 +80,7 @@ def ablate(
 
 
 def _changed(study: Study, seeds: Sequence[int] | None, steps: int | None, minutes: float | None) -> Study:
-    """The study with what the command line says instead."""
+    """The study with the settings that the command line replaces."""
     if seeds is not None:
         if not seeds or len(set(seeds)) < len(seeds):
             given = ",".join(map(str, seeds))
@@ -104,29 +104,29 @@ def _run(study: Study, chosen: Sequence[str], folder: Path, jobs: int) -> None:
     asked = [one for one in runs if one.variant in chosen]
     print(f"{len(asked)} runs: {len(chosen)} variants, {len(study.seeds)} seeds; into {folder}", flush=True)
     with _terminated_as_interrupted():
-        outcome = run_all(asked, jobs, study.figures[0], lambda line: print(line, flush=True))
-    # Of variants that were left out, what earlier times found is in the table too.
+        outcome = run_all(asked, jobs, study.metrics[0], lambda line: print(line, flush=True))
+    # Of variants that were left out, earlier results are in the table too.
     others = [result for one in runs if one.variant not in chosen and (result := finished(one)) is not None]
-    places = {(one.variant, one.seed): place for place, one in enumerate(runs)}
-    results = sorted([*outcome.results, *others], key=lambda result: places[result.variant, result.seed])
+    order = {(one.variant, one.seed): index for index, one in enumerate(runs)}
+    results = sorted([*outcome.results, *others], key=lambda result: order[result.variant, result.seed])
     if not results:
         raise SailError(f"all {len(asked)} runs failed; the last: {list(outcome.failures.values())[-1]}")
     written = _write(study, results, outcome.failures, folder)
     print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{', '.join(map(str, written))}")
-    _check_figures(study, results)
+    _check_metrics(study, results)
     if outcome.failures:
         (variant, seed), error = next(iter(outcome.failures.items()))
         count = f"{len(outcome.failures)} of {len(asked)} runs failed, first {variant} with seed {seed}"
         raise SailError(f"{count}: {error}; the same command tries them again")
 
 
-def _check_figures(study: Study, results: Sequence[Result]) -> None:
-    """Raises SailUsageError where a figure is one that no test gave."""
-    for figure in study.figures:
-        if all(result.value(figure) is None for result in results):
-            given = results[0].metrics[figure.evaluation]
+def _check_metrics(study: Study, results: Sequence[Result]) -> None:
+    """Raises SailUsageError for a metric that no test gave."""
+    for metric in study.metrics:
+        if all(result.value(metric) is None for result in results):
+            given = results[0].metrics[metric.evaluation]
             known = [f"{benchmark}/{name}" for benchmark, metrics in given.items() for name in metrics]
-            raise SailUsageError(f"{study.name}: no test gave the figure {figure}; there are {', '.join(known)}")
+            raise SailUsageError(f"{study.name}: no test gave the metric {metric}; there are {', '.join(known)}")
 
 
 def _write(study: Study, results: Sequence[Result], failures: dict[tuple[str, int], str], folder: Path) -> list[Path]:
@@ -136,7 +136,7 @@ def _write(study: Study, results: Sequence[Result], failures: dict[tuple[str, in
     from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
 
     folders = {(one.variant, one.seed): _folder(folder, one.variant, one.seed) for one in results}
-    found = Findings(study, results, compare(results, study.figures, study.baseline, folders), failures)
+    found = Findings(study, results, compare(results, study.metrics, study.baseline, folders), failures)
     written = [folder / name for name in ("table.md", "table.csv", "results.json")]
     contents = (to_markdown(found), to_csv(found), json.dumps(to_json(found), indent=2) + "\n")
     for path, content in zip(written, contents, strict=True):
@@ -156,7 +156,7 @@ def _planned(study: Study, folder: Path, threads: int) -> list[Run]:
     """All runs, seed by seed, so that a study that is stopped early has compared every variant on some.
 
     Raises:
-        SailUsageError: a variant or an evaluation that does not parse; names it.
+        SailUsageError: A variant or an evaluation that does not parse; names it.
     """
     from sail_lightning.ablation.runs import Run
 
@@ -182,7 +182,7 @@ def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = No
     """The whole config of a training, as `fit --print_config` shows it; `evaluation` puts its patch on top, to check.
 
     Raises:
-        SailUsageError: it does not parse.
+        SailUsageError: It does not parse.
     """
     import yaml
 
@@ -197,14 +197,14 @@ def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = No
     printed = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch:
         layers = [f"-c={name}" for name in study.configs]
-        for place, patch in enumerate(patches):
-            path = Path(scratch, f"{place}.yaml")
+        for index, patch in enumerate(patches):
+            path = Path(scratch, f"{index}.yaml")
             path.write_text(yaml.safe_dump(patch), encoding="utf-8")
             layers.append(f"-c={path}")
         try:
             with contextlib.redirect_stdout(printed):
                 run_verb(["fit", *layers, *options, "--print_config"])
-        except SystemExit:  # what is asked to print its config goes no further
+        except SystemExit:  # --print_config ends the process
             pass
         except SailError as error:
             part = f"evaluate.{evaluation}" if evaluation else f"variant {variant}"
@@ -217,7 +217,7 @@ def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = No
 
 
 def _clock(minutes: float | None) -> str:
-    """DD:HH:MM:SS, as the Trainer takes it."""
+    """Minutes as DD:HH:MM:SS, the form that the Trainer takes."""
     if minutes is None:
         return "null"
     whole, seconds = divmod(round(minutes * 60), 60)
@@ -226,7 +226,7 @@ def _clock(minutes: float | None) -> str:
 
 
 def _limit_schedule(config: dict[str, Any], minutes: float | None) -> None:
-    """A schedule that knows a time limit gets that of the study: its rate is down when the training ends."""
+    """Gives a schedule with a time limit that of the study, so that its rate is down when the training ends."""
     schedule = config["model"].get("schedule") or {}
     if "minutes" in (schedule.get("init_args") or {}):
         schedule["init_args"]["minutes"] = minutes
@@ -234,7 +234,7 @@ def _limit_schedule(config: dict[str, Any], minutes: float | None) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, a request to terminate ends the processes of the study too, as Ctrl-C does."""
+    """A context in which a request to terminate ends the processes of the study too, as Ctrl-C does."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

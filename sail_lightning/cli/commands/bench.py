@@ -34,11 +34,11 @@ Device = Literal["cpu", "cuda"]
 Preset = Literal["0.5b", "3b"]
 OTHERS = {
     "throughput": "training on a packed batch: tokens/s, FLOP/s",
-    "profile": "why a training step takes what it takes: operations by part, speed of matrix products",
+    "profile": "where the time of a training step goes: operations by part, speed of matrix products",
     "data": "reading training samples: samples/s of one worker, and where the time goes",
     "index": "a million records: making and opening their index, memory of a reader",
 }
-"""What is measured beside the cases."""
+"""Measurements that can be chosen in addition to the cases."""
 
 
 @command(section="compare")
@@ -60,9 +60,9 @@ def bench(
 ) -> None:
     """Measures speed and memory against a baseline in the style of the official code.
 
-    Cases: see --list. Each is run in our form and in the baseline's (padded batch, dense mask, all logits, all hidden
-    states, images upsampled one by one, questions answered one by one), with the same weights, alternated. Memory is
-    measured in a fresh process each. Close other programs first. Writes bench.md, bench.json and bench.png.
+    Cases: see --list. Each runs in this package's form and in the baseline's (padded batch, dense mask, all logits, all
+    hidden states, images upsampled one by one, questions answered one by one), alternating, with the same weights.
+    Memory is measured in a new process for each. Close other programs first. Writes bench.md, bench.json and bench.png.
 
     Examples:
         sail-lightning bench
@@ -73,22 +73,22 @@ def bench(
     Args:
         list: Name the cases and stop.
         only: Cases to run; all if left out.
-        device: Where both forms run.
+        device: Device of both forms.
         dtype: Type of both forms; bfloat16 on cuda and float32 on the CPU if left out.
-        preset: Models of throughput; both on cuda and a middling one on the CPU if left out.
+        preset: Models of throughput; both on cuda and a medium-sized one on the CPU if left out.
         compile: Compile the decoder's layers in throughput.
         checkpointing: Recompute the layers in throughput.
         budget: Tokens a batch in throughput; 16384 on cuda and 4096 on the CPU if left out.
         repeats: Timed repetitions.
-        threads: Threads of the CPU; 0 is as torch chooses.
-        small: A tiny model and tiny images: to try the command.
-        no_memory: Leave the memory out; it takes a process each.
+        threads: CPU threads; 0 lets torch choose.
+        small: A tiny model and tiny images, to try the command.
+        no_memory: Skip the memory measurements, which need a process each.
         out: Folder of the results.
     """
     asked = _as_typed(locals())
     for name, value in (("budget", budget), ("preset", preset)):
         if small and value is not None:
-            raise SailUsageError(f"--small has sizes of its own; leave --{name} or --small out")
+            raise SailUsageError(f"--small sets its own sizes; leave out --{name} or --small")
 
     import torch
 
@@ -105,7 +105,7 @@ def bench(
     if preset and "throughput" not in chosen:
         raise SailUsageError("--preset is for the case throughput, which --only leaves out")
     if device == "cuda" and not torch.cuda.is_available():
-        raise SailUsageError("there is no CUDA device here; leave --device out")
+        raise SailUsageError("there is no CUDA device here; leave out --device")
     torch.set_num_threads(threads or torch.get_num_threads())
     settings = _settings(device, dtype, torch.get_num_threads(), budget, compile, checkpointing, small)
     presets = PRESETS if device == "cuda" and not small and not preset else preset or ()

@@ -21,17 +21,17 @@ def compare(
 ) -> None:
     """Compares two tests side by side, with significance.
 
-    Both are scored anew, in the same way, on the questions that both answered: differences, whether chance explains
-    them (p below 0.05 has a star), and what changed most.
+    Both are scored again by the same rules, on the questions that both answered. Shows differences with p values (below
+    0.05 with a star), and the questions that changed most.
 
     Examples:
         sail-lightning compare runs/refcoco_val/version_0 runs/refcoco_val/version_1 --out runs/compared
 
     Args:
         first: Folder of a test, or its per_sample.jsonl.
-        second: The one that it is compared with.
-        out: Folder that comparison.md and comparison.json are written to as well.
-        changed: Questions that changed most.
+        second: Folder or file of the test to compare it with.
+        out: Folder in which to write comparison.md and comparison.json as well.
+        changed: Number of questions to show that changed most.
     """
     options = ScoringOptions(**scoring)
     folder = output_folder(out) if out else None
@@ -58,7 +58,7 @@ def compare(
 
 
 def _answers(path: Path) -> Path:
-    """The file of answers that a folder or a file means."""
+    """The file of answers in a folder, or the file itself."""
     file = path / "per_sample.jsonl" if path.is_dir() else path
     if not file.is_file():
         held = f"{path} holds no per_sample.jsonl" if path.is_dir() else f"no file or folder {path}"

@@ -9,16 +9,16 @@ from sail_lightning.cli.command import command
 
 @command(section="configs, plugins, checkpoints")
 def completion(shell: Literal["bash", "zsh"]) -> None:
-    """Prints a script by which a shell completes commands, options and names.
+    """Prints a script with which a shell completes commands, options and names.
 
-    The names of your own plugins are in it with --plugins FILE.
+    With --plugins FILE it includes the names of your own plugins.
 
     Examples:
         sail-lightning completion bash > ~/.local/share/bash-completion/completions/sail-lightning
         sail-lightning completion zsh >> ~/.zshrc
 
     Args:
-        shell: Which one.
+        shell: The shell that runs the script.
     """
     from sail_lightning.cli.completion import completion_script  # after --help: it takes seconds
 

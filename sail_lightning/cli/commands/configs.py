@@ -13,7 +13,7 @@ SECTION = "configs, plugins, checkpoints"
 
 @command("configs list", section=SECTION)
 def list_configs() -> None:
-    """Lists the names, and what each config is for."""
+    """Lists the names and the purpose of each config."""
     from sail_lightning.cli.configs import config_names
 
     names = config_names()
@@ -34,12 +34,12 @@ def show(name: str) -> None:
 
 @command("configs copy", section=SECTION)
 def copy(name: str, dest: Path | None = None, *, force: bool = False) -> None:
-    """Copies a config, to change it.
+    """Copies a config, so that you can change it.
 
     Args:
         name: Its name, such as quickstart or model/sail_tiny.
-        dest: A file or a folder; this folder if left out.
-        force: Overwrite a file that is there.
+        dest: A file or a folder; the current folder if left out.
+        force: Overwrite an existing file.
     """
     source = _packaged(name)
     target = dest or Path(source.name)
@@ -54,10 +54,10 @@ def copy(name: str, dest: Path | None = None, *, force: bool = False) -> None:
 
 @command("configs schema", section=SECTION)
 def schema(*, out: Path | None = None) -> None:
-    """Prints a JSON schema of configs, by which an editor completes keys and marks wrong ones.
+    """Prints a JSON schema of configs, with which an editor completes keys and marks wrong ones.
 
     Args:
-        out: Write it to this file instead.
+        out: File to write; printed if left out.
     """
     from sail_lightning.cli.config_schema import write_schema  # after --help: it takes seconds
 
@@ -68,13 +68,13 @@ def schema(*, out: Path | None = None) -> None:
 def import_official(source: Path, *, out: Path | None = None, force: bool = False) -> int:
     """Turns an official mmengine config into one of ours, with a report on every key.
 
-    The file is Python and is executed; a sentence on stderr says so before. With --out the report is printed, else the
+    The file is Python and is executed; a warning on stderr says so first. With --out the report is printed, else the
     config is printed and the report goes to stderr.
 
     Args:
         source: The official config, a .py file that you trust.
         out: YAML file to write.
-        force: Overwrite a file that is there.
+        force: Overwrite an existing file.
     """
     from sail_lightning.cli.config_import import import_config  # after --help: it takes seconds
 

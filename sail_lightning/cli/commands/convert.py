@@ -24,7 +24,7 @@ def convert(
 
     SOURCE is one of: an official checkpoint (.pth, .safetensors, a sharded or DeepSpeed folder); a folder of state
     dict, config.json and tokenizer; a Lightning checkpoint (.ckpt, or a folder of FSDP or DeepSpeed); a model folder or
-    its name. Nothing in it is executed. Optimiser states are ignored; any other tensor without a place is named, and
+    its name. Nothing in it is executed. Optimiser states are ignored; any other tensor that does not fit is named and
     refused.
 
     Examples:
@@ -33,12 +33,12 @@ def convert(
         sail-lightning convert my-model pixel_sail.pth --to official
 
     Args:
-        source: What is converted.
-        target: A folder; with --to official also a .pth or .safetensors file.
-        to: A model folder of ours, or the official format.
+        source: The checkpoint or model to convert.
+        target: Folder to write; with --to official also a .pth or .safetensors file.
+        to: A model folder, or the official format.
         base: Folder with config.json and tokenizer of an official checkpoint.
         special_tokens: Tokens that training added, in order.
-        dtype: Type of the stored weights; as they are if left out.
+        dtype: Type of the stored weights; unchanged if left out.
         max_shard_size: Largest weight file.
     """
     if target.exists() and Path(source).exists() and target.resolve() == Path(source).resolve():

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.experts.mask2former import Mask2FormerExpert
 
 SURVEYED = 1000
-"""Records that classes are taken from, of a source without end."""
+"""Number of records that classes are taken from, where a source has no end."""
 MOST_CLASSES = 2000
 CHECKPOINT, SETTINGS, EVERY = "last.ckpt", "settings.json", 250
-"""A run that was stopped goes on from the first, if it has the second; steps between two checkpoints."""
+"""A stopped run resumes from the checkpoint if its settings are the same; steps between two checkpoints."""
 
 
 @command(section="teachers")
@@ -39,11 +39,11 @@ def expert(
 ) -> None:
     """Trains a Mask2Former on a data set's masks: a teacher of your own.
 
-    A small one, from random weights. It learns what is where from data.train, and is measured on data.val (or
-    data.test). The folder is then a Hugging Face folder of Mask2Former; distil it with
-    --model.teachers.NAME=Mask2FormerTeacher --model.teachers.NAME.folder=OUT. A mask's class is the last words of its
-    phrase in the answer (<p> a red circle </p> [SEG]); masks without one are all of the class "object". A run that was
-    stopped goes on where it was when it is run again.
+    It is small and starts from random weights. It is trained on data.train and measured on data.val (or data.test). The
+    folder is then a Hugging Face folder of Mask2Former; distil it with --model.teachers.NAME=Mask2FormerTeacher
+    --model.teachers.NAME.folder=OUT. The class of a mask is the last words of its phrase in the answer
+    (<p> a red circle </p> [SEG]); masks without a phrase have the class "object". A run that was stopped resumes when
+    the command is given again.
 
     Examples:
         sail-lightning expert -c data/laboratory_scenes --out experts/shapes --words 2
@@ -51,9 +51,9 @@ def expert(
 
     Args:
         config: A data config, as for fit; may be repeated.
-        out: The expert's folder; must not be there.
-        count: Held-out records that it is measured on.
-        device: Where it is trained.
+        out: Folder to write; it must be new or empty.
+        count: Number of held-out records to measure on.
+        device: Device to train on.
     """
     settings = _checked(Recipe(**recipe))
     folder = _new_folder(out)
@@ -65,36 +65,36 @@ def expert(
     from sail_lightning.experts.mask2former import save_folder
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SailUsageError("there is no CUDA device here; leave --device out")
+        raise SailUsageError("there is no CUDA device here; leave out --device")
     takes = "expert takes --data.train.ARGUMENT=VALUE and --data.val.ARGUMENT=VALUE"
     described = DataConfig([path.as_posix() for path in config], [], overrides, ("data",), takes)
     source = described.source("train")
     held_out = next((split for split in ("val", "test") if split in described.splits), None)
-    judged = described.source(held_out) if held_out else None
+    evaluated = described.source(held_out) if held_out else None
     classes = class_names(source, source.length or SURVEYED, settings.words)
     if len(classes) > MOST_CLASSES:
-        raise SailUsageError(f"{len(classes)} classes are too many; give fewer --words, or 0 for one class of all")
-    told = {"data": described.described()["data"], "recipe": asdict(settings), "classes": classes}
-    trained = _trained(source, classes, settings, device, _training_folder(folder, told))
+        raise SailUsageError(f"{len(classes)} classes are too many; use a smaller --words, or 0 for a single class")
+    described_run = {"data": described.described()["data"], "recipe": asdict(settings), "classes": classes}
+    trained = _trained(source, classes, settings, device, _training_folder(folder, described_run))
     report: dict[str, Any] = {
-        **told,
+        **described_run,
         "parameters": sum(parameter.numel() for parameter in trained.network.parameters()),
         "seconds": round(trained.seconds),
     }
-    if judged is not None:
-        trained.to(device)  # Lightning brings it back
-        if figures := trained.evaluate(judged, min(n for n in (judged.length, count) if n is not None)):
-            report["held_out"] = {"split": held_out, **figures}
+    if evaluated is not None:
+        trained.to(device)  # Lightning moved it back to the CPU
+        if metrics := trained.evaluate(evaluated, min(n for n in (evaluated.length, count) if n is not None)):
+            report["held_out"] = {"split": held_out, **metrics}
     save_folder(trained, folder, report)
     shutil.rmtree(_beside(folder), ignore_errors=True)
     print(_summary(out, report))
 
 
 def _checked(recipe: Recipe) -> Recipe:
-    """Raises SailUsageError for sizes that this network cannot have."""
+    """The recipe; raises SailUsageError for sizes that this network cannot have."""
     if recipe.width % 32:  # its norms have 32 groups
         raise SailUsageError(f"--width must be a multiple of 32, not {recipe.width}")
-    if recipe.size < 64:  # its coarsest features are of 32 pixels, and one alone has no spread to be normed by
+    if recipe.size < 64:  # its coarsest features have stride 32, and one feature alone cannot be normalised
         raise SailUsageError(f"--size must be 64 or more, not {recipe.size}")
     if recipe.lr == math.inf:
         raise SailUsageError("--lr must be a number above 0, not inf")
@@ -102,21 +102,21 @@ def _checked(recipe: Recipe) -> Recipe:
 
 
 def _new_folder(out: Path) -> Path:
-    """The expert's folder, which is not there yet.
+    """The expert's folder, which does not exist yet or is empty.
 
     Raises:
-        SailUsageError: it is in use, is not empty, or cannot be written to.
+        SailUsageError: It is in use, is not empty, or cannot be written to.
     """
     folder = output_folder(out).resolve()
     if folder == Path.cwd() or folder in Path.cwd().parents:
-        raise SailUsageError(f"{out} is a folder that is in use; give --out one of its own")
+        raise SailUsageError(f"{out} is a folder that is in use; give --out another folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise SailUsageError(f"{folder} is not empty; give --out another folder, or remove it")
     return folder
 
 
 def _trained(source: Source, classes: list[str], recipe: Recipe, device: str, kept: Path) -> Mask2FormerExpert:
-    """The expert after all steps; those before a stop are in the folder `kept`."""
+    """The trained expert; a checkpoint in the folder `kept` is resumed."""
     import lightning as L
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -152,30 +152,30 @@ def _trained(source: Source, classes: list[str], recipe: Recipe, device: str, ke
 
 
 def _beside(folder: Path) -> Path:
-    """Where a training is kept until it ends."""
+    """The folder in which a training is kept until it ends."""
     return folder.with_name(f"{folder.name}.training")
 
 
 def _training_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Where this training is kept until it ends: new, or that of a run with the same settings that was stopped.
+    """The folder in which this training is kept: a new one, or that of a stopped run with the same settings.
 
     Raises:
-        SailUsageError: another training was stopped there.
+        SailUsageError: Another training was stopped there.
     """
     kept = _beside(folder)
-    told = json.loads(json.dumps(settings, default=str))
-    told["recipe"].pop("workers")  # which change nothing
+    wanted = json.loads(json.dumps(settings, default=str))
+    wanted["recipe"].pop("workers")  # they change no result
     path = kept / SETTINGS
     if path.is_file():
-        if (earlier := json.loads(path.read_text(encoding="utf-8"))) != told:
-            (first, *_) = (key for key in told if earlier.get(key) != told[key])
+        if (earlier := json.loads(path.read_text(encoding="utf-8"))) != wanted:
+            (first, *_) = (key for key in wanted if earlier.get(key) != wanted[key])
             raise SailUsageError(
                 f"{kept} holds a training with another {first}, which was stopped; give the same settings, another "
                 f"--out, or remove it"
             )
     else:
         kept.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told), encoding="utf-8")
+        path.write_text(json.dumps(wanted), encoding="utf-8")
     return kept
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.interfaces import Teacher
 
 MEASURED = 16
-"""Images that --measure takes."""
+"""Number of images that --measure uses."""
 
 
 @command(section="teachers")
@@ -41,27 +41,27 @@ def features(
 ) -> None:
     """Computes a teacher's features of all images of a data set once, for CachedTeacher.
 
-    Each image is seen once, resized as the config's model resizes it, and kept under a hash of its pixels in OUT, in
-    shards that are whole or not there: a run that was stopped goes on where it was when it is run again.
-    OUT/features.json says what the features are, how much room an image takes, and how far they are from the teacher's
-    own. Train with --model.teachers.NAME=CachedTeacher --model.teachers.NAME.folder=OUT, and the same data and sizes.
+    Each image is computed once, resized as the config's model resizes it, and stored in OUT under a hash of its pixels.
+    A run that was stopped resumes when the command is given again. OUT/features.json describes the features, their size
+    per image, and their error against the teacher's own. Train with --model.teachers.NAME=CachedTeacher
+    --model.teachers.NAME.folder=OUT, and the same data and sizes.
 
     Examples:
         sail-lightning features -c quickstart -c ablation/teacher_student --teacher mask_features --count 200 --out f
         sail-lightning features -c my_config.yaml --out features --dtype int8 --device cuda --workers 8 --measure
 
     Args:
-        config: As for fit; may be repeated.
+        config: A config, as for fit; may be repeated.
         out: Folder, made if missing; features are added to it.
         split: Part of the data.
         teacher: Name in model.teachers, if there are several.
-        dtype: How numbers are stored (int8: with a scale for each channel).
-        stride: Resize to so many pixels a feature, as the student's; never if left out.
-        count: The first so many records; all if left out.
-        device: What the teacher computes on.
-        batch: Images of one size at once.
-        workers: Processes that read; one less than there are cores if left out.
-        measure: Then time both teachers on 16 images.
+        dtype: Type in which features are stored (int8: with a scale for each channel).
+        stride: Resize features to one per so many pixels, such as the student's stride; no resizing if left out.
+        count: Number of records, the first ones; all if left out.
+        device: Device of the teacher.
+        batch: Images of one size in a batch.
+        workers: Processes that read; one less than the number of cores if left out.
+        measure: Also time both teachers on 16 images.
     """
     import torch
 
@@ -72,21 +72,21 @@ def features(
     from sail_lightning.features.store import FeatureWriter
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SailUsageError("there is no CUDA device here; leave --device out")
+        raise SailUsageError("there is no CUDA device here; leave out --device")
     names = [path.as_posix() for path in config]
     takes = f"features takes --data.{split}.ARGUMENT=VALUE and --model.ARGUMENT=VALUE"
     described = DataConfig(names, [], overrides, takes=takes)
     source, encoder = described.source(split), described.encoder()
     if encoder is None:
-        raise SailUsageError(f"{', '.join(names)} has no model, which says how images are resized; add one")
+        raise SailUsageError(f"{', '.join(names)} has no model, which sets how images are resized; add one")
     readers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
     records = _records(source, count)
     made = _teacher(described, teacher, encoder)
-    with progress("records") as tell:
-        wanted, faults = locate_images(source, records, described.described()["data"], tell)
+    with progress("records") as report:
+        wanted, faults = locate_images(source, records, described.described()["data"], report)
     settings = settings_for(made, encoder, dtype, stride)
-    with FeatureWriter(out, settings) as writer, progress("images") as tell:
-        done = extract(source, encoder, made, writer, wanted, device, readers, batch, tell)
+    with FeatureWriter(out, settings) as writer, progress("images") as report:
+        done = extract(source, encoder, made, writer, wanted, device, readers, batch, report)
     for fault in (*faults, *done.faults):
         sys.stderr.write(f"left out: {fault}\n")
     summary = writer.written
@@ -103,7 +103,7 @@ def features(
 
 def _records(source: Source, count: int | None) -> int:
     if source.length is None and count is None:
-        raise SailUsageError(f"{type(source).__name__} has no end; say how many records to read with --count")
+        raise SailUsageError(f"{type(source).__name__} has no end; set the number of records with --count")
     return min(n for n in (source.length, count) if n is not None)
 
 

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI reads their words, so their help pages are written here."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI parses their options, so their help pages are written here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OPTIONS = """\
   --KEY=VALUE            any key: --trainer.max_steps=100 --model.upsampler=BilinearUpsampler --model.teachers=null;
                          another class starts from its own defaults. Arguments: sail-lightning plugins NAME
   --plugins FILE         your own plugins: a .py file or module; may be repeated (or a key `plugins:` in a config)
-  --name NAME            of the run; its folder is runs/NAME/version_N (--runs DIR: another place than runs/)
+  --name NAME            name of the run; its folder is runs/NAME/version_N (--runs DIR: in DIR, not in runs/)
   --print_config         show the resolved config and stop (=skip_default: only what differs)
   --full_help            every option (hundreds of lines)"""
 
@@ -74,12 +74,12 @@ laboratory. The run folder gets report.md, report.json, gallery/ and per_sample.
 
 {_CHECKPOINT}
 {_OPTIONS}
-  --evaluation.out DIR   write there; a test that was killed goes on where it stopped if DIR is its folder
-  --evaluation.protocol=official  the official code's metrics, faults included
-  --evaluation.no_target=text     the text, not an empty mask, says that nothing is meant
+  --evaluation.out DIR   write to DIR; a test that was killed resumes if DIR is its folder
+  --evaluation.protocol=official  the metrics of the official code, faults included
+  --evaluation.no_target=text     an answer has no target if its text says so, not if its mask is empty
   --evaluation.combine=first      only the first mask of an answer counts, not their union
   --evaluation.benchmark=NAME     of your own data
-  --evaluation.bootstrap=N, --evaluation.gallery=N: the effort, 0 for none
+  --evaluation.bootstrap=N, --evaluation.gallery=N: how many of each; 0 for none
   --model.metrics.NAME=CLASS      a metric of your own, with --plugins the file that it is in
   --from FILE            no model: score such answers again, also of several files (--protocol, --no-target, --combine,
                          --bootstrap, --gallery), and write the report to --out DIR
@@ -90,7 +90,7 @@ examples:
   sail-lightning test --from runs/test/version_0/per_sample.jsonl --out rescored --protocol official""",
 )
 def test(*words: str) -> int:
-    """Measures a model on data.test, or scores answers again that are there already."""
+    """Measures a model on data.test, or scores stored answers again."""
     from sail_lightning.cli import rescoring
 
     if rescoring.is_rescoring(words):
@@ -103,17 +103,17 @@ def test(*words: str) -> int:
 @command(
     section=SECTION,
     page=f"""\
-usage: sail-lightning predict --ckpt_path X --data.images PICTURES --data.text QUESTION [options]
+usage: sail-lightning predict --ckpt_path X --data.images IMAGES --data.text QUESTION [options]
 
-Asks one question of each picture. The run folder gets predictions.jsonl (text, COCO RLE masks, prompts, seconds) and
-overlays/*.png. Broken pictures are skipped and named, and the exit code is then 1.
+Asks one question about each image. The run folder gets predictions.jsonl (text, COCO RLE masks, prompts, seconds) and
+overlays/*.png. Images that cannot be read are skipped and named; the exit code is then 1.
 
 {_CHECKPOINT}
-  --data.images PICTURES a folder (searched whole), or one or several files
+  --data.images IMAGES   a folder (searched whole), or one or several files
   --data.text QUESTION   the question; regions are called <Prompt0>, <Prompt1>, ...
   --data.prompts REGIONS mask:FILE.png box:X0,Y0,X1,Y1 point:X,Y scribble:X,Y,X,Y,... in pixels; K= in front: <PromptK>
   --predictions.out DIR  write there instead of the run folder
-  --predictions.overlays=false   no pictures
+  --predictions.overlays=false   no images with masks drawn
 {_OPTIONS}
 
 examples:

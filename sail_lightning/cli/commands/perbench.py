@@ -25,10 +25,10 @@ def perbench(
         SAIL_DATA=data sail-lightning test -c eval/synthperbench --ckpt_path sail-tiny
 
     Args:
-        out: Folder; the files are written to its perbench/. SAIL_DATA is then this folder.
-        count: Questions of each task.
+        out: Folder; the files are written to its perbench/. Set SAIL_DATA to this folder.
+        count: Number of questions for each task.
         seed: Another seed draws other scenes.
-        split: Which scenes (compositional: pairs of colour and shape that no training scene has).
+        split: Scenes to draw (compositional: pairs of colour and shape that no training scene has).
     """
     folder = output_folder(out)
 

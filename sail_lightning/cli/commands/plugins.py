@@ -42,7 +42,7 @@ def check(name: str, *arguments: str, device: Literal["cpu", "cuda"] = "cpu") ->
     Args:
         name: The plugin's class name.
         arguments: Its arguments, as `--channels=8`.
-        device: Where it is checked.
+        device: Device of the checks.
     """
     from sail_lightning.cli.plugins_check import check_plugin_named  # after --help: it takes seconds
 

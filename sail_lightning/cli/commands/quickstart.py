@@ -60,13 +60,13 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
     from sail_lightning.pretrained.model_folder import read_config
 
     registry.discover()
-    _say(1, "train a referring model from nothing")
+    _print_stage(1, "train a referring model from nothing")
     limits = [] if steps is None else [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
     fit = run_verb(["fit", "-c", "quickstart", f"--runs={out}", "--name=scratch", *limits])
     scratch: PixelSAIL = fit.model
     folder = scratch.save_pretrained(out / "scratch-model")
 
-    _say(2, "test it, and the same model untrained, on held-out questions")
+    _print_stage(2, "test it, and the same model untrained, on held-out questions")
     refer = LaboratorySource("test", samples, max_objects=4, tasks={"refer": 1.0})
     untrained = PixelSAIL(**read_config(folder))
     rows = {
@@ -74,14 +74,14 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
         "from scratch": measure(scratch, refer, [progress_bar("test")]),
     }
 
-    _say(3, f"test {name} on all tasks")
+    _print_stage(3, f"test {name} on all tasks")
     model = PixelSAIL.from_pretrained(name)
     splits: dict[str, Literal["test", "compositional"]] = {name: "test", f"{name}, unseen pairs": "compositional"}
     for label, split in splits.items():
         source = LaboratorySource(split, samples, max_objects=4)
         rows[label] = measure(model, source, [progress_bar("test")])
 
-    _say(4, f"predict with {name} on held-out scenes and on photographs")
+    _print_stage(4, f"predict with {name} on held-out scenes and on photographs")
     scenes = _draw_scenes(model, out / "scenes")
     photos = Path(__file__).parents[2] / "data" / "photos"
     photo_run = run_verb(
@@ -105,15 +105,15 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
     print(f"metrics table:  {report} and {out / 'metrics.csv'}")
     print(f"learning curve: {curve}")
     print(f"overlays:       {out / 'scenes'} and {photo_run.folder / 'overlays'}")
-    figures = " ".join(f"{key}={rows[name].get(metric, float('nan')):.3f}" for key, metric in HEADLINE.items())
+    metrics = " ".join(f"{key}={rows[name].get(metric, float('nan')):.3f}" for key, metric in HEADLINE.items())
     print(
-        f"quickstart: scratch_ciou={rows['from scratch']['ciou']:.3f} {figures} minutes={minutes:.1f} report={report}",
+        f"quickstart: scratch_ciou={rows['from scratch']['ciou']:.3f} {metrics} minutes={minutes:.1f} report={report}",
         flush=True,
     )
 
 
 def _draw_scenes(model: object, folder: Path, count: int = 12) -> list[str]:
-    """Overlays of answers to held-out questions, one of each kind in turn; returns the file names."""
+    """Writes overlays of answers to held-out questions, one of each kind in turn; returns the file names."""
     from sail_lightning.data.sources import LaboratorySource
     from sail_lightning.module import PixelSAIL
 
@@ -130,11 +130,11 @@ def _draw_scenes(model: object, folder: Path, count: int = 12) -> list[str]:
 def _report(table: str, curve: str, scenes: list[str], photos: Path, minutes: float) -> str:
     import torch
 
-    pictures = " ".join(f"![](scenes/{name})" for name in scenes)
+    images = " ".join(f"![](scenes/{name})" for name in scenes)
     return f"""# Quickstart report
 
-Held-out figures, 0 to 1. The first two rows answer referring questions only; the others all tasks of the laboratory.
-`unseen pairs` holds colour and shape pairs that no training scene had.
+Metrics on held-out questions, 0 to 1. The first two rows answer referring questions only; the others all tasks of the
+laboratory. `unseen pairs` holds pairs of colour and shape that no training scene had.
 
 {table}
 
@@ -142,13 +142,13 @@ Held-out figures, 0 to 1. The first two rows answer referring questions only; th
 
 Answers to held-out questions:
 
-{pictures}
+{images}
 
-Answers about photographs, which no laboratory model has seen the like of: [{photos}]({photos}/predictions.jsonl)
+Answers about photographs (the models have only seen drawn scenes): [{photos}]({photos}/predictions.jsonl)
 
 {minutes:.1f} minutes, {torch.get_num_threads()} threads, torch {torch.__version__}.
 """
 
 
-def _say(number: int, text: str) -> None:
+def _print_stage(number: int, text: str) -> None:
     print(f"\n[{number}/4] {text}", flush=True)

@@ -34,26 +34,27 @@ def convert(
 ) -> None:
     """Writes a data set as a JSONL file (docs/own_data.md) or as WebDataset shards.
 
-    Each record is read once, always alike: --passes 4 reads it four times, with wording and objects drawn anew. Masks
-    are written as RLE. Nothing is left half-written. Read the result with JsonlSource or ShardSource.
+    Each record is read once, in a fixed wording; --passes 4 reads it four times, with wording and objects drawn anew.
+    Masks are written as RLE. An interrupted command leaves no incomplete file. Read the result with JsonlSource or
+    ShardSource.
 
     Examples:
         sail-lightning data convert -c data/laboratory --split val --out val.jsonl --copy-images
         sail-lightning data convert -c my_data.yaml --shards my_shards --shard-size 512MB --passes 4
 
     Args:
-        config: As for fit; may be repeated.
+        config: A config, as for fit; may be repeated.
         split: Part of the data.
         out: JSONL file to write.
         copy_images: Copy the images to a folder beside it.
         shards: Folder or fsspec address that shards are written to.
-        shard_size: Size of a shard at most; 512MB if left out.
-        count: The first so many records; all if left out.
-        passes: Readings of each record.
-        skip_broken: Leave broken records out, each named.
+        shard_size: Largest size of a shard; 512MB if left out.
+        count: Number of records, the first ones; all if left out.
+        passes: Number of times each record is read.
+        skip_broken: Skip records with a fault, and name each.
     """
-    place = out or shards
-    if place is None or (out and shards):
+    target = out or shards
+    if target is None or (out and shards):
         raise SailUsageError("data convert writes --out FILE or --shards FOLDER; give one of them")
     for given, name, owner, there in (
         (copy_images, "--copy-images", "--out", out),
@@ -70,25 +71,23 @@ def convert(
     source = read_source([path.as_posix() for path in config], split, [], overrides, "convert")
     records = _count(source, count)
     size = as_bytes(shard_size or "512MB")
-    if not is_remote(place):
-        output_folder(Path(place).parent, "--out" if out else "--shards")
+    if not is_remote(target):
+        output_folder(Path(target).parent, "--out" if out else "--shards")
     try:
-        with JsonlWriter(place, copy_images) if out else ShardWriter(place, size) as writer:
+        with JsonlWriter(target, copy_images) if out else ShardWriter(target, size) as writer:
             written, skipped = _convert(source, records, passes, writer, skip_broken)
             if not written:
-                raise SailError(f"data.{split} has no record{' that is not broken' if skipped else ''} to write")
+                raise SailError(f"data.{split} has no {'usable ' if skipped else ''}record to write")
     except OSError as error:
-        raise SailError(
-            f"{place} cannot be written ({error.strerror or error}); nothing half-written is left"
-        ) from None
-    left = f", {skipped} broken ones left out" if skipped else ""
-    print(f"{place}: {written} samples of data.{split}{left}")
+        raise SailError(f"{target} cannot be written ({error.strerror or error}); no incomplete file is left") from None
+    left = f", {skipped} with a fault left out" if skipped else ""
+    print(f"{target}: {written} samples of data.{split}{left}")
 
 
 def _count(source: Source, count: int | None) -> int:
     length = source.length
     if length is None and count is None:
-        raise SailUsageError(f"{type(source).__name__} has no end; say how many records to write with --count")
+        raise SailUsageError(f"{type(source).__name__} has no end; set the number of records with --count")
     return min(n for n in (length, count) if n is not None)
 
 

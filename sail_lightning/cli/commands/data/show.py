@@ -29,9 +29,9 @@ def show(
         sail-lightning data show -c quickstart --split val --count 12 --out sheet.png
 
     Args:
-        config: As for fit; may be repeated.
+        config: A config, as for fit; may be repeated.
         split: Part of the data.
-        count: How many samples.
+        count: Number of samples.
         out: Image file; contact_sheet_SPLIT.png if left out.
     """
     from PIL import Image
@@ -41,7 +41,7 @@ def show(
 
     path = out or Path(f"contact_sheet_{split}.png")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise SailUsageError(f"--out {path} does not end as an image; name it {path.stem}.png")
+        raise SailUsageError(f"--out {path} is not the name of an image file; use {path.stem}.png")
     source = read_source([name.as_posix() for name in config], split, [], overrides)
     length = count if source.length is None else min(count, source.length)
     if not length:

@@ -20,7 +20,7 @@ def stats(
     count: PositiveInt = 1000,
     out: Path = Path("stats.png"),
 ) -> None:
-    """Counts what samples hold: tokens, masks, prompts and sizes as histograms.
+    """Counts tokens, masks, prompts and sizes of samples, as histograms.
 
     Histograms of tokens (if the config has a model), masks, prompts, mask areas and image sizes, and a table per
     source. The numbers are written beside the image, as stats.json.
@@ -29,9 +29,9 @@ def stats(
         sail-lightning data stats -c quickstart --split train --out stats.png
 
     Args:
-        config: As for fit; may be repeated.
+        config: A config, as for fit; may be repeated.
         split: Part of the data.
-        count: Samples of each source.
+        count: Number of samples of each source.
         out: Image file of the histograms.
     """
     from sail_lightning.cli.data_config import DataConfig
@@ -43,7 +43,7 @@ def stats(
     read = flatten_sources(split, described.source(split))
     if unreadable := [fault.message for leaf in read for fault in leaf.faults]:
         raise SailError(unreadable[0])
-    with progress("samples") as tell:
-        found = gather(read, count, described.encoder(), tell)
+    with progress("samples") as advance:
+        found = gather(read, count, described.encoder(), advance)
     print(found.to_text())
     print(", ".join(map(str, found.write(out))))
