@@ -24,10 +24,10 @@ WORDS = 100
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Stands in for `Tokens` in generation: nothing ends an answer, so all answers have the requested length."""
+    """Stands in for `SailTokenizer` in generation: nothing ends an answer, so all answers have the requested length."""
 
     seg: int = 10
-    stops: frozenset[int] = field(default_factory=frozenset)
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
 
 
 VOCABULARY = Vocabulary()

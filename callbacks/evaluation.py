@@ -121,7 +121,7 @@ class EvaluationWriter(Checked, L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._log is not None and self._data is not None:
-            numbers = self._data.asked[batch_idx]
+            numbers = self._data.batch_indices[batch_idx]
             self._log.add(
                 to_line(number, self.benchmark, item, answer)
                 for number, item, answer in zip(numbers, batch, outputs, strict=True)
@@ -156,7 +156,7 @@ class EvaluationWriter(Checked, L.Callback):
     def _detach(self) -> None:
         """The data module may serve another test, which is to ask everything."""
         if self._data is not None:
-            self._data.answered = tuple
+            self._data.completed_indices = tuple
             self._data = None
 
 

@@ -19,6 +19,7 @@ from cli_harness import FIT, Command
 from PIL import Image
 
 import sail_lightning
+from sail_lightning import module
 from sail_lightning.callbacks import EvaluationWriter
 from sail_lightning.cli import main
 from sail_lightning.cli.configs import config_names, config_root
@@ -526,16 +527,16 @@ def test_a_benchmark_of_words_runs_on_files_of_the_published_form(
 def test_logged_figures_leave_out_what_is_to_be_ignored_as_the_report_does(
     sail: Command, sets: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = PixelSAIL._answer
+    answer = module.answer_encoded
 
-    def everything(self: PixelSAIL, batch: Any, *args: Any) -> list[Prediction]:
-        found = zip(answer(self, batch, *args), batch, strict=True)
+    def everything(bundle: Any, batch: Any, *args: Any) -> list[Prediction]:
+        found = zip(answer(bundle, batch, *args), batch, strict=True)
         return [
             replace(one, text="It is [SEG].", masks=np.ones((1, *(item.image_size or ())), bool)) for one, item in found
         ]
 
     monkeypatch.setenv("SAIL_DATA", str(sets))
-    monkeypatch.setattr(PixelSAIL, "_answer", everything)
+    monkeypatch.setattr(module, "answer_encoded", everything)
     few = ("--model.max_new_tokens=2", "--evaluation.gallery=0", "--runs=runs")
     assert sail("test", "-c", "eval/reasonseg_val", "--ckpt_path=sail-tiny", *QUIET, *few).code == 0
     (folder,) = (path.parent for path in (workdir / "runs").rglob("report.json"))
@@ -615,7 +616,7 @@ def test_each_protocol_gives_one_number_in_log_report_answers_and_compare(
 def test_official_answers_are_those_of_the_first_mask_in_the_log_too(
     sail: Command, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def twice(self: PixelSAIL, batch: Any, *args: Any) -> list[Prediction]:
+    def twice(bundle: Any, batch: Any, *args: Any) -> list[Prediction]:
         """An empty mask before one that covers everything: all that a union finds, the first does not."""
         found = []
         for item in batch:
@@ -624,7 +625,7 @@ def test_official_answers_are_those_of_the_first_mask_in_the_log_too(
             found.append(Prediction("[SEG] [SEG]", masks, np.zeros((*item.image_size, 3), np.uint8)))
         return found
 
-    monkeypatch.setattr(PixelSAIL, "_answer", twice)
+    monkeypatch.setattr(module, "answer_encoded", twice)
     values = {}
     for protocol in ("standard", "official"):
         few = ("--data.test.tasks={refer: 1.0}", "--evaluation.gallery=0", f"--name={protocol}")
@@ -653,7 +654,7 @@ def test_official_answers_are_those_of_the_first_mask_in_the_log_too(
 def test_settings_that_cannot_go_together_are_refused_before_a_question_is_asked(
     args: list[str], words: list[str], sail: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PixelSAIL, "_answer", lambda *_: pytest.fail("a question was asked"))
+    monkeypatch.setattr(module, "answer_encoded", lambda *_: pytest.fail("a question was asked"))
     shown = sail(*LABORATORY, *args)
     assert shown.is_one_sentence(2, *words)
 

@@ -14,12 +14,12 @@ from sail_lightning.compat import torch as compat
 VERSION = f"torch {torch.__version__}"
 
 
-def test_more_graphs_are_allowed_and_never_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    compat.allow_graphs(20)
-    assert torch._dynamo.config.recompile_limit == 20, VERSION
-    compat.allow_graphs(10)
-    assert torch._dynamo.config.recompile_limit == 20, VERSION
+def test_more_graphs_are_allowed_and_never_fewer() -> None:
+    with torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
+        compat.allow_graphs(20)
+        assert torch._dynamo.config.recompile_limit == 20, VERSION
+        compat.allow_graphs(10)
+        assert torch._dynamo.config.recompile_limit == 20, VERSION
 
 
 def test_a_compiled_module_runs_as_written_within_uncompiled() -> None:

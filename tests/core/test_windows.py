@@ -133,7 +133,7 @@ def test_a_window_carries_the_counts_of_all_its_batches() -> None:
     total = Counts(*(sum(getattr(c, name) for c in counts) for name in ("tokens", "masks", "images")))
     assert [batch.accumulation_counts for batch in windowed] == [total] * 4 + [counts[0]]
     assert total.masks == 7
-    assert [replace(batch, window=None) for batch in windowed[:4]] == batches
+    assert [replace(batch, accumulation_counts=None) for batch in windowed[:4]] == batches
 
 
 def test_a_resumed_window_is_made_of_what_is_left_of_it() -> None:

@@ -60,7 +60,7 @@ def test_a_resumed_run_asks_the_batches_that_an_unbroken_one_would_have_asked(
 ) -> None:
     whole = distributed_batches(pictures, size)
     done = numbers(whole[:stop])
-    assert distributed_batches(pictures, size, answered=done) == whole[stop:]
+    assert distributed_batches(pictures, size, completed=done) == whole[stop:]
 
 
 @given(sources, worlds)

@@ -179,10 +179,14 @@ def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None
 
 def test_choices_are_drawn_without_replacement_or_all_taken() -> None:
     drawn = RandomSampler(np.random.default_rng(0))
-    assert sorted(drawn.some(range(9))) == list(range(9)) and len(set(drawn.some(range(9), 4))) == 4
-    assert {drawn.number(1, 3) for _ in range(60)} == {1, 2, 3} and {drawn.one("ab") for _ in range(30)} == {"a", "b"}
+    assert sorted(drawn.sample(range(9))) == list(range(9)) and len(set(drawn.sample(range(9), 4))) == 4
+    assert {drawn.integer(1, 3) for _ in range(60)} == {1, 2, 3}
+    assert {drawn.choice("ab") for _ in range(30)} == {"a", "b"}
+        "a",
+        "b",
+    }
     whole = ExhaustiveSampler()
-    assert whole.some(range(9), 4) == list(range(9)) and whole.one("ab") == "a" and not whole.chance(1.0)
+    assert whole.sample(range(9), 4) == list(range(9)) and whole.choice("ab") == "a" and not whole.bernoulli(1.0)
 
 
 def test_plain_pickles_of_either_python_are_read(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_a_lightning_checkpoint_needs_nothing_of_the_folder_but_its_tokenizer(na
 def test_the_stored_config_holds_what_makes_the_decoder_and_nothing_else(tmp_path: Path) -> None:
     backbone = SailQwen(pretrained=str(solo_folder(tmp_path / "solo")))
     backbone.build(Dims(vocab_size=BYTES + 6))
-    stored = backbone.stored_args()
+    stored = backbone.export_init_args()
     assert stored["pretrained"] is None and stored["patch_size"] == 8
     assert stored["config"]["model_type"] == "qwen2" and stored["config"]["rope_theta"] == 1e4
     assert not {"auto_map", "architectures", "_name_or_path", "torch_dtype", "dtype"} & stored["config"].keys()

@@ -90,10 +90,10 @@ def features(
     for fault in (*faults, *done.faults):
         sys.stderr.write(f"left out: {fault}\n")
     summary = writer.written
-    if not summary.pictures:
+    if not summary.images:
         raise SailError(f"data.{split} has no image that can be read")
     print(
-        f"{out}: {summary.pictures} images, {done.computed} of them new; {dtype}, "
+        f"{out}: {summary.images} images, {done.computed} of them new; {dtype}, "
         f"{summary.bytes_per_image / 1e6:.3f} MB an image, {summary.bytes / 1e6:.1f} MB in all; largest error "
         f"{summary.error.largest:.2g}, relative error {summary.error.relative:.2g}"
     )
