@@ -105,7 +105,7 @@ def test_limits_and_faults(make: Any, tmp_path: Path) -> None:
     assert len(make((1, (0, 0, 30, 30), {}), (2, (50, 0, 40, 40), {}), phrases=1)[0].turns) == 1
     with pytest.raises(SailError, match="no photo with an object that can be named"):
         make((1, (0, 0, 2, 2), {}))
-    with pytest.raises(SailError, match="instances.json: a record lacks 3, or names one that is absent"):
+    with pytest.raises(SailError, match="instances.json: a record lacks 3, or names an absent one"):
         make((3, (0, 0, 30, 30), {}))
     (tmp_path / "instances.json").write_text("{}")
     from coco_phrases import CocoPhrases

@@ -133,15 +133,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("reader")
     (folder / "examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "sail_lightning" / "data" / "photos" / "cat.jpg", folder / "photo.jpg")
-    written = re.search(r"Save this as `(\S+)`.*?```python\n(.*?)```", PAGES[1].read_text(encoding="utf-8"), re.DOTALL)
-    assert written is not None
-    (folder / written[1]).write_text(written[2], encoding="utf-8")
+    saved = re.findall(r"Save this as `(\S+)`.*?```python\n(.*?)```", PAGES[1].read_text(encoding="utf-8"), re.DOTALL)
+    assert len(saved) > 5
+    for name, text in saved:
+        (folder / name).write_text(text, encoding="utf-8")
 
     plugins = {point.base: dict(point.registry.module_dict) for point in registry.swap_points()}
-    loaded, modules = (
-        dict(registry.SOURCES),
-        {"my_upsampler", "boundary_iou", "my_source", "greet_command", Path(written[1]).stem},
-    )
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    loaded, modules = dict(registry.SOURCES), examples | {Path(name).stem for name, _ in saved}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("SAIL_PLUGINS", raising=False)

@@ -171,5 +171,5 @@ def test_a_mask_of_another_size_than_its_picture_is_named(trainer: MakeTrainer) 
 def test_questions_that_are_fewer_than_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     data = SailDataModule(val=LaboratorySource("val", samples=3))
     data.trainer = SimpleNamespace(global_rank=0, world_size=4)  # type: ignore[assignment]
-    with pytest.raises(SailUsageError, match="3 questions cannot be dealt to 4 processes"):
+    with pytest.raises(SailUsageError, match="3 questions are too few for 4 processes"):
         data.val_dataloader()

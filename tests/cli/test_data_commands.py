@@ -137,7 +137,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(sail: Command, sets: 
     (workdir / "file").write_text("mine")
     show, stats = (("data", command, "-c", "mine.yaml", "--count=1") for command in ("show", "stats"))
     assert sail(*show, "--out=a.xyz").is_one_sentence(2, "--out a.xyz is not the name of an image file; use a.png")
-    assert sail(*show, "--out=sheet").is_one_sentence(2, "name it sheet.png")
+    assert sail(*show, "--out=sheet").is_one_sentence(2, "use sheet.png")
     assert sail(*show, "--out=file/a.png").is_one_sentence(1, "file/a.png cannot be written", "name another file")
     assert (
         "error: file/a.png cannot be written (File exists); name another file\n" in sail(*stats, "--out=file/a.png").err

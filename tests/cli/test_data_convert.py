@@ -210,7 +210,7 @@ MISUSES = {
     "size": (["--shards", "b", "--shard-size", "big"], "a size is written such as 512MB or 2GB, not big"),
     "passes": (["--out", "a.jsonl", "--passes", "0"], "--passes must be 1 or more, not 0"),
     "count": (["--out", "a.jsonl", "--count", "-1"], "--count must be 1 or more, not -1"),
-    "no file": (["--out", "a.jsonl"], "the image of val-0-0 is no file; add --copy-images to write one"),
+    "no file": (["--out", "a.jsonl"], "the image of val-0-0 is not a file; add --copy-images to write one"),
     "there": (["--out", "there.jsonl"], "there.jsonl exists already; name another file or remove it"),
     "pictures there": (
         ["--out", "x.jsonl", "--copy-images"],

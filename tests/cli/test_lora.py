@@ -57,8 +57,8 @@ def test_an_adapter_is_put_on_a_packaged_model(sail: Command) -> None:
     [
         (("--model.adapter=Lora",), ("model.adapter", "did you mean LoRA?")),
         (("--model.adapter=LoRA", "--model.adapter.rank=4"), ("LoRA has no argument 'rank'", "it takes r, alpha")),
-        (("--model.adapter=LoRA", "--model.adapter.r=0"), ("r must be at least 1",)),
-        (("--model.adapter=LoRA", "--model.adapter.r=x"), ("model.adapter.r must be int",)),
+        (("--model.adapter=LoRA", "--model.adapter.r=0"), ("model.adapter.r must be 1 or more",)),
+        (("--model.adapter=LoRA", "--model.adapter.r=x"), ("model.adapter.r must be a whole number",)),
         (("--model.adapter=LoRA", "--model.adapter.targets=[qproj]"), ("no linear layer", "qproj", "q_proj")),
     ],
 )

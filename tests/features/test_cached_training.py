@@ -99,7 +99,7 @@ def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SailError) as caught:
         model.losses(packed(model, records()[:1]))
     assert str(caught.value) == (
-        f"records 0: CachedTeacher: a picture of 40 x 24 pixels is not among the 1 in {tmp_path / 'f'}, seen with "
+        f"records 0: CachedTeacher: an image of 40 x 24 pixels is not among the 1 in {tmp_path / 'f'}, seen with "
         "patches of 8 and a longest side of 48 pixels; run sail-lightning features again, with this config"
     )
 
@@ -111,10 +111,10 @@ def test_records_of_pictures_that_are_not_there_are_named_and_no_others(tmp_path
     pairs = [(shown[0], shown[1]), shown[2], *[(one,) for one in shown[3:]]]
     asked = [Sample(one, (Turn("what?", "a shape.", "refer"),), source="set", id=str(n)) for n, one in enumerate(pairs)]
     rested = Sample(picture(24, 40, 9), (Turn("what?", "a shape.", "chat"),), source="set", id="rested")
-    with pytest.raises(SailError, match=r"^set 0, set 1, set 3, set 4 and 2 more: CachedTeacher: a picture"):
+    with pytest.raises(SailError, match=r"^set 0, set 1, set 3, set 4 and 2 more: CachedTeacher: an image"):
         model.losses(packed(model, [rested, *asked]))
     nameless = Sample(shown[0], (Turn("what?", "a shape.", "refer"),))
-    with pytest.raises(SailError, match="^CachedTeacher: a picture"):
+    with pytest.raises(SailError, match="^CachedTeacher: an image"):
         model.losses(packed(model, [nameless]))
 
 
@@ -128,7 +128,7 @@ def test_another_size_of_the_student_is_another_picture(tmp_path: Path) -> None:
 def test_faults_of_a_cache_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SailError, match=r"none has no features\.json"):
         CachedTeacher(str(tmp_path / "none")).build(Dims())
-    with pytest.raises(SailUsageError, match="CachedTeacher: every must be 1 or more"):
+    with pytest.raises(SailUsageError, match="CachedTeacher: every_n_steps must be 1 or more"):
         CachedTeacher("f", every_n_steps=0)
 
 

@@ -24,7 +24,7 @@ def test_features_of_a_config_are_written_and_told(tmp_path: Path, capsys: pytes
         r"largest error \S+, relative error \S+",
         first,
     )
-    assert re.fullmatch(r"live .* ms, cached .* ms a picture: .* times faster; .* MB a picture; .*", second)
+    assert re.fullmatch(r"live .* ms, cached .* ms an image: .* times faster; .* MB an image; .*", second)
     content = json.loads((tmp_path / "f" / "features.json").read_text())
     assert content["settings"]["teacher"]["init_args"]["folder"] == "sail-tiny"
     assert (content["settings"]["channels"], content["settings"]["tap"]) == (64, "mask")
@@ -69,7 +69,7 @@ def test_arguments_of_data_and_teacher_can_be_overridden(tmp_path: Path) -> None
             [*FEW, "--model.teachers.mask_features.student_feature=vision"],
             "StudentTeacher has no argument 'student_feature'",
         ),
-        (["-c", "data/laboratory", "--count=1"], "data/laboratory has no model, which says how images are resized"),
+        (["-c", "data/laboratory", "--count=1"], "data/laboratory has no model, which sets how images are resized"),
     ],
 )
 def test_what_is_written_wrongly_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:

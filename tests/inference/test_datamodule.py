@@ -76,7 +76,7 @@ def test_a_missing_name_is_a_fault(pictures: Path) -> None:
 
 
 def test_a_folder_without_pictures_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(SailError, match=r"no image in .*; known endings: .png"):
+    with pytest.raises(SailError, match=r"no image in .*; known file name endings: .png"):
         find_images(str(tmp_path))
 
 

@@ -612,7 +612,7 @@ from sail_lightning import PixelSAIL, Box
 model = PixelSAIL.load_from_checkpoint(sys.argv[1], map_location="cpu").eval()
 image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 seg = torch.nn.functional.one_hot(torch.tensor(model.tokens.seg), len(model.tokens))
-model.model.backbone.logits = lambda hidden: seg.expand(len(hidden), -1)
+model.model.backbone.logits = lambda hidden: seg.float().expand(len(hidden), -1)
 answer = model.predict(image, "segment <Prompt0> .", prompts=[Box(1, 2, 9, 9)], max_new_tokens=2)
 print(answer.masks.shape, hashlib.sha256(np.packbits(answer.masks).tobytes()).hexdigest())
 """

@@ -141,7 +141,7 @@ def test_an_encoder_that_cannot_read_small_pictures_gets_them_at_its_own_size(mo
     monkeypatch.setattr(kind, "forward", picky)
     assert built("test_convnext").size == (160, 160)
     monkeypatch.setattr(kind, "forward", lambda self, pixels: [][0])
-    with pytest.raises(SailUsageError, match="EncoderBackbone: test_convnext cannot read pictures of 160 x 160 pixels"):
+    with pytest.raises(SailUsageError, match="EncoderBackbone: test_convnext cannot read images of 160 x 160 pixels"):
         built("test_convnext")
 
 
@@ -260,7 +260,7 @@ def test_a_file_without_the_classifier_and_the_deeper_layers_is_enough(tmp_path:
         ({"weights": "no.pth"}, "EncoderBackbone test_vit: no weights file no.pth"),
         (
             {"encoder": "efficientformer_l1", "input_size": 96},
-            "efficientformer_l1 cannot read pictures of 96 x 96 pixels",
+            "efficientformer_l1 cannot read images of 96 x 96 pixels",
         ),
     ],
 )

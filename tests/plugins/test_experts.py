@@ -302,7 +302,7 @@ def test_an_expert_computes_in_its_own_dtype_whatever_is_current(name: str) -> N
 
 
 def test_what_cannot_be_set_is_one_sentence() -> None:
-    with pytest.raises(SailUsageError, match="SAM2Teacher: every must be 1 or more, not 0"):
+    with pytest.raises(SailUsageError, match="SAM2Teacher: every_n_steps must be 1 or more, not 0"):
         built("SAM2Teacher", every_n_steps=0)
     with pytest.raises(SailUsageError, match="SAM2Teacher: tasks.0. must be one of refer, .*, not 'referring'"):
         built("SAM2Teacher", tasks=["referring"])

@@ -130,5 +130,5 @@ def test_a_layout_that_a_subclass_chose_is_not_undone() -> None:
 def test_the_official_code_has_no_such_switch(switch: str) -> None:
     backbone = SailQwen(**BACKBONE, **{switch: False})
     model = PixelSAIL(backbone, DeconvUpsampler(stride=2), PromptInjection(2))
-    with pytest.raises(SailUsageError, match="the official code reads pictures wholly and by rows and columns"):
+    with pytest.raises(SailUsageError, match="the official code reads images wholly and by rows and columns"):
         official.to_official(model)

@@ -298,7 +298,7 @@ def test_other_rotary_sections_are_mentioned(tmp_path: Path, caplog: pytest.LogC
     assert "rotary sections" not in caplog.text
     edit_config(folder, rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]})
     sail(folder)
-    assert "pictures were read with rotary sections [2, 1, 1]; here they are halves" in caplog.text
+    assert "images were read with rotary sections [2, 1, 1]; here they are halves" in caplog.text
 
 
 def test_an_encoder_takes_the_place_of_a_folders_patch_embedding(
@@ -307,7 +307,7 @@ def test_an_encoder_takes_the_place_of_a_folders_patch_embedding(
     folder = solo_folder(tmp_path / "solo")
     with caplog.at_level(logging.INFO, logger="sail_lightning"):
         model = tiny(backbone=EncoderBackbone("test_vit", pretrained=str(folder)), tokenizer=str(folder)).eval()
-    assert "vis_embed.weight is left out: pictures pass an encoder here" in caplog.text
+    assert "vis_embed.weight is left out: images pass an encoder here" in caplog.text
     assert model.model.dims.patch_size == 16
     ours, plain = (logits_of(m, TEXTS) for m in (model, sail(folder)))
     assert all(torch.equal(a, b) for pair in zip(ours, plain, strict=True) for a, b in zip(*pair, strict=True))
@@ -416,7 +416,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         put("model.embed_tokens.weight", 258, 32),
         "model.embed_tokens.weight has 258 rows, the tokenizer 259 tokens; use the folder as the tokenizer",
     ),
-    "a short head": (put("lm_head.weight", 100, 32), "lm_head.weight has 100 rows, the tokenizer 259 words"),
+    "a short head": (put("lm_head.weight", 100, 32), "lm_head.weight has 100 rows, the tokenizer 259 tokens"),
     "a patch embedding of another size": (
         put("model.vis_embed.weight", 32, 3 * 49),
         "other shapes: vis_embed.weight 32 x 147 instead of 32 x 192",
@@ -486,7 +486,7 @@ def test_a_tokenizer_that_adds_words_takes_spare_rows_and_says_so(
     larger = tokenizer("<one>", "<two>")
     larger.save_pretrained(tmp_path / "larger")
     model = tiny(backbone=SailQwen(pretrained=str(folder)), tokenizer=str(tmp_path / "larger"))
-    assert f"the tokenizer knows 2 words that {folder} lacks: they get spare rows of its tables" in caplog.text
+    assert f"the tokenizer knows 2 tokens that {folder} lacks: they get spare rows of its tables" in caplog.text
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(core(model).model.embed_tokens.weight[: BYTES + 5], table[: BYTES + 5])
 

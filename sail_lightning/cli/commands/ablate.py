@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sail_lightning.cli.command import command
-from sail_lightning.cli.renamed import rename_sections
 from sail_lightning.errors import SailError, SailUsageError
 
 if TYPE_CHECKING:
@@ -159,6 +158,7 @@ def _planned(study: Study, folder: Path, threads: int) -> list[Run]:
         SailUsageError: A variant or an evaluation that does not parse; names it.
     """
     from sail_lightning.ablation.runs import Run
+    from sail_lightning.cli.renamed import rename_sections
 
     evaluate = {name: rename_sections(dict(patch)) for name, patch in study.evaluate.items()}
     runs = [
