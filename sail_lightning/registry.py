@@ -9,6 +9,7 @@ is imported here.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -289,7 +290,8 @@ def left_out(point: SwapPoint) -> Iterator[type]:
 
 def _family(cls: type) -> Iterator[type]:
     """All subclasses that are imported."""
-    for child in type.__subclasses__(cls):
+    children: list[type] = type.__subclasses__(cls)
+    for child in children:
         yield child
         yield from _family(child)
 
@@ -397,6 +399,13 @@ def load_shipped() -> None:
         importlib.import_module(module)
 
 
+def _file_of(name: str) -> Path | None:
+    """The file that `import name` would run; None for a module without one."""
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.has_location else None
+
+
 def load(source: str) -> None:
     """Imports plugins from a `.py` file or a dotted module name.
 
@@ -404,7 +413,7 @@ def load(source: str) -> None:
     `load_from_checkpoint` find the same classes.
 
     Raises:
-        PluginError: no such file or module, the name is taken by another module, or its code fails.
+        PluginError: no such file or module, Python finds another module under its name, or its code fails.
     """
     key = source
     name = source
@@ -418,6 +427,9 @@ def load(source: str) -> None:
             raise PluginError(f"a module named {name!r} is already imported; rename {path.name}")
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))
+        if other is None and path != (found := _file_of(name)):
+            other_file = found or "a built-in module"
+            raise PluginError(f"Python finds {other_file} under the name {name!r}; rename {path.name}")
     try:
         importlib.import_module(name)
     except PluginError:

@@ -112,10 +112,11 @@ class EVEv2(DecoderBackbone):
         sizes = self.with_sizes(PRESETS[size])
         self.check_heads(sizes, 2)
         own_embedding = sizes.pop("embedding_range")
-        self.embedding_range = self.embedding_range or own_embedding
-        self.patch_stride = patch_stride or sizes["patch_stride"]
-        self.dense_stride = dense_stride or sizes["dense_stride"]
-        self.mm_hidden_size = mm_hidden_size or sizes["mm_hidden_size"]
+        spread: float = self.embedding_range or own_embedding
+        self.embedding_range = spread
+        self.patch_stride: int = patch_stride or sizes["patch_stride"]
+        self.dense_stride: int = dense_stride or sizes["dense_stride"]
+        self.mm_hidden_size: int = mm_hidden_size or sizes["mm_hidden_size"]
         own = ("patch_stride", "dense_stride", "mm_hidden_size")
         self.settings = {"model_type": "qwen2", **{key: value for key, value in sizes.items() if key not in own}}
 
@@ -123,6 +124,7 @@ class EVEv2(DecoderBackbone):
         config = decoder_config(self.settings, dims.vocab_size)
         assert isinstance(config, Qwen2Config)
         hidden, spread = config.hidden_size, config.initializer_range
+        assert self.embedding_range is not None
         contract.build(self.attention, dims)
         self.model = Decoder(config)
         if self.activation_checkpointing:
@@ -316,10 +318,10 @@ class PatchEmbedding(nn.Sequential):
 
     def __init__(
         self,
-        patch_stride: PositiveInt | None,
-        dense_stride: PositiveInt | None,
+        patch_stride: int,
+        dense_stride: int,
         channels: int,
-        hidden_size: PositiveInt | None,
+        hidden_size: int,
     ) -> None:
         first = nn.Conv2d(3, channels, patch_stride, patch_stride)
         super().__init__(first, nn.GELU(), nn.Conv2d(channels, hidden_size, dense_stride, dense_stride))

@@ -124,7 +124,8 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
 def _current(option: Option, config: Config, earlier: Sequence[Option]) -> Option:
     """An option with the argument names of today, in its own name and in the arguments that its value gives."""
     section, *keys = option.name.split(".")
-    path, owner = section, renames.SECTIONS.get(section) if keys else None
+    path = section
+    owner: type | str | None = renames.SECTIONS.get(section) if keys else None
     for key in keys:
         (new,) = renames.current_arguments(owner, {key: None})
         path = f"{path}.{new}"

@@ -139,7 +139,9 @@ class _Maker:
             return self.swap_point(hint)
         if origin is typing.get_origin(Callable[[], Any]):
             made = inner[1] if inner else None
-            return self.swap_point(made, given_arguments(hint)) if registry.is_swap_point(made) else {}
+            if made is None or not registry.is_swap_point(made):
+                return {}
+            return self.swap_point(made, given_arguments(hint))
         if origin is tuple and inner and inner[-1] is not Ellipsis:
             items = [self.value(part) for part in inner]
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}

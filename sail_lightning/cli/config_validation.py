@@ -78,7 +78,7 @@ def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
     if name is None and isinstance(value, dict) and inspect.isclass(default):
         name = default.__name__  # arguments only, for the class that stands there anyway
     cls = None if name is None else _loaded(name, bases)
-    if cls is None and (name is None or ("." in name and not _is_of_a_library(name, bases))):
+    if name is None or (cls is None and "." in name and not _is_of_a_library(name, bases)):
         return  # a full path is imported by the parser
     if cls is None:
         raise SailUsageError(_unknown(name, bases, path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +61,6 @@ class LayerCache:
         return self._cache.update(key, value, layer)
 
 
-@functools.cache
 def cache_keyword(decoder: type) -> str:
     """The argument by which a kind of decoder takes its KV cache.
 

@@ -56,7 +56,7 @@ def is_exact(subject: Subject) -> None:
             weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
             (output * weights).sum().backward()
             exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-            wanted = _oracle(*exact, plan, 0.25)
+            wanted = _oracle(exact[0], exact[1], exact[2], plan, 0.25)
             (wanted * weights.double()).sum().backward()
             name, size = type(attention).__name__, 20 * TOLERANCE if output.dtype != torch.float32 else TOLERANCE
             error = _difference(output.double(), wanted, size)
@@ -241,7 +241,10 @@ def keeps_the_shape_of_the_sequence(subject: Subject) -> None:
     """Embeddings (T, D) with two regions to embeddings (T, D); a patch may lie under both."""
     encoder, _ = subject.built()
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.25], [0.25, 0.5, 1.0, 1.0]])
-    regions = Regions(*(torch.tensor(rows) for rows in ([40, 41], [1, 2, 2], [0, 0, 1], [7], [1])), boxes)
+    token_ids, patch_rows, patch_region, mention_rows, mention_region = map(
+        torch.tensor, ([40, 41], [1, 2, 2], [0, 0, 1], [7], [1])
+    )
+    regions = Regions(token_ids, patch_rows, patch_region, mention_rows, mention_region, boxes)
     embeddings, tokens = _embeddings(9, subject.device), _embeddings(2, subject.device)
     found = encoder(embeddings, regions.to(subject.device), tokens)
     contract.expect(found, encoder, "forward", embeddings.shape, "(T, D)", embeddings)

@@ -142,7 +142,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(sail: Command, sets: 
     assert (
         "error: file/a.png cannot be written (File exists); name another file\n" in sail(*stats, "--out=file/a.png").err
     )
-    assert sail(*CHECK, "--out=file").is_one_sentence(2, "--out file is a file; name the folder that the report goes")
+    assert sail(*CHECK, "--out=file").is_one_sentence(2, "--out file is a file; give a folder for the report")
     under = sail(*CHECK, "--out=file/a")
     assert under.is_one_sentence(1, "the report cannot be written to the folder file/a (Not a directory); name another")
     assert {path.name for path in workdir.iterdir()} == {"cache", "data", "file", "mine.yaml"}

@@ -37,7 +37,7 @@ from sail_lightning.sample import Box, Mask, Point, Prompt, Sample, Scribble, Tu
 from sail_lightning.sequence.layout import ImageLayout, SequenceBuilder
 from sail_lightning.sequence.tokenizer import SailTokenizer
 
-VECTORS = json.loads((Path(__file__).parents[1] / "metrics" / "eval_vectors.json").read_text())["preprocessing"]
+VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "eval_vectors.json").read_text())["preprocessing"]
 PATCH, MAX_SIDE = 8, 40
 MODEL = tiny(max_side=MAX_SIDE).eval()
 ENCODER = MODEL.encoder

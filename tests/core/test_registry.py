@@ -165,6 +165,21 @@ def test_one_file_may_hold_classes_of_several_kinds(tmp_path: Path, monkeypatch:
     ]
 
 
+@pytest.mark.parametrize("name", ["antigravity", "earlier_on_the_path"])
+def test_a_file_that_python_would_not_import_under_its_name_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another file of that name would run instead of it, without a word."""
+    for folder in ("earlier", "given"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "earlier_on_the_path.py").write_text("")
+    (tmp_path / "given" / "antigravity.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "earlier")])
+    with pytest.raises(PluginError, match=rf"Python finds .*{name}\.py under the name '{name}'; rename {name}\.py"):
+        registry.load(str(tmp_path / "given" / f"{name}.py"))
+    assert name not in sys.modules
+
+
 # -- mmengine ---------------------------------------------------------------------------------------------------------
 
 

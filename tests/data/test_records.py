@@ -219,9 +219,9 @@ def test_e3_masks_that_overlap_are_united() -> None:
         ([[1, 1, 2, 2]], "a polygon needs three or more points"),
         ([[1, 1, 2, 2, float("nan"), 3]], "a polygon needs three or more points"),
         ({"size": [8, 9], "counts": "a"}, r"an RLE of size \[8, 9\], but the image has \[8, 8\]"),
-        ({"size": [8, 8], "counts": [60]}, "whose counts add up to 60, not to 8 x 8 pixels"),
-        ({"size": [8, 8], "counts": "?!"}, "are no compressed RLE"),
-        ({"size": [8, 8], "counts": "0"}, "whose counts add up to 0, not to 8 x 8 pixels"),  # cut off
+        ({"size": [8, 8], "counts": [60]}, "with counts that add up to 60, not to 8 x 8 pixels"),
+        ({"size": [8, 8], "counts": "?!"}, "are not a compressed RLE"),
+        ({"size": [8, 8], "counts": "0"}, "with counts that add up to 0, not to 8 x 8 pixels"),  # cut off
         ({"size": [8, 8]}, "an RLE cannot be decoded"),
         ({"size": None, "counts": [64]}, "an RLE of size None, but the image has"),
         ([[1, 2, None, 3, 4, 5]], "a polygon needs three or more points"),

@@ -22,7 +22,7 @@ from sail_lightning.evaluate import (
     parse_choice,
 )
 
-FILE = json.loads((Path(__file__).parent / "eval_vectors.json").read_text())
+FILE = json.loads((Path(__file__).parents[1] / "golden" / "eval_vectors.json").read_text())
 VECTORS: dict[str, dict[str, Any]] = {v["name"]: v for v in FILE["vectors"] + FILE["gt_roundtrip_defects"]}
 
 

@@ -263,7 +263,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "config that is a word": (write("config.yaml", "hello"), ["copy/config.yaml", "no section model"]),
     "config with a model that is a word": (write("config.yaml", "model: x"), ["copy/config.yaml", "no section model"]),
     "unknown argument": (edit_config(lambda m: m.update(max_sides=3)), ["config.yaml", "no argument 'max_sides'"]),
-    "no backbone": (edit_config(lambda m: m.pop("backbone")), ["config.yaml does not say what backbone shall be"]),
+    "no backbone": (edit_config(lambda m: m.pop("backbone")), ["config.yaml does not set backbone"]),
     "unknown argument of a plugin": (
         edit_config(lambda m: m["upsampler"]["init_args"].update(strid=2)),
         ["copy/config.yaml: DeconvUpsampler", "'strid'"],
