@@ -14,7 +14,8 @@ UV := VIRTUAL_ENV="$(CURDIR)/.venv" UV_HTTP_TIMEOUT=300 $(BIN)/uv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' constraints.txt)
 READY := .venv/.ready
 # Threads of one process: tests and the later stages of the zoo (two processes) are many small tensors, for which more threads than workers only wait for each other.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Bytecode is kept even where the environment says otherwise: without it each process that a test starts compiles all libraries again, for half a minute.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=10
 
 .PHONY: help setup quickstart zoo parity bench test test-all lint format typecheck check wheel pins clean
