@@ -40,6 +40,10 @@ data:
 """
 RUNS: dict[str, tuple[str, ...]] = {
     "quickstart": COMMON,
+    "quickstart_float64": (
+        *COMMON,
+        *("--trainer.precision=64-true", "--model.optimizer=AdamW", "--model.optimizer.lr=1e-3"),
+    ),
     "mixture_with_teachers": (*COMMON, "-c", "mixture.yaml", "-c", "ablation/teacher_student"),
 }
 """What follows `sail-lightning fit`, by the name of the run."""
