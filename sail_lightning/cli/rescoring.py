@@ -94,10 +94,10 @@ def rescore(*, from_: list[Path], out: Path, gallery: NonNegativeInt = 8, **scor
     folder = output_folder(out)
 
     from sail_lightning.evaluate import score
-    from sail_lightning.evaluate.gallery import named_picture
+    from sail_lightning.evaluate.gallery import named_image
     from sail_lightning.evaluate.report import file_sums, write_report
 
     reports = score(chain.from_iterable(map(load_records, from_)), **options.arguments(), metrics=options.own_metrics())
-    written = write_report(folder, reports, {"from": file_sums(from_)}, named_picture, gallery)
+    written = write_report(folder, reports, {"from": file_sums(from_)}, named_image, gallery)
     print(written.markdown.read_text(encoding="utf-8"))
     print(f"report: {written.markdown}, {written.json}, {written.per_sample}")

@@ -91,11 +91,11 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names.s
 
 
 _RENAMED = {"Answer": "EvalRecord", "read_answers": "read_records"}
-"""Old names, which work for one version."""
+"""Old names of the package by their new ones; they work for one version, with a warning."""
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when first used: torch and matplotlib take seconds."""
+    """Imports a public name when it is first used, because torch and matplotlib take seconds to import."""
     if name in _RENAMED:
         warn(f"{__name__}.{name}", f"{__name__}.{_RENAMED[name]}")
         name = _RENAMED[name]

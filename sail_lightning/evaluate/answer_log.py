@@ -18,18 +18,18 @@ from sail_lightning.errors import SailUsageError
 
 FILE, HEAD = "per_sample.jsonl", "test.json"
 NUMBER = "number"
-"""Key of a line: the record's number in its source, by which a test knows what is answered."""
+"""Key of a line that holds the record's number in its source, by which a test knows what is answered."""
 
 Line = dict[str, Any]
 
 
 class AnswerLog:
-    """The lines of one test.
+    """The log of one test's answers: a file of JSON lines per process, in one folder.
 
     Args:
-        folder: where they lie.
-        rank: of the process that writes.
-        world_size: number of processes.
+        folder: Folder of the files; it is made when the test begins.
+        rank: Rank of the process that writes, from 0.
+        world_size: Number of processes that answer.
     """
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
@@ -38,13 +38,13 @@ class AnswerLog:
         self._file: TextIO | None = None
 
     def begin(self, head: Mapping[str, Any]) -> None:
-        """Joins what a killed test left; one process calls it, before any calls `open`.
+        """Joins the answers that a killed test left; one process calls it, before any process calls `open`.
 
         Args:
-            head: what makes this test, as JSON; answers to another test are not gone on with.
+            head: What identifies this test, as JSON; answers of another test are refused.
 
         Raises:
-            SailUsageError: the folder holds answers of another test, or of none that is known.
+            SailUsageError: The folder holds answers of another test, or of a test that is not known.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._parts():
@@ -53,25 +53,25 @@ class AnswerLog:
         (self.folder / HEAD).write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
 
     def open(self) -> list[Line]:
-        """The lines that are there already; from now on `add` appends to this process's own file."""
+        """Opens this process's own file, to which `add` then appends, and returns the lines that are already there."""
         lines = whole_lines(self.path) if self.path.exists() else []
         self._file = self.own.open("a", encoding="utf-8")
         return lines
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Appends lines and hands them to the system, so that they outlive this process."""
+        """Appends lines to this process's file and flushes them, so that they outlive the process."""
         assert self._file is not None
         self._file.write(encoded(lines))
         self._file.flush()
 
     def close(self) -> None:
-        """Ends the writing."""
+        """Closes this process's file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def join(self) -> list[Line]:
-        """Puts the lines of all processes into one file, in the order of their numbers; returns them."""
+        """Writes the lines of all processes into one file, in the order of their numbers, and returns them."""
         parts = self._parts()
         found: dict[int, Line] = {}
         for part in parts:
@@ -103,10 +103,10 @@ class AnswerLog:
 
 
 def whole_lines(path: Path) -> list[Line]:
-    """The lines of a file that were written to their end.
+    """Reads the lines of a file that were written completely; a half-written last line is left out.
 
     Raises:
-        SailUsageError: one that is no JSON object with a number; names file and line.
+        SailUsageError: A line is not a JSON object with a number; the message names file and line.
     """
     *lines, _ = path.read_bytes().split(b"\n")
     return [_parsed(line, f"{path} line {place}") for place, line in enumerate(lines, 1) if line.strip()]
@@ -123,7 +123,7 @@ def _parsed(content: bytes, where: str) -> Line:
 
 
 def encoded(lines: Iterable[Line]) -> str:
-    """JSON lines that any file can hold: half characters, which JSON can escape, stay escaped."""
+    """Returns lines as JSON text that UTF-8 can encode: lone surrogates, which JSON can escape, stay escaped."""
     return "".join(_encoded(line) + "\n" for line in lines)
 
 
@@ -133,7 +133,7 @@ def _encoded(line: Line) -> str:
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    """Writes a file of JSON lines, whole or not at all."""
+    """Writes a file of JSON lines atomically: it is written completely or not at all."""
     draft = path.with_suffix(".tmp")
     draft.write_text(encoded(lines), encoding="utf-8")
     os.replace(draft, path)

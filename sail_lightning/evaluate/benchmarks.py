@@ -1,4 +1,5 @@
-"""By what a benchmark is measured: the beginning of its name decides, then the task, then what its records hold."""
+"""The kind of a benchmark, which decides its metrics: by the beginning of its name, else by the task, else by the keys
+of its records."""
 
 from __future__ import annotations
 
@@ -25,17 +26,18 @@ Kind = Literal[
     "pope",
     "refer",
 ]
-"""`refer`: any other benchmark; it is judged by masks, or by the kind that `kind_of` finds in its records."""
+"""Kinds of benchmarks. `refer` is any other benchmark: it is judged by masks, or by the kind that `kind_of` finds in
+its records."""
 
 MASK_KINDS: tuple[Kind, ...] = ("refcoco", "refcoco+", "refcocog", "grefcoco", "reasonseg", "gcg", "perbench_vres")
-"""Kinds whose records must say what was predicted and what is true, as masks."""
+"""Kinds whose records must hold predicted and true masks."""
 CAPTION_KINDS: tuple[Kind, ...] = ("region_caption", "perbench_caption")
 CHOICE_KINDS: tuple[Kind, ...] = ("perbench_mcq", "mcq")
 
 Benchmark = str | dict[str, str] | None
-"""The name of what is measured, a name for each task, or None: each task's own."""
+"""The name of a benchmark, a name for each task, or None, which names each benchmark by its task."""
 _NAMES_OF_TASKS = {"caption": "gcg"}
-"""Of answers to a task that are given no name; others are called as the task."""
+"""Names of the benchmarks of tasks that are given no name; those of other tasks are called as the task."""
 MASK_TASKS = ("refer", "vres", "caption")
 """Tasks whose answers are judged by masks."""
 _TASK_KINDS: dict[str | None, Kind] = {
@@ -45,7 +47,7 @@ _TASK_KINDS: dict[str | None, Kind] = {
     "choice": "mcq",
     "describe": "region_caption",
 }
-"""Of `chat`, the records decide."""
+"""The kind of benchmark by task. `chat` has none: the keys of its records decide."""
 _NAMES: dict[str, Kind] = {
     "refcoco": "refcoco",
     "refcoco_plus": "refcoco+",
@@ -69,22 +71,22 @@ _LETTER = re.compile(r"\s*\(?[A-Za-z][.):]?\s*")
 
 
 def _plain(name: str) -> str:
-    """A name in small letters, digits and single `_`; `+` is `_plus`, and a leading `synth` is left out."""
+    """Returns a name in lower case, digits and single `_`; `+` becomes `_plus`, and a leading `synth` is left out."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower().replace("+", "_plus_")).strip("_")
     return re.sub(r"^synth_?", "", plain)
 
 
 def kind_of(name: str, keys: Iterable[str] = ("pred",), answers: Sequence[str] = (), task: str | None = None) -> Kind:
-    """The kind of a benchmark.
+    """Returns the kind of a benchmark, which decides the metrics of its answers.
 
     Args:
-        name: it begins with a kind's name, alone or before a separator: `refcoco_val`, `RefCOCO+ testA`,
-            `perbench/mcq`, `synthperbench_vres`.
-        keys: those that are not empty in its records; asked only where the name and the task say nothing. Masks make it
-            `refer`, else `choices` `mcq`, `masks` (there is a list of true masks, with nothing in it) `refer`, a
-            `reference` `region_caption`, an `answer` what `answers` say.
-        answers: the true answers: all yes or no make it `pope`, all letters `mcq`, others `region_caption`.
-        task: that of its questions (`sample.Task`), None where it is not known.
+        name: Name of the benchmark. It begins with a kind's name, alone or before a separator: `refcoco_val`,
+            `RefCOCO+ testA`, `perbench/mcq`, `synthperbench_vres`.
+        keys: Keys that are not empty in its records, used only where name and task decide nothing. Masks make it
+            `refer`, else `choices` make it `mcq`, `masks` (an empty list of true masks) `refer`, `reference`
+            `region_caption`, and with `answer` the `answers` decide.
+        answers: True answers: `pope` if all are yes or no, `mcq` if all are letters, else `region_caption`.
+        task: Task of its questions (`sample.Task`), None where it is not known.
     """
     named = named_kind(name)
     if named is not None:
@@ -104,29 +106,30 @@ def kind_of(name: str, keys: Iterable[str] = ("pred",), answers: Sequence[str] =
 
 
 def named_kind(name: str) -> Kind | None:
-    """The kind that the beginning of a benchmark's name says, None if it says nothing."""
+    """Returns the kind with which a benchmark's name begins, or None if it begins with none."""
     plain = _plain(name)
     prefixes = sorted(_NAMES, key=len, reverse=True)
     return next((_NAMES[one] for one in prefixes if plain == one or plain.startswith(f"{one}_")), None)
 
 
 def kind_of_task(task: str | None) -> Kind | None:
-    """The kind by which a task's answers are judged where the benchmark's name says nothing; None for `chat`."""
+    """Returns the kind by which a task's answers are judged where the benchmark's name decides nothing; None for
+    `chat`."""
     return _TASK_KINDS.get(task)
 
 
 def benchmark_of(benchmark: Benchmark, task: str) -> str:
-    """The name of the benchmark that a question of a task belongs to."""
+    """Returns the name of the benchmark to which a question of a task belongs."""
     if isinstance(benchmark, str):
         return benchmark
     return (benchmark or {}).get(task) or _NAMES_OF_TASKS.get(task, task)
 
 
 def check_benchmark(benchmark: Benchmark) -> None:
-    """Checks names of benchmarks by task, before a question is asked.
+    """Checks the names of benchmarks by task, before any question is asked.
 
     Raises:
-        SailUsageError: no such task, or a name by which its answers cannot be judged.
+        SailUsageError: A task does not exist, or its answers cannot be judged under the name given.
     """
     if not isinstance(benchmark, dict):
         return
@@ -137,10 +140,10 @@ def check_benchmark(benchmark: Benchmark) -> None:
 
 
 def check_task(name: str, task: str) -> None:
-    """Checks that answers to questions of a task hold what a benchmark is judged by.
+    """Checks that answers to questions of a task hold what the metrics of benchmark `name` need.
 
     Raises:
-        SailUsageError: they do not.
+        SailUsageError: The benchmark is judged by masks or words that such answers do not hold.
     """
     kind = named_kind(name)
     if kind is None:
@@ -161,6 +164,6 @@ def _kind_of_answers(answers: Sequence[str]) -> Kind:
 
 
 def perbench_name(name: str) -> str | None:
-    """What PerBench's three tasks have in common: `perbench/mcq` and `perbench/vres` are of `perbench`; else None."""
+    """Returns the common name of PerBench's three tasks (`perbench` of `perbench/mcq`), None for other benchmarks."""
     match = _PERBENCH_TASK.fullmatch(name)
     return match["stem"] + match["rest"] if match else None

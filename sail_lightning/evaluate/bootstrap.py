@@ -1,4 +1,4 @@
-"""How far a value could be off by chance in what was asked: the bootstrap over answers.
+"""Confidence intervals of metrics by the bootstrap over answers: how much a value depends on the questions asked.
 
 Answers are drawn with repetition, as many as there are, and the value is computed again; the middle 95 % of a thousand
 such values is the interval. It says how much another set of questions of the same kind could change the value, not how
@@ -16,19 +16,19 @@ import numpy as np
 from sail_lightning.evaluate.metric import Floats
 
 _CELLS = 1 << 22
-"""Numbers of a block of draws: 32 MB."""
+"""Number of float64 values in a block of draws (32 MiB)."""
 
 
 class Resampled(Protocol):
-    """Some values of a benchmark, of any draws of its answers."""
+    """Values of a benchmark that can be computed for any draws of its answers."""
 
     def resampled(self, drawn: Floats) -> Mapping[str, Floats]:
-        """As `MetricResult.resampled`."""
+        """Returns the values (rounds,) of draws (rounds, answers), by name, as `MetricResult.resampled` does."""
         ...
 
 
 def draws(answers: int, rounds: int, seed: int, name: str = "") -> Iterator[Floats]:
-    """Blocks (some rounds, answers) that say how often each answer was drawn; `rounds` rows in all.
+    """Yields blocks (some rounds, answers) float64 that say how often each answer was drawn, `rounds` rows in all.
 
     The same seed and benchmark `name` draw the same; benchmarks of other names draw independently.
     """
@@ -40,7 +40,7 @@ def draws(answers: int, rounds: int, seed: int, name: str = "") -> Iterator[Floa
 
 
 def replicates(judged: Sequence[Resampled], answers: int, rounds: int, seed: int, name: str = "") -> dict[str, Floats]:
-    """Every value of each draw: (rounds,)."""
+    """Returns every value of each draw: float64 arrays (rounds,) by name, NaN where a draw had nothing to judge."""
     if not answers or not rounds:
         return {}
     found: dict[str, list[Floats]] = {}
@@ -52,7 +52,7 @@ def replicates(judged: Sequence[Resampled], answers: int, rounds: int, seed: int
 
 
 def interval(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
-    """The middle part of the values; None where no draw had anything to judge."""
+    """Returns the bounds of the middle share `level` of the values, or None where no draw had anything to judge."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -61,6 +61,6 @@ def interval(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
 
 
 def intervals(values: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
-    """The interval of each metric that has one."""
+    """Returns the 95 % interval (low, high) of each metric that has one."""
     found = {name: interval(drawn) for name, drawn in values.items()}
     return {name: bounds for name, bounds in found.items() if bounds is not None}

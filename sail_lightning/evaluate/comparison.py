@@ -1,13 +1,12 @@
-"""Two runs side by side, on the questions that both answered: differences, whether chance explains them, what changed.
+"""Comparison of two runs on the questions that both answered: differences, whether chance explains them, what changed.
 
-Differences are tested in pairs, question by question, which finds far smaller ones than two intervals that overlap or
-do not:
+Differences are tested in pairs, question by question, which finds far smaller ones than comparing two intervals does:
 
 - **paired bootstrap**: both runs are drawn again with the same questions; the interval of the difference, and p, twice
-  the share of draws on the other side of zero. For every figure, also pooled ones such as cIoU;
+  the share of draws on the other side of zero. It works for every metric, also pooled ones such as cIoU;
 - **sign-flip permutation**: were the runs alike, each question's difference could as well have the other sign. p is the
-  share of random signs whose mean difference is as large as the one found. For figures that are means of an answer's
-  own score.
+  share of random signs whose mean difference is as large as the one found. It works for metrics that are means of an
+  answer's own score.
 """
 
 from __future__ import annotations
@@ -29,13 +28,14 @@ from sail_lightning.evaluate.rules import Combine, NoTargetFrom, ProtocolName, R
 from sail_lightning.evaluate.scoring import Report, score
 
 ROUNDS = 10_000
-"""Of random signs."""
+"""Number of draws of random signs in the sign-flip test."""
 _CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of both runs; `difference` is the second less the first, with its 95 % interval and p, None if none."""
+    """A metric of both runs. `difference` is the second minus the first, with its 95 % `interval` and `p`, None where
+    there are none."""
 
     first: float
     second: float
@@ -47,7 +47,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Paired:
-    """Answers' own scores, by the `name` that they have: their means, and how many became better, worse or neither."""
+    """The score called `name` of single answers: its means in both runs, and how many answers became better, worse or
+    neither."""
 
     name: str
     first: float
@@ -60,7 +61,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Change:
-    """One question whose answers differ in their own score."""
+    """One question to which the two runs' answers have different scores."""
 
     id: str
     question: str
@@ -83,7 +84,7 @@ class Comparison:
     changes: list[Change]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns the comparison as values that JSON holds."""
         return asdict(self)
 
 
@@ -98,21 +99,25 @@ def compare(
     seed: int = 0,
     metrics: Mapping[str, torchmetrics.Metric] | None = None,
 ) -> dict[str, Comparison]:
-    """Scores both runs in the same way, on what both answered.
+    """Scores two runs in the same way, on the questions that both answered.
 
     Args:
-        first, second: answers of the two runs.
-        protocol, no_target_from, combine: of `score`.
-        bootstrap: number of draws.
-        changed: how many of the questions that changed most are kept.
-        seed: of all draws.
-        metrics: metrics of your own, by name.
+        first: Answers of the first run.
+        second: Answers of the second run.
+        protocol: As in `score`.
+        no_target_from: As in `score`.
+        combine: As in `score`.
+        bootstrap: Number of draws.
+        changed: How many of the questions that changed most are kept.
+        seed: Seed of all draws.
+        metrics: Metrics of your own, by name.
 
     Returns:
-        comparisons by benchmark, in the order of the first run.
+        Comparisons by benchmark, in the order of the first run.
 
     Raises:
-        SailError: the runs share no question, or an answer cannot be judged.
+        SailError: The runs share no question, or an answer cannot be judged.
+        SailUsageError: The rules contradict each other.
     """
     own_metrics = own.checked(metrics)
     Rules(protocol, no_target_from, combine)  # refuses before anything is read
@@ -142,7 +147,7 @@ def compare(
 
 
 def _by_question(answers: Iterable[EvalRecord]) -> dict[tuple[str, str], EvalRecord]:
-    """Answers by benchmark and question; the first to a question counts, as in `score`."""
+    """Returns answers by benchmark and question; the first answer to a question counts, as in `score`."""
     found: dict[tuple[str, str], EvalRecord] = {}
     for one in answers:
         found.setdefault((one.benchmark, one.dedup_key), one)
@@ -198,9 +203,9 @@ def _paired(report: Report, pairs: Sequence[tuple[int, float, float]], seed: int
 
 
 def sign_flip(differences: NDArray[np.float64], seed: int = 0, rounds: int = ROUNDS) -> float:
-    """p of a mean difference, two-sided: the share of random signs whose mean is as far from zero.
+    """Returns the two-sided p of a mean difference: the share of random signs whose mean is as far from zero.
 
-    Exact where there are no more sign patterns than `rounds`; differences of zero have no sign and take no part.
+    It is exact where there are no more sign patterns than `rounds`. Differences of zero have no sign and take no part.
     """
     moved = differences[differences != 0]
     if not len(moved):
@@ -223,7 +228,7 @@ def _change(first: Report, second: Report, index: int, before: float, after: flo
 
 
 def to_markdown(comparisons: dict[str, Comparison], first: str, second: str) -> str:
-    """The comparison for people; `first` and `second` name the runs."""
+    """Returns comparisons as a Markdown report, in which `first` and `second` name the runs."""
     lines = ["# Comparison", "", f"A is `{first}`, B is `{second}`; a difference is B less A.", ""]
     for name, one in comparisons.items():
         lines += [f"## {name}", "", f"On the {one.questions:,} questions that both answered"]

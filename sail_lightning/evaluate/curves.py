@@ -29,16 +29,16 @@ def draw_learning_curve(metrics_csv: Path, out: Path, columns: Sequence[str] | N
     """Draws training losses (left) and validation metrics (right) against the step.
 
     Args:
-        metrics_csv: `metrics.csv` of a run; cells that are empty or not finite are left out.
-        out: picture to write, of a form that matplotlib knows by its ending; its folder is made if missing.
-        columns: which to draw, those that begin with `train/` on the left; None for the parts of the loss and the
+        metrics_csv: The `metrics.csv` of a run; cells that are empty or not finite are left out.
+        out: Image file to write, in the format that its suffix names; its folder is made if missing.
+        columns: Columns to draw, those that begin with `train/` on the left; None for the parts of the loss and the
             metrics that a run usually has (`LOSSES`, `METRICS`). Columns without a value are skipped.
 
     Returns:
-        `out`.
+        The path `out`.
 
     Raises:
-        SailError: no such file, a column that it does not have, or nothing to draw.
+        SailError: The file does not exist, lacks a column, or holds nothing to draw.
     """
     curves = read_curves(metrics_csv)
     if columns is None:
@@ -68,10 +68,10 @@ def draw_learning_curve(metrics_csv: Path, out: Path, columns: Sequence[str] | N
 
 
 def read_curves(metrics_csv: Path) -> dict[str, Curve]:
-    """Steps and values of every column of a metrics.csv but `step` and `epoch`, finite ones only, in order of steps.
+    """Reads the steps and finite values of every column of a metrics.csv but `step` and `epoch`, in order of steps.
 
     Raises:
-        SailError: no such file, or one without a `step` column.
+        SailError: The file does not exist, or has no `step` column.
     """
     try:
         with metrics_csv.open(newline="", encoding="utf-8") as file:
@@ -94,7 +94,8 @@ def read_curves(metrics_csv: Path) -> dict[str, Curve]:
 
 
 def _draw(axes: Axes, label: str, curve: Curve, smooth: bool) -> None:
-    """One line; a noisy one of many points is drawn faint, with its moving average over a thirtieth of the run."""
+    """Draws one line; a noisy one of many points is drawn faint, with its moving average over a thirtieth of the
+    run."""
     steps, values = curve
     width = len(values) // 30
     if not smooth or width < 2:

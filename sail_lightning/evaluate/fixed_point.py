@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 FIXED_POINT_ONE = 1 << 40
-"""What a score of 1 adds to a sum of scores: resolution 1e-12, room for eight million scores in an int64."""
+"""The integer that stands for a score of 1: a resolution of 1e-12, and eight million scores fit into an int64."""
 
 
 def to_fixed_point(score: float | Fraction) -> int:
-    """A score in [0, 1] as a whole number of 1/`FIXED_POINT_ONE`."""
+    """Returns a score in [0, 1] as a whole number of units of 1/`FIXED_POINT_ONE`."""
     return round(Fraction(score) * FIXED_POINT_ONE)
 
 
 def ratio(part: Any, whole: Any, empty: Any = float("nan")) -> Any:
-    """part / whole, or `empty` where whole is zero.
+    """Returns part / whole, or `empty` where whole is zero.
 
-    For whole numbers this is a float, correctly rounded; for arrays it is an array, float64: the same metric of many
+    Of whole numbers the result is a float, correctly rounded; of arrays it is a float64 array: the same metric of many
     sets of answers at once.
     """
     if isinstance(whole, np.ndarray):
@@ -35,10 +35,11 @@ def ratio(part: Any, whole: Any, empty: Any = float("nan")) -> Any:
 
 
 def mean(units: Any, count: Any) -> Any:
-    """The mean of `count` scores that add up to `units`; NaN where there are none. Numbers or arrays, as `ratio`."""
+    """Returns the mean of `count` scores that add up to `units`, NaN where there are none; numbers or arrays, as in
+    `ratio`."""
     return ratio(units, count * FIXED_POINT_ONE)
 
 
 def scalar(value: float | int) -> Tensor:
-    """A result: float64 (int64 for a count), no dimensions, on the CPU, where every device's results can be."""
+    """Returns a result as a tensor without dimensions, float64 (int64 for a count), on the CPU: MPS has no float64."""
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)

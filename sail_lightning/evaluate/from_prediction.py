@@ -1,4 +1,4 @@
-"""A model's prediction beside its truth, as a record."""
+"""Makes a record of a model's prediction and its truth."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def record_of(
     item: EncodedSample, prediction: Prediction, benchmark: Benchmark = None, number: int | None = None
 ) -> EvalRecord:
-    """The record of an answer to the last turn of a sample. Masks stay pixels: nothing is encoded.
+    """Returns the record of an answer to the last turn of a sample. Masks stay pixels; nothing is run-length coded.
 
     Args:
-        item: the question; its sample holds the truth.
-        prediction: the answer.
-        benchmark: name of what is measured, a name for each task, or None.
-        number: index of the sample in its source, None if it is not known.
+        item: The question; its sample holds the truth.
+        prediction: The model's answer.
+        benchmark: Name of the benchmark, a name for each task, or None, which names it by the task.
+        number: Index of the sample in its source, None if it is not known.
 
     Raises:
-        SailError: a true mask is not of the image's size; names the sample.
-        SailUsageError: the benchmark cannot judge questions of this task.
+        SailError: A true mask is not of the image's size; the message names the sample.
+        SailUsageError: The benchmark cannot judge questions of this task.
     """
     sample, turn = item.sample, item.sample.turns[-1]
     name = benchmark_of(benchmark, turn.task)

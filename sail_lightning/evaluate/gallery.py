@@ -1,4 +1,4 @@
-"""Answers as pictures: the best, the worst and some drawn by chance, each beside its truth."""
+"""Galleries of answers: the best, the worst and some random ones, each drawn beside its truth."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ from sail_lightning.image.preprocessing import load_image
 from sail_lightning.image.segmentations import decode
 from sail_lightning.sample import BoolMask, Box, Mask, Point, Prompt, Scribble
 
-Picture = Callable[[EvalRecord], NDArray[np.uint8] | None]
-"""Finds the picture (H, W, 3) uint8 of an answer, or None where there is none to be had."""
+ImageFinder = Callable[[EvalRecord], NDArray[np.uint8] | None]
+"""Returns the image (H, W, 3) uint8, RGB, of an answer, or None where it is not available."""
 Score = Mapping[str, Any]
 
 FOLDER = "gallery"
 MAIN = ("iou", "correct", "meteor", "meteor_lite", "token_f1")
-"""Names of an answer's own score, the first that it has; all from 0 to 1."""
+"""Keys of an answer's own score in [0, 1], in order: the first one that an answer has ranks it."""
 WIDTH, GAP = 256, 4
-"""Of each of a case's two pictures and of what is between them, in pixels."""
+"""Width of each of a case's two panels, and of the gap between them, in pixels."""
 TALLEST = 8 * WIDTH
-"""Height of one of the two pictures at most; a taller one is squeezed."""
+"""Largest height of a panel in pixels; a taller image is squeezed."""
 LARGEST = 1 << 25
-"""Pixels of a picture that is drawn in grey at its own size, at most."""
+"""Largest number of pixels of a grey panel that is drawn in its stated size."""
 GROUND = 96
-"""Grey of a picture that is not there."""
+"""Grey level, 0 to 255, of a panel whose image is not available."""
 COLOURS: tuple[Colour, ...] = ((230, 60, 60), (60, 140, 240), (60, 190, 90), (240, 180, 40), (170, 90, 220))
 IGNORED: Colour = (130, 130, 130)
 
 
 def main_score(score: Score) -> float | None:
-    """How good an answer is, from 0 to 1; None where nothing says."""
+    """Returns how good an answer is, in [0, 1], or None where it has no score of its own (`MAIN`)."""
     found = next((score[name] for name in MAIN if score.get(name) is not None), None)
     return None if found is None else float(found)
 
 
 def cases(scores: Sequence[Score], count: int, seed: int = 0) -> dict[str, list[int]]:
-    """Which answers to draw: `best` and `worst` by their own score, and `random` ones, each at most `count` long.
+    """Chooses the answers to draw: indices of the `best` and `worst` by their own score, and of `random` ones.
 
-    Answers of one score stand in their own order. Where there are few, one may be among the best and the worst.
+    Each list has at most `count` indices. Answers of equal score keep their order. Where there are few, an answer may
+    be among both the best and the worst.
     """
     judged = [index for index, score in enumerate(scores) if main_score(score) is not None]
     worst = sorted(judged, key=lambda index: main_score(scores[index]) or 0.0)
@@ -58,14 +59,14 @@ def cases(scores: Sequence[Score], count: int, seed: int = 0) -> dict[str, list[
     return {"best": best[:count], "worst": worst[:count], "random": drawn}
 
 
-def draw_gallery(folder: Path, reports: Mapping[str, Report], picture: Picture, count: int = 8) -> list[Path]:
-    """Writes `gallery/best.png`, `worst.png` and `random.png` below a folder; returns those that have a case.
+def draw_gallery(folder: Path, reports: Mapping[str, Report], image_of: ImageFinder, count: int = 8) -> list[Path]:
+    """Writes `gallery/best.png`, `worst.png` and `random.png` below a folder, and returns those that have a case.
 
     Args:
-        folder: of the report.
-        reports: by benchmark; of several, each gets files of its own, that begin with its name.
-        picture: finds an answer's picture.
-        count: cases of each.
+        folder: Folder of the report.
+        reports: Reports by benchmark; with several, each gets files of its own that begin with its name.
+        image_of: Returns the image of an answer.
+        count: Number of cases in each file.
     """
     judged = {name: report for name, report in reports.items() if report.records}
     written = []
@@ -76,21 +77,22 @@ def draw_gallery(folder: Path, reports: Mapping[str, Report], picture: Picture, 
                 continue
             path = folder / FOLDER / f"{prefix}{kind}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            cells = [draw_case(report.records[index], report.per_sample[index], picture) for index in chosen]
+            cells = [draw_case(report.records[index], report.per_sample[index], image_of) for index in chosen]
             grid(cells, columns=2).save(path)
             written.append(path)
     return written
 
 
 def _file_name(benchmark: str) -> str:
-    """A benchmark's name as part of a file's name, at most 100 characters, of which a file system takes 255 bytes."""
+    """Returns a benchmark's name as part of a file name, with at most 100 characters, because file systems limit names
+    to 255 bytes."""
     plain = re.sub(r"[^\w+.-]+", "_", benchmark)
     return plain if len(plain.encode()) <= 100 else f"{plain[:20]}-{zlib.crc32(benchmark.encode()):08x}"
 
 
-def draw_case(record: EvalRecord, score: Score, picture: Picture) -> Image.Image:
-    """One answer: the picture with the true masks, beside it with the predicted ones, and the words below."""
-    pixels = picture(record)
+def draw_case(record: EvalRecord, score: Score, image_of: ImageFinder) -> Image.Image:
+    """Draws one answer: the image with the true masks, beside it with the predicted ones, and the texts below."""
+    pixels = image_of(record)
     pred, target, ignore = (None if masks is None else np.asarray(masks) for masks in record.masks())
     assert pred is not None and target is not None
     if pixels is None:
@@ -106,13 +108,20 @@ def draw_case(record: EvalRecord, score: Score, picture: Picture) -> Image.Image
     pair.paste(right, (WIDTH + GAP, 0))
     value = main_score(score)
     shown = "" if value is None else f": {value:.3f}"
-    told = [f"{record.benchmark} {record.id}{shown}", f"Q: {record.question}", f"A: {record.prediction}"]
-    return captioned(pair, [*told, *(f"true: {text}" for text in _truth(record))])
+    lines = [f"{record.benchmark} {record.id}{shown}", f"Q: {record.question}", f"A: {record.prediction}"]
+    return captioned(pair, [*lines, *(f"true: {text}" for text in _truth(record))])
 
 
 def prompt_of(record: Any, size: tuple[int, ...] | None = None) -> Prompt | None:
-    """A visual prompt as `predictions.jsonl` and `per_sample.jsonl` hold it; None for one in another form, or for a
-    mask that is not of the picture's `size` (height, width)."""
+    """Reads a visual prompt as `predictions.jsonl` and `per_sample.jsonl` hold it.
+
+    Args:
+        record: The prompt as parsed JSON.
+        size: The image's (height, width) in pixels, which a mask must have; None accepts any.
+
+    Returns:
+        The prompt, or None where it has another form, or is a mask of another size.
+    """
     if not isinstance(record, dict):
         return None
     id = record.get("id")
@@ -137,7 +146,7 @@ def prompt_of(record: Any, size: tuple[int, ...] | None = None) -> Prompt | None
 
 
 def _numbers(values: Any) -> list[float]:
-    """Coordinates that can be drawn; raises ValueError for anything else."""
+    """Returns coordinates that can be drawn, and raises ValueError for anything else."""
     if not isinstance(values, list) or not all(type(value) in (int, float) and abs(value) < 1e6 for value in values):
         raise ValueError("coordinates must be numbers of pixels")
     return values
@@ -161,12 +170,13 @@ def _panel(
 
 
 def _truth(record: EvalRecord) -> list[str]:
-    """The true words, where there are some."""
+    """Returns the true texts of a record, none where it has none."""
     return [record.true_answer] if record.true_answer else list(record.reference)[:2]
 
 
-def named_picture(record: EvalRecord) -> NDArray[np.uint8] | None:
-    """The picture that an answer's own `image` names, if it is there and as large as its masks."""
+def named_image(record: EvalRecord) -> NDArray[np.uint8] | None:
+    """Reads the image (H, W, 3) uint8, RGB, that an answer's key `image` names; None where the file is missing or not
+    of the size of the answer's masks."""
     name = record.to_json().get("image")
     if not isinstance(name, str) or not os.path.isfile(name):  # False also for names that no file can have
         return None

@@ -25,7 +25,8 @@ from sail_lightning.evaluate.rules import Rules
 from sail_lightning.evaluate.scoring import Report, reports_of
 
 Panel = list[tuple[Metric, dict[str, str]]]
-"""Metrics that are logged together, each with the names of its values: as it calls them, and as they are logged."""
+"""Metrics that are logged together, each with a mapping of its values' names to the names under which they are
+logged."""
 _PANEL_OF: dict[Kind, str] = {
     "gcg": "caption",
     "region_caption": "describe",
@@ -35,7 +36,7 @@ _PANEL_OF: dict[Kind, str] = {
     "perbench_vres": "vres",
     "pope": "pope",
 }
-"""All other kinds are of the panel `refer`."""
+"""The panel of each kind of benchmark; all other kinds have the panel `refer`."""
 
 
 def _panels(rules: Rules) -> dict[str, Panel]:
@@ -75,15 +76,16 @@ class Judge(nn.Module):
     | `pope` | `accuracy precision recall f1 yes_ratio` |
     | `chat` | none, unless the benchmark's name says what it is |
 
-    A report has all of these, and those that need all answers at once (`score`).
+    A report (`score`) has all of these, and the metrics that need all answers at once.
 
     Args:
-        rules: by which answers are judged; None: the standard protocol.
-        metrics: of your own, by name: a `Metric`, or one of torchmetrics (`own.checked`); null switches one off.
-        benchmark: name of what is measured, or a name for each task; None names each answer by its task.
+        rules: Rules by which answers are judged; None means the standard protocol.
+        metrics: Metrics of your own, by name: a `Metric`, or a torchmetrics metric (`own.checked`). Null switches one
+            off.
+        benchmark: Name of the benchmark, or a name for each task; None names the benchmark of each answer by its task.
 
     Raises:
-        SailUsageError: metrics or a benchmark that cannot be.
+        SailUsageError: A metric or a benchmark is not valid.
     """
 
     def __init__(
@@ -101,15 +103,15 @@ class Judge(nn.Module):
         self._kinds: dict[str, Kind] = {}
 
     def _all_metrics(self) -> list[Metric]:
-        """Every metric, in the one order in which every rank visits them."""
+        """Returns every metric, in the same order on every rank."""
         return [metric for panel in self.panels.values() for metric, _ in panel] + list(self.own.values())
 
     def update(self, record: EvalRecord) -> None:
-        """Adds one answer.
+        """Adds one answer to the metrics of its benchmark.
 
         Raises:
-            SailUsageError: one benchmark's name is given to questions that are judged in different ways.
-            SailError: the record cannot be judged, by a metric of the package or by your own; names both.
+            SailUsageError: Questions that are judged in different ways have the same benchmark's name.
+            SailError: A metric of the package or of your own cannot judge the record; the message names both.
         """
         kind = record.kind or kind_of(record.benchmark, record.present_keys, [record.true_answer or ""], record.task)
         self._check_kind(record)
@@ -137,13 +139,14 @@ class Judge(nn.Module):
             )
 
     def compute(self) -> dict[str, float]:
-        """Values of all ranks by the names they are logged by; those with nothing to judge are left out.
+        """Returns the values over all ranks, by the names under which they are logged; those with nothing to judge are
+        left out.
 
-        A collective: every rank calls it, also one that saw no record, and all get the same names and values.
+        This is a collective operation: every rank calls it, also one that saw no record, and all get the same result.
         """
         found: dict[str, float] = {}
         with warnings.catch_warnings():
-            # A task that this rank never met is not a mistake here.
+            # Other ranks may have met a task that this rank never saw.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
             for panel in self.panels.values():
                 for metric, names in panel:
@@ -161,5 +164,5 @@ class Judge(nn.Module):
             metric.reset()
 
     def reports(self, records: Iterable[EvalRecord], bootstrap: int = 1000, seed: int = 0) -> dict[str, Report]:
-        """A report for each benchmark of the records, as `score` gives them."""
+        """Returns a report for each benchmark of the records, as `score` does."""
         return reports_of(records, self.rules, self.own, bootstrap, seed)

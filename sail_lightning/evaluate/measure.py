@@ -9,15 +9,15 @@ from sail_lightning.data.sources import Source
 
 
 def measure(model: L.LightningModule, source: Source, callbacks: list[L.Callback] | None = None) -> dict[str, float]:
-    """Answers all questions of a finite source and judges them.
+    """Lets a model answer all questions of a finite source, and judges the answers.
 
     Args:
         model: Any `PixelSAIL`; built if it is not yet.
-        source: with a length.
-        callbacks: of the Trainer, such as a progress bar.
+        source: A source with a length.
+        callbacks: Callbacks of the Trainer, such as a progress bar.
 
     Returns:
-        metrics of `evaluate.Judge` by their plain names, each 0 to 1.
+        The metrics of `evaluate.Judge` by their plain names, each in [0, 1].
     """
     trainer = L.Trainer(
         accelerator="auto",

@@ -33,10 +33,11 @@ Takes = Literal["masks", "words", "everything"]
 
 
 class MetricResult:
-    """What a metric makes of a set of records.
+    """The result of a metric on a set of records.
 
-    `values` by name, NaN where there was nothing to judge; `samples` the score of each record, in their order, by name;
-    `counts` whole numbers that a report prints; `note` why there are no intervals, if there are none.
+    `values` are the metric's values by name, NaN where there was nothing to judge. `samples` holds the scores of each
+    record by name, in the order of the records. `counts` are whole numbers that a report prints. `note` says why there
+    are no intervals, if there are none.
     """
 
     values: Mapping[str, float]
@@ -46,16 +47,20 @@ class MetricResult:
 
     @abstractmethod
     def resampled(self, drawn: Floats) -> Mapping[str, Floats]:
-        """The values (rounds,) of other draws: `drawn` (rounds, records) says how often each record is in."""
+        """Returns the values, float64 (rounds,), of other draws of the records.
+
+        Args:
+            drawn: How often each record is in each draw, (rounds, records) float64.
+        """
 
 
 @swap_point("model.metrics.NAME")
 class Metric(torchmetrics.Metric):
     """Base of all metrics of this package.
 
-    `takes` says what the metric judges, unless `judges` says it otherwise: answers with `masks`, answers in `words`, or
-    `everything`. Nothing is cached: a rank that saw no new record would otherwise skip the collective that the others
-    wait in.
+    The class attribute `takes` says which answers the metric judges: those with `masks`, those in `words`, or
+    `everything`; a subclass may override `judges` instead. Nothing is cached: a rank that saw no new record would
+    otherwise skip the collective operation in which the others wait.
     """
 
     full_state_update = False
@@ -67,7 +72,7 @@ class Metric(torchmetrics.Metric):
         super().__init__(compute_with_cache=False)
 
     def judges(self, record: EvalRecord) -> bool:
-        """Whether the metric has something to say about a record; others are passed over."""
+        """Whether the metric judges a record; other records are skipped."""
         return {"masks": record.has_masks, "words": record.has_words, "everything": True}[self.takes]
 
     @abstractmethod
@@ -76,19 +81,19 @@ class Metric(torchmetrics.Metric):
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
-        """The values of all records of all ranks, by name; NaN where there was nothing to judge."""
+        """Returns the values over all records of all ranks, by name, NaN where there was nothing to judge."""
 
     @abstractmethod
     def evaluate(self, records: Sequence[EvalRecord]) -> MetricResult:
-        """The values of a set of records, each record's score, and the values of other draws of them."""
+        """Judges a set of records: returns their values, each record's score, and the values of other draws of them."""
 
 
 @dataclass(frozen=True)
 class SumResult(MetricResult):
     """Values that are functions of sums.
 
-    `rows` (records, fields) int64 are what each record adds to `fields`; `values_of` makes values of the sums, whole
-    numbers or arrays.
+    `rows`, (records, fields) int64, are what each record adds to `fields`. `values_of` computes the values of the sums,
+    which are whole numbers or arrays.
     """
 
     fields: tuple[str, ...]
@@ -99,11 +104,11 @@ class SumResult(MetricResult):
 
     @property
     def values(self) -> dict[str, float]:  # type: ignore[override]
-        """The values of all records."""
+        """The values over all records, by name."""
         return {name: float(value) for name, value in self.values_of(self.totals()).items()}
 
     def totals(self) -> dict[str, int]:
-        """The sums by name, exact."""
+        """Returns the sums over all records by name, as exact whole numbers."""
         return dict(zip(self.fields, self.rows.sum(0).tolist(), strict=True))
 
     def resampled(self, drawn: Floats) -> dict[str, Floats]:
@@ -114,8 +119,8 @@ class SumResult(MetricResult):
 class SumMetric(Metric):
     """A metric whose values are functions of sums over answers.
 
-    Its state is one int64 vector, an entry for each of `fields`, that is added up over batches and ranks. `score` says
-    what one answer adds, `values` what the sums are worth.
+    Its state is one int64 vector with an entry for each of `fields`, which is summed over batches and ranks. A subclass
+    defines `score`, which returns what one answer adds, and `values`, which computes the values of the sums.
     """
 
     fields: ClassVar[tuple[str, ...]]
@@ -127,33 +132,35 @@ class SumMetric(Metric):
 
     @abstractmethod
     def score(self, record: EvalRecord) -> Mapping[str, int]:
-        """What one record adds to each of `fields`, whole numbers; those left out get nothing."""
+        """Returns the whole number that one record adds to each of `fields`; fields left out get 0."""
 
     @abstractmethod
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of sums by name: floats of whole numbers, arrays of arrays (`ratio` and `mean` do both)."""
+        """Returns the values of sums, by name: floats of whole numbers, float64 arrays of arrays (`ratio` and `mean` do
+        both)."""
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> Mapping[str, Any]:
-        """A record's own score, as `per_sample.jsonl` holds it; its values alone unless a metric says otherwise."""
+        """Returns a record's own scores, as `per_sample.jsonl` holds them: by default the values of that record
+        alone."""
         values = self.values({name: int(row.get(name, 0)) for name in self.fields})
         return {name: None if math.isnan(value) else value for name, value in values.items()}
 
     def counts(self, totals: Mapping[str, int]) -> Mapping[str, int]:
-        """Whole numbers that a report prints beside the values."""
+        """Returns whole numbers that a report prints beside the values; by default none."""
         return {}
 
     def update(self, record: EvalRecord) -> None:
         """Adds one record.
 
         Raises:
-            SailError: the record cannot be judged; the message names it.
+            SailError: The record cannot be judged; the message names it.
         """
         row = torch.tensor(self._vector(self._named(record)), dtype=torch.int64, device=self.sums.device)
         # Not in place: a state made in inference mode (Lightning's validation) may be added to outside it.
         self.sums = self.sums + row
 
     def totals(self) -> dict[str, int]:
-        """The sums by name."""
+        """Returns the sums over all records of all ranks, by name."""
         return dict(zip(self.fields, self.sums.tolist(), strict=True))
 
     def compute(self) -> dict[str, Tensor]:
@@ -164,7 +171,7 @@ class SumMetric(Metric):
         """As `Metric.evaluate`.
 
         Raises:
-            SailError: a record cannot be judged; the message names it.
+            SailError: A record cannot be judged; the message names it.
         """
         rows = [self._named(record) for record in records]
         table = np.array([self._vector(row) for row in rows], np.int64).reshape(-1, len(self.fields))
@@ -183,9 +190,9 @@ class SumMetric(Metric):
 
 
 class MeanScore(SumMetric):
-    """The mean of a score in [0, 1] that each answer has. Its one value is called `key`, by default the class's name.
+    """The mean over answers of a score in [0, 1]. Its one value is called `key`, by default the class's name.
 
-    `answer_score` is all that a subclass must define.
+    A subclass must define `answer_score` only.
     """
 
     fields = ("units", "count")
@@ -193,13 +200,13 @@ class MeanScore(SumMetric):
 
     @abstractmethod
     def answer_score(self, record: EvalRecord) -> float | None:
-        """The score of one answer, 0 to 1; None where the metric has nothing to say about it."""
+        """Returns the score of one answer, in [0, 1], or None where the metric does not apply to it."""
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What one record adds to `units` and `count`.
+        """Returns what one record adds to `units`, its score in fixed point, and to `count`.
 
         Raises:
-            SailError: the score is not in [0, 1].
+            SailError: The score is not in [0, 1].
         """
         value = self.answer_score(record)
         if value is None:
@@ -217,10 +224,10 @@ class MeanScore(SumMetric):
 
 
 class GatheredMetric(Metric):
-    """A metric that is no sum over answers: what it needs of each is gathered from all ranks, as lines of JSON.
+    """A metric that is not a sum over answers: what it needs of each answer is gathered from all ranks, as JSON lines.
 
-    Lines are read sorted, so batches and ranks change no result. Such metrics are not among those that are logged by
-    default, because they take all answers into memory; as a metric of your own they are.
+    Lines are sorted before use, so batches and ranks change no result. The package does not log such metrics of its own
+    during validation, because they keep all answers in memory; such a metric of your own is logged.
     """
 
     lines: list[Tensor] | Tensor
@@ -241,21 +248,21 @@ class GatheredMetric(Metric):
 
     @abstractmethod
     def entry(self, record: EvalRecord) -> Any:
-        """What is kept of a record, as anything that JSON holds."""
+        """Returns what the metric keeps of a record, as a value that JSON holds."""
 
     @abstractmethod
     def evaluate_entries(self, entries: Sequence[Any]) -> MetricResult:
-        """The result of what was kept of some records."""
+        """Returns the result of the entries that were kept of some records."""
 
     def order(self, entry: Any) -> Any:
-        """By what the entries of all ranks are sorted; nothing of a result may depend on more."""
+        """Returns the key by which the entries of all ranks are sorted; a result may depend on no other order."""
         return 0
 
     def update(self, record: EvalRecord) -> None:
         """Adds one record.
 
         Raises:
-            SailError: the record cannot be judged; the message names it.
+            SailError: The record cannot be judged; the message names it.
         """
         code = json.dumps(self._named(record), separators=(",", ":")).encode() + b"\n"
         assert isinstance(self.lines, list)
@@ -268,7 +275,7 @@ class GatheredMetric(Metric):
         return {name: scalar(value) for name, value in self.evaluate_entries(entries).values.items()}
 
     def evaluate(self, records: Sequence[EvalRecord]) -> MetricResult:
-        """As `Metric.evaluate`."""
+        """Judges a set of records in the order given, as `Metric.evaluate` does."""
         return self.evaluate_entries([self._named(record) for record in records])
 
     def _named(self, record: EvalRecord) -> Any:

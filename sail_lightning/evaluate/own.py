@@ -1,4 +1,4 @@
-"""Metrics of your own, by name: checked, made from what a config says, and told apart from the built-in ones."""
+"""Metrics of your own, by name: they are checked, built from a config, and kept apart from the built-in ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ iou ious intersection union no_target no_target_mask no_target_text missing mask
 correct_substring choice yes
 """
 BUILT_IN = frozenset([*_VALUES.split(), *_SCORES.split()])
-"""Names of the package's own values and of answers' scores."""
+"""Names of the built-in metrics' values and of answers' scores, which a metric of your own cannot take."""
 _FORMS: dict[str, Form] = {
     "torchmetrics.classification": "masks",
     "torchmetrics.segmentation": "masks",
@@ -35,11 +35,11 @@ _FORMS: dict[str, Form] = {
 
 
 def checked(metrics: Mapping[str, torchmetrics.Metric | None] | None) -> dict[str, Metric]:
-    """Metrics by name, those of torchmetrics wrapped; a null switches one off.
+    """Returns metrics by name, with those of torchmetrics wrapped; a null switches one off.
 
     Raises:
-        SailUsageError: a name that cannot be or is that of a built-in metric, or a metric that nothing says how to
-            feed.
+        SailUsageError: A name is not valid or is that of a built-in metric, or a metric does not say which inputs it
+            takes.
     """
     found = {}
     for name, metric in (metrics or {}).items():
@@ -67,10 +67,11 @@ def _wrapped(name: str, metric: torchmetrics.Metric) -> TorchMetric:
 
 
 def from_options(words: Iterable[str]) -> dict[str, Metric]:
-    """Metrics from options such as `biou=BoundaryIoU` or `biou={class_path: BoundaryIoU, init_args: {width: 0.01}}`.
+    """Builds metrics from options such as `biou=BoundaryIoU` or
+    `biou={class_path: BoundaryIoU, init_args: {width: 0.01}}`.
 
     Raises:
-        SailUsageError: a word of another form, a name that comes twice, or as `build`.
+        SailUsageError: An option has another form, a name occurs twice, or `build` refuses a metric.
     """
     specs: dict[str, Any] = {}
     for word in words:
@@ -87,10 +88,10 @@ def from_options(words: Iterable[str]) -> dict[str, Metric]:
 
 
 def build(specs: Mapping[str, Any]) -> dict[str, Metric]:
-    """Metrics from what a config says about them: a class's name, or `class_path` and `init_args`.
+    """Builds metrics from a config, which gives each a class's name, or `class_path` and `init_args`.
 
     Raises:
-        SailUsageError: no such class, wrong arguments, or as `checked`.
+        SailUsageError: A class does not exist, its arguments are wrong, or `checked` refuses a metric.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -119,28 +120,31 @@ def _brief(error: Exception) -> str:
 
 
 def named_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the metric `name` as they are logged and reported: one value is `name`, several are `name_KEY`."""
+    """Returns the values of the metric `name` as they are logged and reported: one value as `name`, several as
+    `name_KEY`."""
     return {name if len(values) == 1 else f"{name}_{key}": value for key, value in values.items()}
 
 
 @contextmanager
 def failing_as(name: str, record: EvalRecord | None = None) -> Iterator[None]:
-    """Within, any exception of the metric `name` becomes a `SailError` that names it and the record."""
+    """Turns any exception within this context into a `SailError` that names the metric `name` and the record."""
     try:
         yield
     except Exception as error:
-        told = str(error) if isinstance(error, SailError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if told.startswith(f"metric {name}: "):
+        detail = str(error)
+        if not isinstance(error, SailError):
+            detail = f"{type(error).__name__}: {' '.join(detail.split())}"
+        if detail.startswith(f"metric {name}: "):
             raise
-        at = f"{record.name}: " if record is not None and record.name not in told else ""
-        raise SailError(f"metric {name}: {at}{told}") from error
+        at = f"{record.name}: " if record is not None and record.name not in detail else ""
+        raise SailError(f"metric {name}: {at}{detail}") from error
 
 
 def evaluate(name: str, metric: Metric, records: Sequence[EvalRecord]) -> MetricResult:
-    """`Metric.evaluate`, with a fault named.
+    """Calls `Metric.evaluate` of the metric `name`, so that an error names the metric and the record.
 
     Raises:
-        SailError: the metric cannot judge a record.
+        SailError: The metric cannot judge a record.
     """
     with failing_as(name):
         try:
@@ -148,7 +152,7 @@ def evaluate(name: str, metric: Metric, records: Sequence[EvalRecord]) -> Metric
         except SailError:
             raise
         except Exception:
-            for record in records:  # which one is it?
+            for record in records:  # finds the record that fails
                 with failing_as(name, record):
                     metric.evaluate([record])
             raise

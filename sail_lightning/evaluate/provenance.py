@@ -1,4 +1,4 @@
-"""What a figure was measured on: files and their sha256."""
+"""Provenance of a measured value: the files of annotations and weights, and their sha256."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sail_lightning.pretrained.model_folder import is_folder, locate
 from sail_lightning.weights import safetensors_io
 
 PROBES = 5
-"""Questions that stand for all of a source."""
+"""Number of questions that are hashed in place of all questions of a source."""
 
 
 def files_digest(paths: list[Path]) -> str:
-    """The sha256 of one file; of several, that of their names and sums, in the order of the names."""
+    """Returns the sha256 of one file; of several files, that of their names and checksums in the order of the names."""
     if len(paths) == 1:
         return safetensors_io.digest(paths[0])
     listed = "".join(
@@ -29,7 +29,8 @@ def files_digest(paths: list[Path]) -> str:
 
 
 def annotations_of(source: Source) -> dict[str, str]:
-    """The sha256 of each annotation file of a source and its parts, by path; of a folder, that of its JSON files."""
+    """Returns the sha256 of each annotation file of a source and its parts, by path; for a folder, that of its JSON
+    files."""
     found: dict[str, str] = {}
     for part in source.children.values():
         found |= annotations_of(part)
@@ -39,21 +40,21 @@ def annotations_of(source: Source) -> dict[str, str]:
 
 
 def questions_of(source: Source) -> dict[str, Any]:
-    """How many questions a finite source asks, and a sha256 of a few of them, by which two sources are told apart."""
+    """Returns how many questions a finite source asks, and a sha256 of a few of them, which distinguishes sources."""
     length = source.length or 0
     probes = sorted({place * (length - 1) // (PROBES - 1) for place in range(PROBES)}) if length else []
-    told = "".join(f"{sample.id} {sample.turns[-1]}\n" for sample in map(source.__getitem__, probes))
-    digest = hashlib.sha256(told.encode()).hexdigest()
+    text = "".join(f"{sample.id} {sample.turns[-1]}\n" for sample in map(source.__getitem__, probes))
+    digest = hashlib.sha256(text.encode()).hexdigest()
     return {"source": type(source).__name__, "questions": length, "sha256": digest}
 
 
 def weights_of(name: str | Path | None, state: Callable[[], Mapping[str, Tensor]]) -> dict[str, str | None]:
-    """Where a model's weights come from, and their sha256.
+    """Returns where a model's weights come from, and their sha256.
 
     Args:
-        name: a checkpoint file, a sharded checkpoint's folder, a model folder or a packaged model; None if the model
-            was made in memory.
-        state: gives the model's tensors; called only where there is no file.
+        name: A checkpoint file, the folder of a sharded checkpoint, a model folder or a packaged model; None if the
+            model was made in memory.
+        state: Returns the model's tensors; called only where there is no file.
     """
     if name is None:
         sums = hashlib.sha256()

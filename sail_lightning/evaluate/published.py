@@ -1,6 +1,6 @@
-"""Figures of the paper's tables, so that a report can show a user's model beside them. None of them is ours.
+"""Values of the paper's tables, so that a report can show a user's model beside them. None of them is measured here.
 
-Pixel-SAIL, arXiv:2504.10465v1, tables 1 to 4, as printed there; a dash is a figure that the paper does not give. cIoU,
+Pixel-SAIL, arXiv:2504.10465v1, tables 1 to 4, as printed there; a dash is a value that the paper does not give. cIoU,
 gIoU and METEOR are printed in percent, `mcq_accuracy` as a share. VQA scores are printed on their own scales.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 PAPER = "Pixel-SAIL, arXiv:2504.10465v1"
 PERCENT = ("ciou", "giou", "meteor")
-"""Metrics that the paper prints in percent, and we as shares of 1."""
+"""Metrics that the paper prints in percent, and this package as fractions of 1."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One figure as printed: of a model, of its language model's `size`, on a benchmark, in a numbered table."""
+    """One value as printed: of a model with a language model of this `size`, on a benchmark, in a numbered table."""
 
     model: str
     size: str
@@ -28,12 +28,12 @@ class Published:
 
     @property
     def value(self) -> float:
-        """The figure on the scale of our own: shares of 1, but for `perbench_overall` (0 to 100) and VQA scores."""
+        """The value on this package's scale: a fraction of 1, except `perbench_overall` (0 to 100) and VQA scores."""
         return self.printed / 100 if self.metric in PERCENT else self.printed
 
     @property
     def source(self) -> str:
-        """Paper and table."""
+        """The paper and the table in which the value is printed."""
         return f"{PAPER}, table {self.table}"
 
 
@@ -106,7 +106,7 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def published(benchmark: str) -> list[Published]:
-    """What the paper prints for a benchmark, in its order; nothing for one that it does not have.
+    """Returns the values that the paper prints for a benchmark, in its order; none for one that it does not have.
 
     `refcoco_plus` is RefCOCO+, and `perbench/caption` or `PerBench caption` is `perbench_caption`.
     """

@@ -1,17 +1,17 @@
-"""One answer beside its truth, which is all that a metric sees; and its line of JSON, which anybody's file may hold.
+"""The record of one answer and its truth, which is all that a metric sees, and its line of JSON in a file.
 
 | key | type | meaning |
 |---|---|---|
 | `id` | text or whole number | names the sample |
-| `benchmark` | text | by its beginning decides what is measured (`benchmarks.kind_of`) |
+| `benchmark` | text | its beginning decides what is measured (`benchmarks.kind_of`) |
 | `question` | text | as asked |
 | `text` | text | the answer, as generated |
 | `pred` | list of COCO RLE | predicted masks, one per `[SEG]`, in order; `[]` or null where there is none |
 | `target` | list of COCO RLE | true masks; `[]` says that nothing is meant |
-| `ignore` | COCO RLE or null | pixels that count nowhere |
-| `size` | [height, width] or null | of the picture; null: that of the masks |
-| `prompts` | list | regions the question points at; kept, not judged |
-| `task` | text | what was asked (`sample.Task`); decides what is measured where the benchmark's name does not |
+| `ignore` | COCO RLE or null | pixels that no metric counts |
+| `size` | [height, width] or null | the image's size in pixels; null means that of the masks |
+| `prompts` | list | regions that the question points at; kept, not judged |
+| `task` | text | the task of the question (`sample.Task`), which decides where the benchmark's name does not |
 | `choices` | list of text | options of a multiple-choice question |
 | `answer` | text | the right option, or yes or no |
 | `reference` | text or list of text | the true caption, or several |
@@ -45,9 +45,9 @@ from sail_lightning.sample import BoolMask, Task
 from sail_lightning.sequence.chat_template import phrases_of
 
 MAX_IMAGE_SIDE = 100_000
-"""Longest side of an image, in pixels: a larger number is a mistake."""
+"""Longest accepted side of an image, in pixels; a larger number is a mistake."""
 MAX_DECLARED_PIXELS = 1 << 28
-"""Pixels of an image without any mask for which memory is taken, at most: its size is only stated."""
+"""Largest number of pixels of an image without masks, because only its stated size would reserve the memory."""
 Rle = dict[str, Any]
 """COCO's run-length code of a mask: `size` [height, width], `counts` text or list."""
 MaskLike = Rle | BoolMask
@@ -60,8 +60,8 @@ MaskList = Sequence[MaskLike] | BoolMask | Tensor
 class EvalRecord:
     """One prediction and its truth; the module's docstring says what each field means.
 
-    Masks may be run-length codes, as in files, or pixels, as a model gives them; each form is made from the other only
-    where it is asked for (`masks`, `to_json`). `kind` is whose benchmark's rules apply, if that is decided.
+    Masks may be run-length codes, as in files, or pixels, as a model gives them; each form is computed from the other
+    only when needed (`masks`, `to_json`). `kind` is the kind of benchmark that judges the record, if it is decided.
     """
 
     id: str = ""
@@ -79,24 +79,24 @@ class EvalRecord:
     phrases: tuple[str, ...] | None = None
     reference_phrases: tuple[str, ...] | None = None
     listed: bool | None = None
-    """Whether masks are listed at all, be the lists empty; None: where there are some, or no truth in words."""
+    """Whether the record lists masks, even none. None decides it: where there are masks, or no truth in words."""
     kind: Kind | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The record's name in messages."""
         return f"answer {self.id!r} of {self.benchmark}" if self.benchmark else f"answer {self.id!r}"
 
     @property
     def task(self) -> Task | None:
-        """What was asked, None if the record does not say."""
+        """The task of the question, None if the record does not state it."""
         task = self.extra.get("task")
         return task if task in get_args(Task) else None
 
     @property
     def dedup_key(self) -> str:
-        """All that makes it this question and no other; two records that share it answer the same thing."""
+        """The identity of the question as text; two records that share it answer the same question."""
         target, ignore = [_compressed(_code(one)) for one in self.target], _ignore_code(self.ignore)
         ignore = ignore and _compressed(ignore)
         parts = (self.id, self.question, target, ignore, self.prompts, self.choices, self.true_answer)
@@ -104,7 +104,7 @@ class EvalRecord:
 
     @property
     def has_masks(self) -> bool:
-        """Whether masks are listed; for an answer in words they are left out when it is written."""
+        """Whether the record lists masks; an answer in words is written without them."""
         if self.listed is not None:
             return self.listed
         return bool(len(self.pred) or len(self.target)) or not self.has_words
@@ -116,33 +116,33 @@ class EvalRecord:
 
     @property
     def truth(self) -> str:
-        """The truth in words: the right answer, or else the first reference; empty if there is none."""
+        """The truth in words: the right answer, else the first reference, else an empty text."""
         return self.true_answer or (self.reference[0] if self.reference else "")
 
     @property
     def present_keys(self) -> set[str]:
-        """The keys of its JSON that are not empty, as `benchmarks.kind_of` asks for them."""
+        """The keys of the record's JSON that are not empty, as `benchmarks.kind_of` takes them."""
         held = {"choices": self.choices, "reference": any(self.reference), "answer": self.true_answer}
         listed = {"pred": len(self.pred), "target": len(self.target), "masks": True} if self._lists_masks else {}
         return {key for key, value in {**held, **listed}.items() if value}
 
     @property
     def predicted_phrases(self) -> tuple[str, ...]:
-        """The phrase of each predicted mask: `phrases`, or those of the text."""
+        """The phrase of each predicted mask: `phrases`, or else those marked in the predicted text."""
         return phrases_of(self.prediction) if self.phrases is None else self.phrases
 
     @property
     def true_phrases(self) -> tuple[str, ...]:
-        """The phrase of each true mask: `reference_phrases`, or those of the first reference."""
+        """The phrase of each true mask: `reference_phrases`, or else those marked in the first reference."""
         if self.reference_phrases is not None:
             return self.reference_phrases
         return phrases_of(self.reference[0]) if self.reference else ()
 
     def masks(self) -> tuple[Masks, Masks, Masks | None]:
-        """Predicted (n, H, W) and true masks (m, H, W) and ignored pixels (H, W) or None, all bool.
+        """Returns predicted masks (n, H, W), true masks (m, H, W) and ignored pixels (H, W) or None, all bool.
 
         Raises:
-            SailError: an RLE that cannot be decoded, or is of another size than the others.
+            SailError: An RLE cannot be decoded, or masks differ in size.
         """
         listed = [*self._codes(self.pred), *self._codes(self.target), *self._codes([self.ignore])]
         size = self.size or ((listed[0]["size"][0], listed[0]["size"][1]) if listed else None) or self._pixel_size()
@@ -154,10 +154,10 @@ class EvalRecord:
             return pred, target, ignore
 
     def united_masks(self) -> tuple[BoolMask, BoolMask]:
-        """The union of the predicted and that of the true masks, each (H, W) bool, without the ignored pixels.
+        """Returns the union of the predicted and that of the true masks, each (H, W) bool, without ignored pixels.
 
         Raises:
-            SailError: as `masks`.
+            SailError: An RLE cannot be decoded, or masks differ in size.
         """
         pred, target, ignore = self.masks()
         left, right = (masks.any(0).cpu().numpy() for masks in as_pair(pred, target))
@@ -166,7 +166,7 @@ class EvalRecord:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Within, the message of a `SailError` begins with the record's name."""
+        """Lets the message of a `SailError` within this context begin with the record's name."""
         try:
             yield
         except SailError as error:
@@ -175,7 +175,7 @@ class EvalRecord:
             raise SailError(f"{self.name}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it is written; optional fields that are not set are left out."""
+        """Returns the record as it is written to a file; optional fields that are not set are left out."""
         record: dict[str, Any] = {
             "id": self.id,
             "benchmark": self.benchmark,
@@ -206,17 +206,17 @@ class EvalRecord:
         return [mask for mask in masks if isinstance(mask, dict)]
 
     def _pixel_size(self) -> tuple[int, int]:
-        """The size of masks that are given as pixels; (0, 0) if there are none."""
+        """Returns the (height, width) of masks that are given as pixels, (0, 0) if there are none."""
         pixels = (mask for masks in (self.pred, self.target) for mask in masks if not isinstance(mask, dict))
         found = next(pixels, None)
         return (found.shape[-2], found.shape[-1]) if found is not None and found.ndim > 1 else (0, 0)
 
     @classmethod
     def from_json(cls, record: Any, where: str = "the record") -> EvalRecord:
-        """A record from a parsed line.
+        """Reads a record from a parsed line of JSON.
 
         Raises:
-            SailError: a key that is missing or of the wrong type; the message begins with `where`.
+            SailError: A key is missing or has the wrong type; the message begins with `where`.
         """
         if not isinstance(record, dict):
             raise SailError(f"{where} is not a JSON object; write one object a line")
@@ -236,10 +236,10 @@ class EvalRecord:
 
 
 def read_records(path: str | Path) -> Iterator[EvalRecord]:
-    """The records of a JSON-lines file (UTF-8, with or without byte order mark); empty lines are passed over.
+    """Reads the records of a JSON-lines file (UTF-8, with or without byte order mark); empty lines are skipped.
 
     Raises:
-        SailError: no such file, or a line that is not a record; names line and key.
+        SailError: The file does not exist, or a line is not a record; the message names line and key.
     """
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
@@ -254,7 +254,7 @@ def read_records(path: str | Path) -> Iterator[EvalRecord]:
 
 
 def _stacked(masks: MaskList, size: tuple[int, int]) -> Masks:
-    """Masks (n, H, W) bool, those that are codes decoded."""
+    """Returns masks as pixels (n, H, W) bool; run-length codes are decoded."""
     if isinstance(masks, np.ndarray | Tensor):
         return masks
     pixels = [decode(mask, size) if isinstance(mask, dict) else mask for mask in masks]
@@ -262,7 +262,7 @@ def _stacked(masks: MaskList, size: tuple[int, int]) -> Masks:
 
 
 def _code(mask: Any) -> Rle:
-    """A mask (H, W) as a run-length code."""
+    """Returns a mask, pixels (H, W) bool or a code, as a run-length code."""
     return mask if isinstance(mask, dict) else encode_rle(np.asarray(mask))
 
 
@@ -271,17 +271,17 @@ def _ignore_code(ignore: Any) -> Rle | None:
 
 
 def needed(kind: Kind) -> tuple[str, ...]:
-    """The keys that a record of this kind must hold, beside `id` and `benchmark`."""
+    """Returns the keys that a record of this kind must hold, beside `id` and `benchmark`."""
     return ("pred", "target") if kind in MASK_KINDS or kind == "refer" else ("text",)
 
 
 def _held(record: Mapping[str, Any]) -> set[str]:
-    """The keys of a record that are not empty, and `masks` where it has a list of true masks, be it empty."""
+    """Returns the keys of a record that are not empty, and `masks` where it has a list of true masks, even empty."""
     return {key for key, value in record.items() if value} | ({"masks"} if record.get("target") is not None else set())
 
 
 def _compressed(rle: Rle) -> Rle:
-    """The code with its counts as text, so that one mask is one code; what is no code stays as it is."""
+    """Returns the code with its counts as text, so that equal masks have equal codes; other values stay as they are."""
     counts = rle["counts"]
     if isinstance(counts, str) or not all(type(count) is int and 0 <= count < 1 << 32 for count in counts):
         return rle
@@ -296,14 +296,14 @@ def _parsed(line: str, where: str) -> Any:
 
 
 def _check_keys(record: Mapping[str, Any], where: str) -> None:
-    """The keys are there that the benchmark's kind asks for."""
+    """Checks that a record has the keys that the kind of its benchmark needs."""
     for key in ("id", "benchmark"):
         if record.get(key) is None:
             raise SailError(f"{where} has no key {key}; every answer needs one")
     answers = [record["answer"]] if record.get("answer") else []
     kind = kind_of(str(record["benchmark"]), _held(record), answers, record.get("task"))
     for key in needed(kind):
-        # null predicts or says nothing, but a truth of null could as well be forgotten
+        # A prediction of null is an empty answer, but a truth of null may have been forgotten.
         if key not in record or (record[key] is None and key == "target"):
             raise SailError(f"{where} has no key {key}, which an answer of kind {kind} needs")
     if kind in (*CHOICE_KINDS, *CAPTION_KINDS, "pope") and not any(record.get(key) for key in ("answer", "reference")):
@@ -312,7 +312,7 @@ def _check_keys(record: Mapping[str, Any], where: str) -> None:
 
 
 def _check_sizes(read: Mapping[str, Any], where: str) -> None:
-    """All masks of a record are of its one size."""
+    """Checks that all masks of a record have the record's size."""
     size = read.get("size")
     for key in ("pred", "target", "ignore"):
         rles = read.get(key, ())
@@ -331,7 +331,7 @@ def _name(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    # JSON can escape half of a character, which no file can hold
+    # JSON can escape a lone surrogate, which UTF-8 cannot encode.
     return value if isinstance(value, str) and not re.search("[\ud800-\udfff]", value) else None
 
 
@@ -372,7 +372,7 @@ def _brief(value: Any) -> str:
 _RLE = f"{{size: [height, width], at most {MAX_IMAGE_SIDE:,} each, counts}}"
 _RLES = f"a list of COCO RLE, {_RLE}"
 _FIELDS = {"text": "prediction", "answer": "true_answer"}
-"""The fields that are not called as their keys."""
+"""Keys of the JSON whose fields have another name."""
 _KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "id": ("text or a whole number", _name),
     "benchmark": ("text", _name),

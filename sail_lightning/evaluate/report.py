@@ -1,4 +1,4 @@
-"""Reports as files: report.md for people, report.json for programs, per_sample.jsonl with every answer's score."""
+"""Writes reports: report.md for people, report.json for programs, per_sample.jsonl with every answer's score."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from sail_lightning.evaluate.answer_log import FILE, NUMBER, Line, write_lines
-from sail_lightning.evaluate.gallery import Picture, draw_gallery
+from sail_lightning.evaluate.gallery import ImageFinder, draw_gallery
 from sail_lightning.evaluate.published import Published, published
 from sail_lightning.evaluate.scoring import Report
 
 MARKDOWN, JSON = "report.md", "report.json"
 COUNTED = "questions"
-"""Key of `meta`: how many questions the benchmark has; a report of fewer answers says so."""
+"""Key of `meta` that holds the number of questions of the benchmark; a report of fewer answers says so."""
 
 OWN_METRICS = "own_metrics"
-"""Key of `meta`: how metrics of one's own are made again, by name, as a config says it."""
+"""Key of `meta` that holds the config of each metric of the user's own, by name, from which it can be built again."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What lies in the folder of a report."""
+    """The paths of the files of a report."""
 
     markdown: Path
     json: Path
@@ -37,7 +37,7 @@ def write_report(
     folder: Path,
     reports: Mapping[str, Report],
     meta: Mapping[str, Any],
-    picture: Picture | None = None,
+    image_of: ImageFinder | None = None,
     cases: int = 0,
 ) -> Written:
     """Writes the files of a report.
@@ -46,48 +46,49 @@ def write_report(
     of the scoring, and `meta`. It and report.md are there before the gallery is drawn.
 
     Args:
-        folder: made if missing.
-        reports: by benchmark.
-        meta: what the metrics were measured with, as JSON.
-        picture: finds the image of an answer, for the gallery.
-        cases: how many answers of each kind the gallery draws; 0 draws none.
+        folder: Folder of the report, which is made if missing.
+        reports: Reports by benchmark.
+        meta: What the metrics were measured with, as JSON.
+        image_of: Returns the image of an answer, for the gallery.
+        cases: Number of best, worst and random answers that the gallery draws; 0 draws none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / FILE, scored_lines(reports.values()))
     (folder / JSON).write_text(json.dumps(to_json(reports, meta), indent=2) + "\n", encoding="utf-8")
     _write_markdown(folder, to_markdown(reports, meta))
-    gallery = draw_gallery(folder, reports, picture or (lambda record: None), cases) if cases else []
+    gallery = draw_gallery(folder, reports, image_of or (lambda record: None), cases) if cases else []
     if gallery:
         _write_markdown(folder, to_markdown(reports, meta, gallery))
     return Written(folder / MARKDOWN, folder / JSON, folder / FILE, gallery)
 
 
 def _write_markdown(folder: Path, text: str) -> None:
-    # The name of a file may hold what is no text.
+    # The name of a file may hold lone surrogates, which UTF-8 cannot encode.
     (folder / MARKDOWN).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def file_sums(files: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of each file, by path."""
+    """Returns the sha256 of each file, by path."""
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def scored_lines(reports: Iterable[Report]) -> list[Line]:
-    """Every answer with its `score`, in the order of the records' `number` where all have one."""
+    """Returns every answer with its `score`, in the order of the records' `number` where all have one."""
     lines = [
         {**record.to_json(), "score": score}
         for report in reports
         for record, score in zip(report.records, report.per_sample, strict=True)
     ]
-    # In anybody's file `number` may mean anything.
+    # In a file of another program `number` may mean anything.
     numbered = all(type(line.get(NUMBER)) is int for line in lines)
     return sorted(lines, key=lambda line: line[NUMBER]) if numbered else lines
 
 
 def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
-    """The metrics of the one benchmark; of several, all as `NAME/key`, and by their plain key those that only one has.
+    """Returns the metrics of all reports in one mapping.
 
-    So `perbench_overall` always stands under its own name.
+    The keys of a single benchmark are plain. Of several, all metrics are keyed `NAME/key`, and those that only one
+    benchmark has also by their plain key, so that `perbench_overall` always has its own name.
     """
     if len(reports) == 1:
         return dict(next(iter(reports.values())).metrics)
@@ -98,7 +99,7 @@ def flat_metrics(reports: Mapping[str, Report]) -> dict[str, float]:
 
 
 def to_json(reports: Mapping[str, Report], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of report.json."""
+    """Returns the content of report.json."""
     content: dict[str, Any] = {"metrics": flat_metrics(reports)}
     content["benchmarks"] = {
         name: {
@@ -114,7 +115,7 @@ def to_json(reports: Mapping[str, Report], meta: Mapping[str, Any]) -> dict[str,
 
 
 def to_markdown(reports: Mapping[str, Report], meta: Mapping[str, Any], gallery: Sequence[Path] = ()) -> str:
-    """The content of report.md."""
+    """Returns the content of report.md."""
     settings = _settings(reports)
     lines = ["# Report", ""]
     if settings.get("protocol") == "official":
@@ -141,7 +142,7 @@ def to_markdown(reports: Mapping[str, Report], meta: Mapping[str, Any], gallery:
 
 
 def _metrics(report: Report) -> list[str]:
-    """Metrics with their intervals, and what was counted."""
+    """Returns the lines of the metrics with their intervals, and of the counts."""
     lines = ["| metric | value | 95 % interval |", "| --- | ---: | --- |"]
     for key, value in report.metrics.items():
         bounds = report.intervals.get(key)
@@ -152,7 +153,7 @@ def _metrics(report: Report) -> list[str]:
 
 
 def _published(name: str, report: Report) -> list[str]:
-    """The paper's rows below the user's own."""
+    """Returns the lines of the table in which the paper's rows follow the user's own."""
     rows = published(name)
     if not rows:
         return []
@@ -171,7 +172,7 @@ def _published(name: str, report: Report) -> list[str]:
 
 
 def _settings(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Of the scoring; the same for all benchmarks."""
+    """Returns the settings of the scoring, which are the same for all benchmarks."""
     return dict(next(iter(reports.values())).settings) if reports else {}
 
 

@@ -1,4 +1,4 @@
-"""By which rules answers are judged: settings of an evaluation, not of a model."""
+"""The rules by which answers are judged; they are settings of an evaluation, not of a model."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.evaluate.metrics.text import token_f1
 
 ProtocolName = Literal["standard", "official"]
-"""`standard` by the definitions; `official` as the official code does, faults included."""
+"""Protocol of an evaluation: `standard` follows the definitions, `official` the official code, faults included."""
 Combine = Literal["union", "first"]
-"""What an answer with several masks predicts: their union, or only the first (the official RefCOCO script)."""
+"""How several masks of an answer are judged: by their `union`, or only the `first` (the official RefCOCO script)."""
 NoTargetFrom = Literal["mask", "text"]
-"""What answers "no target": an empty mask (also no mask at all), or the text."""
+"""How "no target" is read from an answer: from an empty `mask` (or no mask at all), or from its `text`."""
 Similarity = Callable[[str, str], float]
-"""Of a predicted and a true phrase, to [0, 1]."""
+"""A function of a predicted and a true phrase that returns their similarity in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How answers are judged.
+    """The rules by which answers are judged.
 
     Args:
-        protocol: `standard`, or `official` as the official code does, faults included.
-        no_target_from: what says "no target" where masks are judged, the `mask` or the `text`; the official protocol
-            reads masks only.
-        combine: several masks of an answer are their `union`, or only the `first` counts; None: what the protocol says
+        protocol: `standard` follows the definitions, `official` the official code, faults included.
+        no_target_from: Whether "no target" is read from the `mask` or from the `text` where masks are judged; the
+            official protocol reads masks only.
+        combine: Whether the `union` of an answer's masks counts, or only the `first`; None leaves it to the protocol
             (standard: union, official: first). Visual-text referring pairs masks in order instead.
-        similarity: of phrases of grounded captions, to [0, 1]; each pair is asked for once.
-        meteor: whether captions are also put to METEOR's own program, where it is installed; it takes seconds.
+        similarity: Returns the similarity of two phrases of grounded captions, in [0, 1]; called once for each pair.
+        meteor: Whether captions are also judged by METEOR's own program, where it is installed; it takes seconds.
 
     Raises:
-        SailUsageError: a setting that does not exist, or does not go with the protocol.
+        SailUsageError: A setting does not exist, or contradicts the protocol.
     """
 
     protocol: ProtocolName = "standard"
@@ -65,11 +65,11 @@ class Rules:
         return self.protocol == "official"
 
     def cached_similarity(self) -> Similarity:
-        """The similarity of phrases, each pair asked for once."""
+        """Returns the similarity of phrases with a cache, so that each pair is computed once."""
         return lru_cache(maxsize=None)(self.similarity)
 
     def to_json(self) -> dict[str, Any]:
-        """What a report says about them."""
+        """Returns the rules as a report states them, as values that JSON holds."""
         return {
             "protocol": self.protocol,
             "no_target_from": self.no_target_from,

@@ -1,4 +1,4 @@
-"""From records to reports: one per benchmark, under named rules."""
+"""Scores records under given rules, and returns one report per benchmark."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ PERBENCH_TASKS: tuple[Kind, ...] = ("perbench_caption", "perbench_mcq", "perbenc
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark's answers are worth.
+    """The metrics of the answers to one benchmark.
 
-    `metrics` are fractions in [0, 1] (CIDEr to 10; `perbench_overall` to 100), those with nothing to judge left out;
-    `intervals` their 95 % bootstrap intervals; `counts` whole numbers; `settings` what they depend on, as JSON;
-    `notes` why a metric has no interval. `per_sample` holds the score of each of `records`, which are those given, in
-    order, without the ones that came before. `replicates` are the bootstrap's values, (rounds,) each.
+    `metrics` are fractions in [0, 1] (CIDEr up to 10, `perbench_overall` up to 100), without those that had nothing to
+    judge. `intervals` are their 95 % bootstrap intervals, `counts` whole numbers, `settings` what the metrics depend
+    on, as JSON, and `notes` say why a metric has no interval. `per_sample` holds the scores of each of `records`, which
+    are the given ones in order, without repeated ones. `replicates` are the bootstrap's values, (rounds,) float64 each.
     """
 
     benchmark: str
@@ -74,24 +74,28 @@ def score(
 ) -> dict[str, Report]:
     """Judges records, benchmark by benchmark.
 
-    Neither the order of the records nor a record that comes twice changes a value: of answers with the same id to the
-    same question about the same truth the first counts.
+    Neither the order of the records nor a repeated record changes a value: of answers with the same id to the same
+    question with the same truth, the first counts.
 
     Args:
-        records: of any number of benchmarks, mixed.
-        protocol, no_target_from, combine, similarity, meteor: as `Rules` has them.
-        bootstrap: number of draws for the intervals; 0 for none.
-        seed: of the draws.
-        metrics: metrics of your own, by name (`own.checked`).
+        records: Records of any number of benchmarks, in any order.
+        protocol: As in `Rules`.
+        no_target_from: As in `Rules`.
+        combine: As in `Rules`.
+        similarity: As in `Rules`.
+        bootstrap: Number of draws for the intervals; 0 for none.
+        seed: Seed of the draws.
+        meteor: As in `Rules`.
+        metrics: Metrics of your own, by name (`own.checked`).
 
     Returns:
-        reports by benchmark, in the order in which they first come. Where the three tasks of PerBench are there, one
-        more, by their common name, with `perbench_overall`; with `meteor_lite` instead of METEOR it is
+        Reports by benchmark, in the order in which benchmarks first occur. Where all three tasks of PerBench occur, one
+        more report, under their common name, holds `perbench_overall`; with `meteor_lite` in place of METEOR it is
         `perbench_overall_lite`.
 
     Raises:
-        SailUsageError: an option that does not exist, or does not go with the protocol.
-        SailError: a record that cannot be judged; the message names it.
+        SailUsageError: An option does not exist, or contradicts the protocol.
+        SailError: A record cannot be judged; the message names it.
     """
     rules = Rules(protocol, no_target_from, combine, similarity, meteor)
     return reports_of(records, rules, own.checked(metrics), bootstrap, seed)
@@ -100,7 +104,7 @@ def score(
 def reports_of(
     records: Iterable[EvalRecord], rules: Rules, metrics: Mapping[str, Metric], bootstrap: int, seed: int
 ) -> dict[str, Report]:
-    """As `score`, with rules and checked metrics."""
+    """Judges records as `score` does, with given rules and checked metrics."""
     if bootstrap < 0:
         raise SailUsageError(f"bootstrap must be 0 or more draws, not {bootstrap}")
     settings = rules.to_json() | {"bootstrap": bootstrap, "seed": seed}
@@ -114,8 +118,8 @@ def reports_of(
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a metric makes of some of a benchmark's records, by their `places`; `name` is that of a metric of one's own,
-    None of a built-in one."""
+    """The result of a metric on the records of a benchmark at the indices `places`; `name` is that of a metric of the
+    user's own, None for a built-in one."""
 
     result: MetricResult
     places: list[int]
@@ -177,10 +181,10 @@ def _report(
 
 
 def _kind(name: str, records: Sequence[EvalRecord]) -> Kind:
-    """The kind of a benchmark, of all its records.
+    """Returns the kind of a benchmark by its name and all its records.
 
     Raises:
-        SailError: its name says nothing, and its questions are of tasks that are judged in different ways.
+        SailError: Its name decides nothing, and its questions belong to tasks that are judged in different ways.
     """
     tasks = {record.task for record in records}
     kinds = {kind_of_task(task): task for task in sorted(tasks, key=str) if kind_of_task(task) is not None}
@@ -208,7 +212,8 @@ def _judged(
 
 
 def metrics_of(kind: Kind, records: Sequence[EvalRecord], rules: Rules) -> list[Metric]:
-    """The built-in metrics of a kind of benchmark; METEOR where it is wanted, and Java and pycocoevalcap are."""
+    """Returns the built-in metrics of a kind of benchmark, with METEOR where the rules ask for it and Java and
+    pycocoevalcap are installed."""
     protocol = rules.protocol
     meteor = [Meteor(protocol)] if rules.meteor and meteor_program() else []
     captions = [*meteor, MeteorLite(protocol), Cider(protocol), TokenF1(protocol)]
@@ -227,7 +232,7 @@ def metrics_of(kind: Kind, records: Sequence[EvalRecord], rules: Rules) -> list[
 
 
 def _overall(reports: Mapping[str, Report], protocol: ProtocolName, settings: Mapping[str, Any]) -> dict[str, Report]:
-    """A report per PerBench whose three tasks are there: mean(100 METEOR, 100 MCQ, 100 (cIoU + gIoU) / 2)."""
+    """Returns a report of each PerBench with all three tasks: mean(100 METEOR, 100 MCQ, 100 (cIoU + gIoU) / 2)."""
     benches: dict[str, tuple[str, dict[str, Report]]] = {}
     for name, report in reports.items():
         common = perbench_name(name)
@@ -261,7 +266,8 @@ def _overall(reports: Mapping[str, Report], protocol: ProtocolName, settings: Ma
 
 
 def _mean_of_tasks(tasks: Sequence[Mapping[str, Any]], meteor: str) -> Any:
-    """The paper's overall score, 0 to 100, of three tasks' figures, or of their figures in each draw; None of none."""
+    """Returns the paper's overall score, 0 to 100, of the metrics of three tasks, or of their metrics in each draw;
+    None where there are none."""
     caption, choice, vres = tasks
     if not caption:
         return None

@@ -1,4 +1,4 @@
-"""Figures as a table: Markdown for reports, CSV for programs."""
+"""Writes metrics as a table: Markdown for reports, CSV for programs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 
 def _columns(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Keys of all rows, in the order in which they first appear."""
+    """Returns the keys of all rows, in the order in which they first appear."""
     return list(dict.fromkeys(key for row in rows.values() for key in row))
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, float]], digits: int = 4, corner: str = "") -> str:
-    """A Markdown table: one line per row name (model or split), one column per metric key; no line end at the end.
+    """Returns a Markdown table with a line per row name (model or split) and a column per metric key, without a final
+    line end.
 
-    Floats have `digits` decimals, whole numbers none; a figure that is NaN or absent is a dash. `corner` heads the
-    column of names.
+    Floats have `digits` decimals, whole numbers none; a value that is NaN or absent is a dash. `corner` is the heading
+    of the column of names.
     """
     columns = _columns(rows)
     lines = [[corner, *columns], ["---", *("---:" for _ in columns)]]
@@ -32,7 +33,8 @@ def _cell(value: float | None, digits: int) -> str:
 
 
 def write_csv(rows: Mapping[str, Mapping[str, float]], path: str | Path, corner: str = "name") -> None:
-    """Writes the same table as CSV (UTF-8), in full precision; an absent figure is an empty field. Makes the folder."""
+    """Writes a table as CSV (UTF-8) in full precision; an absent value is an empty field, and the folder is made if
+    missing."""
     columns = _columns(rows)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

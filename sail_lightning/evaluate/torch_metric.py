@@ -1,4 +1,4 @@
-"""Any metric of torchmetrics as a metric of answers."""
+"""Makes any metric of torchmetrics a metric of answers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sail_lightning.registry import register
 
 Form = Literal["masks", "text", "references"]
 _MOST_CELLS = 1 << 26
-"""Numbers of all records' states that are kept for intervals, at most: half a gigabyte."""
+"""Largest number of float64 values of all records' states that are kept for intervals (half a gigabyte)."""
 
 
 @register
 class TorchMetric(Metric):
-    """A metric of torchmetrics, fed with what it takes of each record.
+    """A metric of torchmetrics on answers, updated with the inputs of each record that it takes.
 
     | takes | `update` gets |
     |---|---|
@@ -37,14 +37,14 @@ class TorchMetric(Metric):
     | `text` | `[prediction]` and `[reference]`, the first reference |
     | `references` | `[prediction]` and `[[reference, ...]]` |
 
-    It must give one number, or several by name. A report has its interval if its states are sums.
+    It must return one number, or several by name. A report has its interval if its states are sums.
 
     Args:
-        metric: such as `torchmetrics.classification.BinaryJaccardIndex`.
-        takes: what it is fed with.
+        metric: A metric such as `torchmetrics.classification.BinaryJaccardIndex`.
+        takes: The inputs that it takes of each record: `masks`, `text` or `references`.
 
     Raises:
-        SailUsageError: no such form.
+        SailUsageError: `takes` is none of these.
     """
 
     count: Tensor
@@ -56,7 +56,7 @@ class TorchMetric(Metric):
         self.form: Form = takes
         self.metric = metric
         for one in all_metrics(metric):
-            one.compute_with_cache = False  # as `Metric` says
+            one.compute_with_cache = False  # a rank without a new record would skip the collective operation
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def judges(self, record: EvalRecord) -> bool:
@@ -69,7 +69,7 @@ class TorchMetric(Metric):
         self.count = self.count + 1
 
     def compute(self) -> dict[str, Tensor]:
-        """`value`, or the values by the names that the metric gives; none without records."""
+        """Returns `value`, or the values by the names that the metric gives them; none without records."""
         if not int(self.count):  # of all ranks: either all of them ask the metric, which gathers, or none does
             return {}
         return {name: scalar(value) for name, value in _numbers(self.metric.compute()).items()}
@@ -111,7 +111,8 @@ class TorchMetric(Metric):
 
 @dataclass(frozen=True)
 class TorchResult(MetricResult):
-    """`table` (records, numbers) float64: what each record adds to the metric's states; empty if they are no sums."""
+    """The result of a torchmetrics metric. `table`, (records, numbers) float64, is what each record adds to the
+    metric's states; it is empty if they are not sums."""
 
     metric: torchmetrics.Metric
     table: NDArray[np.float64]
@@ -132,7 +133,7 @@ class TorchResult(MetricResult):
 
 
 def _numbers(found: Any) -> dict[str, float]:
-    """What a metric computed, by name."""
+    """Returns the numbers that a metric computed, by name."""
     values = found if isinstance(found, dict) else {"value": found}
     for name, value in values.items():
         if (size := value.numel() if isinstance(value, Tensor) else np.size(value)) != 1:
@@ -142,7 +143,7 @@ def _numbers(found: Any) -> dict[str, float]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, what torchmetrics says about a single record or draw is not shown."""
+    """Silences torchmetrics' warnings about a single record or draw within this context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

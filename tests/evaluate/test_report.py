@@ -12,7 +12,7 @@ from answers_by_hand import ALL, EMPTY, LEFT, RIGHT, line
 from PIL import Image
 
 from sail_lightning.evaluate import EvalRecord, Report, score
-from sail_lightning.evaluate.gallery import cases, draw_case, main_score, named_picture, prompt_of
+from sail_lightning.evaluate.gallery import cases, draw_case, main_score, named_image, prompt_of
 from sail_lightning.evaluate.published import PUBLISHED, published
 from sail_lightning.evaluate.report import scored_lines, to_json, to_markdown, write_report
 from sail_lightning.sample import Box, Mask, Point, Scribble
@@ -197,12 +197,12 @@ def test_a_picture_that_is_not_there_or_of_another_size_is_left_out(tmp_path: Pa
     Image.new("RGB", (4, 4)).save(tmp_path / "other.png")
     (tmp_path / "broken.png").write_text("no picture")
     found = [
-        named_picture(EvalRecord.from_json(line("a", [], [], image=str(tmp_path / name))))
+        named_image(EvalRecord.from_json(line("a", [], [], image=str(tmp_path / name))))
         for name in ("right.png", "other.png", "broken.png", "gone.png")
     ]
     assert found[0] is not None and found[0].shape == (2, 4, 3)
     assert found[1:] == [None, None, None]
-    assert named_picture(EvalRecord.from_json(line("a", [], []))) is None
+    assert named_image(EvalRecord.from_json(line("a", [], []))) is None
 
 
 def test_prompts_are_read_as_they_are_written() -> None:
@@ -238,4 +238,4 @@ def test_any_name_and_any_size_can_be_drawn(tmp_path: Path) -> None:
     vast = line("a", [], [], size=[100_000, 100_000], benchmark="vast")
     tall = {"size": [90_000, 1], "counts": [0, 90_000]}
     long = {**line("a", [], []), "pred": [tall], "target": [tall], "size": None}
-    assert len(write_report(tmp_path, scored(named, vast, long, bootstrap=0), {}, named_picture, 1).gallery) == 9
+    assert len(write_report(tmp_path, scored(named, vast, long, bootstrap=0), {}, named_image, 1).gallery) == 9

@@ -1,1 +1,1 @@
-"""The built-in metrics, one definition each. Their classes are taken from `sail_lightning.evaluate`."""
+"""The built-in metrics, one definition each. Import their classes from `sail_lightning.evaluate`."""

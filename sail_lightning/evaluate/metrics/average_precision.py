@@ -29,17 +29,18 @@ from sail_lightning.registry import register
 
 Rle = dict[str, Any]
 Image = tuple[Sequence[Rle], Sequence[Rle]]
-"""Predicted and true masks of an image as COCO RLE, `counts` text, in the order in which the caption names them."""
+"""Predicted and true masks of an image as COCO RLE with `counts` as text, in the order in which the caption names
+them."""
 MOST = 100
-"""Masks of an image that count."""
+"""Largest number of masks of an image that count."""
 
 
 @dataclass(frozen=True)
 class Matches(MetricResult):
-    """What COCOeval matched, with all that its values are made of.
+    """The matches that COCOeval found, from which all its values are computed.
 
-    `hits` (10, masks) bool: whether a predicted mask hit a true one at IoU 0.5, 0.55 ... 0.95, in ranking order;
-    `image` (masks,) the image of each, counted from 0; `truths` (images,) the number of true masks.
+    `hits`, (10, masks) bool in ranking order, says whether a predicted mask hit a true one at IoU 0.5, 0.55 ... 0.95.
+    `image`, (masks,) int64, is the index of each mask's image, and `truths`, (images,) int64, the number of true masks.
     """
 
     hits: NDArray[np.bool_]
@@ -49,17 +50,17 @@ class Matches(MetricResult):
 
     @property
     def samples(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
-        """An image has no score of its own."""
+        """Empty scores, because an image has no average precision of its own."""
         return [{} for _ in self.truths]
 
     def resampled(self, drawn: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        """`gcg_ap50` and `gcg_ap` of other draws of the images.
+        """Returns `gcg_ap50` and `gcg_ap` of other draws of the images.
 
         Args:
-            drawn: (rounds, images), how often each image is in.
+            drawn: How often each image is in each draw, (rounds, images).
 
         Returns:
-            arrays (rounds,); NaN for a draw without true masks.
+            Arrays (rounds,) float64 by name, NaN for a draw without true masks.
         """
         counts = np.asarray(drawn, np.float64)
         weights, truths = counts[:, self.image], counts @ self.truths
@@ -71,9 +72,10 @@ class Matches(MetricResult):
 def _average_precision(
     hits: NDArray[np.float64], ranked: NDArray[np.float64], truths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """COCO's average precision (rounds,): the mean, over 101 levels of recall, of the best precision at or beyond it.
+    """Returns COCO's average precision (rounds,): the mean over 101 levels of recall of the best precision at or beyond
+    each.
 
-    `hits` and `ranked` (rounds, masks): of the masks up to each, those that hit, and all; `truths` (rounds,).
+    `hits` and `ranked`, (rounds, masks), are the numbers of hits and of masks up to each rank; `truths` is (rounds,).
     """
     precision = np.divide(hits, ranked, out=np.zeros_like(hits), where=ranked > 0)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -85,7 +87,7 @@ def _average_precision(
 
 
 def mask_matches(images: Sequence[Image]) -> Matches:
-    """Matches the masks of images, which are ranked in the order given."""
+    """Matches the predicted with the true masks of images, which are ranked in the order given."""
     truth, found = COCO(), COCO()
     ids = list(range(1, len(images) + 1))
     for data, side in ((found, 0), (truth, 1)):
@@ -121,29 +123,30 @@ def mask_matches(images: Sequence[Image]) -> Matches:
 
 @register
 class MaskAveragePrecision(GatheredMetric):
-    """`gcg_ap50` and `gcg_ap`; needs all images at once, so every rank's masks are gathered, run-length coded.
+    """Average precision of the masks of grounded captions, in [0, 1]: `gcg_ap50` and `gcg_ap`.
 
-    Images are ranked by the records' ids, or in the order of the records that `evaluate` gets.
+    It needs all images at once, so the masks of every rank are gathered as run-length codes. Images are ranked by the
+    records' ids, or in the order of the records that `evaluate` gets.
     """
 
     takes = "masks"
 
     def entry(self, record: EvalRecord) -> Any:
-        """The id, and the predicted and true masks as codes."""
+        """Returns the record's id, and its predicted and true masks as run-length codes."""
         pred, target, _ = record.masks()
         return [record.id, _coded(record.pred, pred), _coded(record.target, target)]
 
     def order(self, entry: Any) -> Any:
-        """By id."""
+        """Returns the sorting key of an entry: its id, whole numbers first."""
         return image_order(str(entry[0]))
 
     def evaluate_entries(self, entries: Sequence[Any]) -> Matches:
-        """Matches the masks of all images, which are ranked in the order given."""
+        """Matches the predicted with the true masks of all images, which are ranked in the order given."""
         return mask_matches([(pred, target) for _, pred, target in entries])
 
 
 def _coded(masks: Any, pixels: Masks) -> list[Rle]:
-    """Run-length codes whose counts are text, as COCOeval takes them."""
+    """Returns run-length codes with their counts as text, as COCOeval takes them."""
     if any(isinstance(mask, dict) for mask in masks):
         return [_as_text(mask) if isinstance(mask, dict) else encode_rle(np.asarray(mask)) for mask in masks]
     return [encode_rle(mask) for mask in as_masks(pixels, "masks").cpu().numpy()]

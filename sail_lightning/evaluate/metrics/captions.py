@@ -1,4 +1,4 @@
-"""Captions: what is compared with what, and the metrics that are means of a caption's own score."""
+"""Metrics of captions that are means of a caption's own score, and the texts that all caption metrics compare."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def swapped(record: EvalRecord, rules: Rules) -> bool:
 
 
 def sides(record: EvalRecord, rules: Rules) -> tuple[str, list[str]]:
-    """The text that is judged, without markup, and the references that it is judged by.
+    """Returns the text that is judged, without markup, and the references by which it is judged.
 
-    The official region captions lose every dot and colon, also inside words.
+    The official protocol removes every dot and colon from region captions, also inside words.
 
     Raises:
-        SailError: the record has no truth in words.
+        SailError: The record has no truth in words.
     """
     if not record.reference and record.true_answer is None:
         raise SailError("a caption has no reference; give one or more")
@@ -38,10 +38,10 @@ def sides(record: EvalRecord, rules: Rules) -> tuple[str, list[str]]:
 
 
 class CaptionScore(MeanScore):
-    """Base of means over captions.
+    """Base of metrics that are the mean of a caption's own score.
 
     Args:
-        protocol: of `Rules`.
+        protocol: Protocol of the evaluation, as in `Rules`.
     """
 
     takes = "words"
@@ -53,38 +53,39 @@ class CaptionScore(MeanScore):
 
 @register
 class ExactMatch(CaptionScore):
-    """`exact_match`: the share of the answers that equal a reference after `normalise`."""
+    """Exact match of captions, `exact_match`: the share, in [0, 1], of answers that equal a reference after
+    `normalise`."""
 
     key = "exact_match"
 
     def answer_score(self, record: EvalRecord) -> float:
-        """1 or 0."""
+        """Returns 1 if the answer equals a reference after `normalise`, else 0."""
         text, references = sides(record, self.rules)
         return float(normalise(text) in map(normalise, references))
 
 
 @register
 class TokenF1(CaptionScore):
-    """`token_f1`: the mean of `text.token_f1`, of several references with the best."""
+    """Token F1 of captions, `token_f1`: the mean, in [0, 1], of `text.token_f1` with the best reference."""
 
     key = "token_f1"
 
     def answer_score(self, record: EvalRecord) -> float:
-        """Token F1 with the best reference."""
+        """Returns the token F1 of the answer with its best reference, in [0, 1]."""
         text, references = sides(record, self.rules)
         return max(token_f1(text, reference) for reference in references)
 
 
 @register
 class MeteorLite(CaptionScore):
-    """`meteor_lite`: the mean of the score of `metrics.meteor_lite`."""
+    """METEOR without Java, `meteor_lite`: the mean, in [0, 1], of the score of `metrics.meteor_lite`."""
 
     key = "meteor_lite"
 
     def answer_score(self, record: EvalRecord) -> float:
-        """The score against the best reference."""
+        """Returns the score of the answer with its best reference, in [0, 1]."""
         text, references = sides(record, self.rules)
-        # NLTK, which the official code of PerBench calls, was given the words between spaces, marks and all.
+        # The official code of PerBench gives NLTK the words between spaces, with their punctuation.
         cut = _between_spaces if swapped(record, self.rules) else words
         return meteor_lite(cut(text), [cut(reference) for reference in references])
 
@@ -93,7 +94,7 @@ class CorpusScore(GatheredMetric):
     """Base of metrics that need all captions at once.
 
     Args:
-        protocol: of `Rules`.
+        protocol: Protocol of the evaluation, as in `Rules`.
     """
 
     takes = "words"
@@ -103,10 +104,10 @@ class CorpusScore(GatheredMetric):
         super().__init__()
 
     def entry(self, record: EvalRecord) -> Any:
-        """The words of a caption and of its references.
+        """Returns the words of a caption and of each of its references.
 
         Raises:
-            SailError: no reference.
+            SailError: The record has no reference.
         """
         text, references = sides(record, self.rules)
         return [words(text), [words(reference) for reference in references]]

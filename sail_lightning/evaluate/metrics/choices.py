@@ -1,4 +1,4 @@
-"""Multiple choice: the share of questions whose option, as the answer names it, is the right one."""
+"""Accuracy of multiple choice: the share of questions to which the answer names the right option."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from sail_lightning.registry import register
 
 @register
 class MultipleChoiceAccuracy(SumMetric):
-    """`mcq_accuracy` by the protocol's rule, and beside it `mcq_accuracy_substring` by the official one (E23).
+    """Accuracy of multiple choice, in [0, 1]: `mcq_accuracy` by the protocol's rule, and `mcq_accuracy_substring` by
+    the official rule (E23).
 
     Args:
-        protocol: of `Rules`; `standard` reads the option by `parse_choice`, `official` knows no options and no letters:
-            the truth stands somewhere in the answer, or not.
+        protocol: `standard` reads the option by `parse_choice`; `official` ignores options and letters, and asks only
+            whether the answer contains the true text.
     """
 
     fields = ("right", "substring", "unparsed", "count")
@@ -30,10 +31,10 @@ class MultipleChoiceAccuracy(SumMetric):
         super().__init__()
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What one question adds to the sums.
+        """Returns what one question adds to the sums.
 
         Raises:
-            SailError: the truth names no option, or a choice list is longer than the alphabet.
+            SailError: The truth names no option, or a choice list is longer than the alphabet.
         """
         found = record.truth in record.prediction
         right = found if self.rules.official else chooses_right(record.prediction, record.truth, record.choices)
@@ -41,17 +42,17 @@ class MultipleChoiceAccuracy(SumMetric):
         return {"right": int(right), "substring": int(found), "unparsed": int(unparsed), "count": 1}
 
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """Both accuracies in [0, 1], NaN without questions."""
+        """Returns both accuracies in [0, 1], NaN without questions."""
         return {
             "mcq_accuracy": ratio(sums["right"], sums["count"]),
             "mcq_accuracy_substring": ratio(sums["substring"], sums["count"]),
         }
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
-        """`correct`, `correct_substring` and `choice`, the letter read from the answer or null."""
+        """Returns `correct`, `correct_substring` and `choice`, the letter read from the answer or None."""
         choice = parse_choice(record.prediction, record.choices)
         return {"correct": row["right"] > 0, "correct_substring": row["substring"] > 0, "choice": choice}
 
     def counts(self, totals: Mapping[str, int]) -> dict[str, int]:
-        """Answers that name no option."""
+        """Returns `unparsed`, the number of answers that name no option."""
         return {"unparsed": totals["unparsed"]}

@@ -1,13 +1,13 @@
 """CIDEr of captions, as the COCO caption evaluation computes it (Vedantam et al., CVPR 2015; there "CIDEr-D").
 
-Per length n = 1 .. 4, a caption is a vector of its n-grams, each weighed by how often it occurs times
-log(samples / samples whose references hold it). A prediction is compared with each reference by
+For each length n = 1 .. 4, a caption is a vector of its n-grams, each weighted by how often it occurs times
+log(samples / samples whose references contain it). A prediction is compared with each reference by
 
     exp(-(difference in length)^2 / 72) * sum min(p, r) * r / (|p| |r|)
 
 and the mean over references and lengths, times 10, is the sample's score. The corpus value is the mean over samples.
-Rare words weigh more the larger the set of references is: values of different sets do not compare, and with a single
-sample every weight is log 1 = 0.
+Rare words weigh more the larger the set of references is: values of different sets cannot be compared, and with a
+single sample every weight is log 1 = 0.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sail_lightning.registry import register
 
 ORDERS = 4
 SIGMA = 6.0
-"""Width, in words, of the penalty on a difference in length."""
+"""Standard deviation, in words, of the Gaussian penalty on a difference in length."""
 
 Gram = tuple[str, ...]
 
 
 def cider_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """The score of each sample, 0 to 10.
+    """Returns the CIDEr score of each sample, in [0, 10].
 
     Args:
-        predictions: a list of words per sample.
-        references: one or more lists of words per sample; weights are counted in these.
+        predictions: A list of words per sample.
+        references: One or more lists of words per sample; the weights of n-grams are counted in these.
     """
     cooked = [[_grams(reference) for reference in sample] for sample in references]
     held = Counter(gram for sample in cooked for gram in set().union(*sample))
@@ -54,7 +54,7 @@ def _grams(tokens: Sequence[str]) -> Counter[Gram]:
 
 
 class _Vector:
-    """A caption's weighed n-grams, their norm per length, and the number of its bigrams, COCO's measure of length."""
+    """A caption's weighted n-grams, their norm per length, and the number of its bigrams, COCO's measure of length."""
 
     def __init__(self, grams: Counter[Gram], held: Counter[Gram], total: float) -> None:
         self.weights: list[dict[Gram, float]] = [{} for _ in range(ORDERS)]
@@ -77,13 +77,13 @@ def _similarity(left: _Vector, right: _Vector) -> float:
 
 @register
 class Cider(CorpusScore):
-    """`cider`: mean CIDEr over captions, 0 to 10; needs them all at once.
+    """CIDEr of captions, `cider`: the mean over captions in [0, 10], which needs all captions at once.
 
-    The weights of words are counted in all references, and stay as they are when captions are drawn again.
+    The weights of words are counted in all references, and do not change when captions are drawn again.
     """
 
     def evaluate_entries(self, entries: Sequence[Any]) -> MetricResult:
-        """The mean, and each caption's score."""
+        """Returns the mean CIDEr and each caption's score."""
         scores = cider_scores([one[0] for one in entries], [one[1] for one in entries])
         rows = np.array([[to_fixed_point(score), 1] for score in scores], np.int64).reshape(-1, 2)
         return SumResult(("units", "count"), rows, _mean, [{"cider": score} for score in scores])

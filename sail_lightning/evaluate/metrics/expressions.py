@@ -1,4 +1,7 @@
-"""What one expression adds to the sums of referring segmentation, and what the sums are worth (`segmentation`)."""
+"""The sums of referring segmentation: what one expression adds to them, and the metrics computed from them.
+
+`segmentation` defines the metrics.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from sail_lightning.evaluate.metrics.masks import Masks, as_masks, as_pair
 from sail_lightning.evaluate.rules import Combine
 
 THRESHOLDS = (5, 6, 7, 8, 9)
-"""X of Pr@X, in tenths: whole numbers, so that an IoU of exactly 0.7 passes 0.7."""
+"""The thresholds X of Pr@X in tenths, as whole numbers, so that an IoU of exactly 0.7 passes 0.7."""
 PRECISIONS = tuple(f"pr@0.{tenths}" for tenths in THRESHOLDS)
-"""Keys of Pr@X."""
+"""Names of the metrics Pr@X."""
 
 
 FIELDS = (
@@ -23,7 +26,7 @@ FIELDS = (
     *("no_target", "no_target_hits", "targeted", "target_hits", "missing"),
     *(f"pass_{tenths}" for tenths in THRESHOLDS),
 )
-"""The sums of which every metric here is a quotient."""
+"""Names of the sums; every metric of this module is a quotient of two of them."""
 
 
 def score_expression(
@@ -34,18 +37,18 @@ def score_expression(
     combine: Combine = "union",
     no_target_text: bool | None = None,
 ) -> dict[str, int]:
-    """What one expression adds to each of `FIELDS`; those left out get nothing.
+    """Returns what one expression adds to each of `FIELDS`; fields left out get 0.
 
     Args:
-        pred: predicted masks (n, H, W) bool, in order; n = 0 is a missing prediction and scored as an empty mask.
-        target: true masks (m, H, W) bool, united; m = 0, or all empty, is a no-target expression.
-        ignore: (H, W) bool, pixels that count nowhere.
-        combine: several predicted masks.
-        no_target_text: whether the answer's text says that there is no target; None reads it off the mask.
+        pred: Predicted masks (n, H, W) bool, in order; n = 0 is a missing prediction and is scored as an empty mask.
+        target: True masks (m, H, W) bool, of which the union counts; m = 0, or all empty, is a no-target expression.
+        ignore: Pixels that count nowhere, (H, W) bool.
+        combine: Whether the `union` of the predicted masks counts, or only the `first`.
+        no_target_text: Whether the answer's text says that there is no target; None reads it from the mask.
 
     Raises:
-        TypeError: masks that are not bool.
-        ValueError: shapes that do not fit.
+        TypeError: Masks are not bool.
+        ValueError: The shapes do not match.
     """
     masks, truth = as_pair(pred, target)
     predicted = (masks[:1] if combine == "first" else masks).any(0)
@@ -82,10 +85,10 @@ def score_expression(
 
 
 def score_pairs(pred: Masks, target: Masks, ignore: Masks | None = None) -> list[dict[str, int]]:
-    """What an answer adds whose i-th mask belongs to the i-th true one (visual-text referring), a row per true mask.
+    """Returns what an answer to visual-text referring adds to the sums, a row per true mask.
 
-    A missing prediction is an empty mask; predictions beyond the last true mask are not scored. Without true masks the
-    answer is one no-target expression.
+    The i-th predicted mask (n, H, W) belongs to the i-th true one (m, H, W). A missing prediction is an empty mask;
+    predictions beyond the last true mask are not scored. Without true masks the answer is one no-target expression.
     """
     masks, truth = as_pair(pred, target)
     if not len(truth):
@@ -94,7 +97,8 @@ def score_pairs(pred: Masks, target: Masks, ignore: Masks | None = None) -> list
 
 
 def compute_metrics(total: Mapping[str, Any]) -> dict[str, Any]:
-    """`ciou giou n_acc t_acc pr@0.5 ... pr@0.9` of sums, NaN where there was nothing to judge; numbers or arrays."""
+    """Returns `ciou giou n_acc t_acc pr@0.5 ... pr@0.9` of sums (numbers or arrays), in [0, 1], NaN where there was
+    nothing to judge."""
     nothing = float("nan") if isinstance(total["count"], int) and not total["count"] else 1.0
     values = {
         "ciou": ratio(total["intersection"], total["union"], empty=nothing),

@@ -1,4 +1,4 @@
-"""Grounded captions (GCG, GLaMM): does every phrase of the caption come with the right mask?
+"""Metrics of grounded captions (GCG, GLaMM): whether every phrase of the caption comes with the right mask.
 
 Per image, predicted and true masks are paired one to one, greedily, the largest IoU first (ties: the earlier
 prediction, then the earlier truth).
@@ -6,8 +6,9 @@ prediction, then the earlier truth).
     mIoU   = mean over images of the mean IoU of the pairs that overlap at all (0 where there is none)
     recall = pairs with IoU >= 0.5 and text similarity >= 0.5 / true phrases of all images
 
-For recall, pairs that miss either bar are struck out before pairing, so a good mask under a wrong phrase does not end
-it. mIoU looks at matched pairs only, as the published protocol does: surplus and unmatched masks cost it nothing.
+For recall, pairs below either threshold are removed before pairing, so a good mask under a wrong phrase does not take
+the place of another. mIoU counts matched pairs only, as the published protocol does: surplus and unmatched masks do not
+lower it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from sail_lightning.evaluate.rules import ProtocolName, Rules, Similarity
 from sail_lightning.registry import register
 
 FIELDS = ("iou_units", "images", "recalled", "phrases")
-"""The sums of which both metrics are quotients."""
+"""Names of the sums of which both metrics are quotients."""
 
 
 def check_truth(masks: Masks, phrases: Sequence[str]) -> None:
-    """Raises SailError where a true caption has not one phrase, of at least one word, per mask."""
+    """Checks that a true caption has one phrase, of at least one word, per mask.
+
+    Raises:
+        SailError: It has not.
+    """
     named = sum(bool(phrase.strip()) for phrase in phrases)
     if not named == len(phrases) == len(masks):
         counts = f"{named} phrases but {len(masks)} masks"
@@ -40,7 +45,7 @@ def check_truth(masks: Masks, phrases: Sequence[str]) -> None:
 
 
 def matched_iou(ious: Sequence[Sequence[Fraction]]) -> Fraction:
-    """The mean IoU of one image's pairs, 0 where none overlap."""
+    """Returns the mean IoU of one image's pairs, in [0, 1], 0 where none overlap."""
     matched = [ious[row][column] for row, column in greedy_pairs(ious)]
     return sum(matched, Fraction(0)) / len(matched) if matched else Fraction(0)
 
@@ -53,7 +58,8 @@ def recalled(
     min_iou: float = 0.5,
     min_similarity: float = 0.5,
 ) -> int:
-    """How many true phrases of one image are found: pairs are struck out that miss either bar, then matched."""
+    """Returns how many true phrases of one image are found: pairs below either threshold are removed, the others
+    matched."""
 
     def admitted(iou: Fraction, phrase: str, target: str) -> Fraction:
         passes = iou >= min_iou and similarity(phrase, target) >= min_similarity
@@ -68,16 +74,17 @@ def recalled(
 
 @register
 class GroundedCaption(SumMetric):
-    """Mask mIoU and phrase recall of grounded captions; definitions in the module's docstring.
+    """Mask mIoU and phrase recall of grounded captions, as the module's docstring defines them.
 
     A predicted mask without a phrase counts for mIoU, not for recall; a phrase without a mask counts for neither. A
-    truth that names no phrases at all counts for masks alone.
+    truth that names no phrases counts for masks only.
 
     Args:
-        protocol: of `Rules`.
-        similarity: compares a predicted with a true phrase. The default is token F1, which needs no network; the
-            published recall uses the cosine of BERT embeddings (`similarity.bert_phrases`).
-        min_iou, min_similarity: what a pair must reach to count as recalled; the official protocol has both at 0.5.
+        protocol: Protocol of the evaluation, as in `Rules`.
+        similarity: Returns the similarity of a predicted and a true phrase, in [0, 1]. The default is token F1, which
+            needs no network; the published recall uses the cosine of BERT embeddings (`similarity.bert_phrases`).
+        min_iou: Smallest IoU of a pair that counts as recalled; 0.5 in the official protocol.
+        min_similarity: Smallest similarity of a pair that counts as recalled; 0.5 in the official protocol.
     """
 
     fields = FIELDS
@@ -96,10 +103,10 @@ class GroundedCaption(SumMetric):
         super().__init__()
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What one image adds to the sums.
+        """Returns what one image adds to the sums.
 
         Raises:
-            SailError: the truth has not one phrase, of at least one word, per mask.
+            SailError: The truth does not have one phrase, of at least one word, per mask.
         """
         pred, target, _ = record.masks()
         phrases, true_phrases = record.predicted_phrases, record.true_phrases
@@ -120,17 +127,18 @@ class GroundedCaption(SumMetric):
         }
 
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """`gcg_miou` and `gcg_recall` in [0, 1], NaN without images or without true phrases."""
+        """Returns `gcg_miou` and `gcg_recall` in [0, 1], NaN without images or without true phrases."""
         return {
             "gcg_miou": mean(sums["iou_units"], sums["images"]),
             "gcg_recall": ratio(sums["recalled"], sums["phrases"]),
         }
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
-        """`iou` (mean over matched pairs), `recalled` and `phrases` (true ones), `masks` (predicted)."""
+        """Returns `iou` (mean over matched pairs), `recalled` and `phrases` (numbers of true ones), and `masks` (number
+        of predicted ones)."""
         score = {"iou": row["iou_units"] / FIXED_POINT_ONE, "recalled": row["recalled"], "phrases": row["phrases"]}
         return score | {"masks": len(record.pred)}
 
     def counts(self, totals: Mapping[str, int]) -> dict[str, int]:
-        """True phrases."""
+        """Returns `phrases`, the number of true phrases."""
         return {"phrases": totals["phrases"]}

@@ -1,10 +1,11 @@
-"""The order of images by their names, in which nothing depends on how records come."""
+"""The order of images by their names, which does not depend on the order of records."""
 
 from __future__ import annotations
 
 
 def image_order(name: str) -> tuple[int, int, str, str]:
-    """Sorts names of images: whole numbers first, by their value, as COCOeval does; then the others, as text."""
+    """Returns the sorting key of an image's name: whole numbers come first, by value, as in COCOeval, then other names,
+    as text."""
     if not (name.isascii() and name.isdecimal()):
         return 1, 0, "", name
     digits = name.lstrip("0")

@@ -1,4 +1,4 @@
-"""Masks as the metrics take them: bool, (n, H, W), torch or numpy."""
+"""Checks masks for the metrics, which take them as bool (n, H, W), torch or numpy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import BoolMask, Sample
 
 Masks = Tensor | NDArray[np.bool_]
-"""Masks (n, H, W) bool; n may be 0, and (0, 0, 0) says "none" where the size is not known."""
+"""Masks (n, H, W) bool. n may be 0, and a shape of (0, 0, 0) means no masks of an unknown size."""
 
 
 def ignored(sample: Sample, targets: Sequence[int]) -> BoolMask | None:
-    """(H, W) bool of what counts nowhere for some of a sample's masks, or None.
+    """Returns the pixels (H, W) bool that do not count for the masks at indices `targets` of a sample, or None.
 
     `Sample.meta["ignore"]` holds a mask reference, or None, for each mask of the sample.
     """
@@ -27,11 +27,11 @@ def ignored(sample: Sample, targets: Sequence[int]) -> BoolMask | None:
 
 
 def as_masks(masks: Masks, name: str) -> Tensor:
-    """Masks (n, H, W) as a bool tensor on their own device.
+    """Returns masks (n, H, W) as a bool tensor on their own device; `name` names them in errors.
 
     Raises:
-        TypeError: not bool. Grey values are refused because 255 often means "ignore", not "on".
-        ValueError: not three-dimensional.
+        TypeError: They are not bool. Grey values are refused because 255 often means "ignore", not "on".
+        ValueError: They are not three-dimensional.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(masks)) if isinstance(masks, np.ndarray) else masks
     if tensor.dtype != torch.bool:
@@ -42,10 +42,13 @@ def as_masks(masks: Masks, name: str) -> Tensor:
 
 
 def as_pair(pred: Masks, target: Masks) -> tuple[Tensor, Tensor]:
-    """Predicted (n, H, W) and true (m, H, W) masks of one size and device; a side without masks takes the other's size.
+    """Returns predicted (n, H, W) and true (m, H, W) masks as bool tensors of one size on one device.
+
+    A side without masks takes the size of the other.
 
     Raises:
-        TypeError, ValueError: as `as_masks`, or the sizes differ.
+        TypeError: Masks are not bool.
+        ValueError: Masks are not three-dimensional, or their sizes differ.
     """
     left, right = as_masks(pred, "pred"), as_masks(target, "target")
     if not len(left):

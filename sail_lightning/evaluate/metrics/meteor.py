@@ -1,8 +1,8 @@
 """METEOR 1.5 (Denkowski and Lavie, 2014) by its own program, which comes with pycocoevalcap and needs Java.
 
-The program matches words (equal, stem, synonym, paraphrase) and prints, per caption, counts; the score is a formula of
-those counts, and the corpus value the same formula of their sums. The formula is here, so that a bootstrap does not
-start Java again; that it gives the program's own values is tested. Captions are given as the words of
+The program matches words (equal, stem, synonym, paraphrase) and prints counts for each caption. The score is a formula
+of those counts, and the corpus value the same formula of their sums. The formula is implemented here, so that a
+bootstrap does not start Java again; tests compare it with the program's own values. Captions are given as the words of
 `words.words`; of several references the best one counts.
 """
 
@@ -26,18 +26,18 @@ from sail_lightning.evaluate.metrics.captions import CorpusScore
 from sail_lightning.registry import register
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-"""Parameters of the task `rank` for English, the program's default."""
+"""Parameters of the formula for the task `rank` in English, the program's default."""
 STAGES = (1.0, 0.6, 0.8, 0.6)
 """Weights of matches of equal words, stems, synonyms and paraphrases."""
 COUNTS = 23
-"""Numbers that the program prints per caption."""
+"""Number of counts that the program prints per caption."""
 
 Counts = NDArray[np.float64]
 
 
 @cache
 def meteor_program() -> Path | None:
-    """The program's file, or None where it or Java is missing."""
+    """Returns the path of the program, or None where it or Java is not installed."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or shutil.which("java") is None:
         return None
@@ -46,14 +46,14 @@ def meteor_program() -> Path | None:
 
 
 def meteor_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Counts:
-    """What the program counts, a row per caption (captions, 23); starting it takes ten seconds.
+    """Returns the counts of METEOR's program, (captions, 23), a row per caption; starting it takes ten seconds.
 
     Args:
-        predictions: a list of words per caption.
-        references: one or more lists of words per caption.
+        predictions: A list of words per caption.
+        references: One or more lists of words per caption.
 
     Raises:
-        SailError: no program, or it fails.
+        SailError: The program is not installed, or fails.
     """
     program = meteor_program()
     if program is None:
@@ -73,7 +73,7 @@ def meteor_counts(predictions: Sequence[Sequence[str]], references: Sequence[Seq
         reason = (done.stderr.strip().splitlines() or ["it printed no counts"])[-1]
         raise SailError(f"METEOR 1.5 failed ({reason}); check that `java -version` runs, or do without pycocoevalcap")
     table = np.array(rows, np.float64)
-    # The program leaves an exact answer's one chunk out of its sums: it is no break.
+    # The program leaves the one chunk of an exact answer out of its sums, because it is not a break.
     exact = (table[:, 20] == 1) & (table[:, 21:] == table[:, :2]).all(1)
     table[exact, 20] = 0
     return table
@@ -84,9 +84,9 @@ def _sentence(tokens: Sequence[str]) -> str:
 
 
 def meteor_score(counts: Counts) -> Any:
-    """METEOR 1.5 of counts (..., 23), or of their sums: (...), 0 to 1.
+    """Returns METEOR 1.5, (...) in [0, 1], of counts (..., 23) or of their sums.
 
-    The numbers are: words of prediction and reference, function words of both; per stage, matched content words of both
+    The counts are: words of prediction and reference, function words of both; per stage, matched content words of both
     and matched function words of both; chunks; matched words of both.
     """
     length, true_length, function, true_function = np.moveaxis(counts[..., :4], -1, 0)
@@ -110,7 +110,7 @@ def _ratio(part: Counts, whole: Counts) -> Counts:
 
 @dataclass(frozen=True)
 class MeteorResult(MetricResult):
-    """The formula of METEOR 1.5 on the sums of what its program counted per caption, `table` (captions, 23)."""
+    """The result of METEOR 1.5: its formula on the sums of the program's counts per caption, `table` (captions, 23)."""
 
     table: Counts
     values: Mapping[str, float]
@@ -122,10 +122,10 @@ class MeteorResult(MetricResult):
 
 @register
 class Meteor(CorpusScore):
-    """`meteor`: METEOR 1.5 of captions, in [0, 1]; its program counts once, when all captions are gathered."""
+    """METEOR 1.5 of captions, `meteor`, in [0, 1]; its program runs once, when all captions are gathered."""
 
     def evaluate_entries(self, entries: Sequence[Any]) -> MeteorResult:
-        """Asks the program.
+        """Returns the result of the program's counts of all captions.
 
         Raises:
             SailError: Java or pycocoevalcap is missing.

@@ -1,4 +1,4 @@
-"""`meteor_lite`: a METEOR without Java and without WordNet. Its values are not METEOR 1.5's; its name says so.
+"""`meteor_lite`, a METEOR without Java and WordNet. Its values differ from those of METEOR 1.5.
 
 Words of a prediction are matched with words of the reference, first those that are the same, then those of the same
 stem (Porter). Matching takes the longest run of consecutive words first (ties: the earlier in the prediction, then in
@@ -7,9 +7,9 @@ recall R = m / words of the reference:
 
     F = P R / (0.9 P + 0.1 R),    penalty = 0.5 (c / m)^3,    score = F (1 - penalty)
 
-the formula of METEOR 1.0 to 1.3 with the parameters of Banerjee and Lavie (2005): recall weighs nine times as much as
-precision. The penalty is 0 where all words of both sides match in one chunk, so that an exact answer scores 1. Of
-several references the best one counts. The corpus value is the mean over captions.
+This is the formula of METEOR 1.0 to 1.3 with the parameters of Banerjee and Lavie (2005): recall weighs nine times as
+much as precision. The penalty is 0 where all words of both sides match in one chunk, so that an exact answer scores 1.
+Of several references the best one counts. The corpus value is the mean over captions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from sail_lightning.evaluate.metrics.stemming import stem
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
-"""Weight of recall, exponent and weight of the penalty."""
+"""The weight of recall, and the exponent and the weight of the penalty."""
 
 
 def meteor_lite(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The score of a list of words against its best reference, 0 to 1. Two empty lists agree."""
+    """Returns the score of a list of words with its best reference, in [0, 1]; two empty lists score 1."""
     return max(_score(prediction, reference) for reference in references)
 
 
@@ -42,7 +42,7 @@ def _score(prediction: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def aligned(prediction: Sequence[str], reference: Sequence[str]) -> dict[int, int]:
-    """Which word of the reference each matched word of the prediction stands for, by place."""
+    """Matches words: returns the index in the reference of each matched word, by its index in the prediction."""
     matched: dict[int, int] = {}
     same: Callable[[str], str] = str
     for form in (same, stem):
@@ -54,7 +54,8 @@ def aligned(prediction: Sequence[str], reference: Sequence[str]) -> dict[int, in
 
 
 def _longest_run(left: list[str], right: list[str], matched: dict[int, int]) -> tuple[int, int, int] | None:
-    """The longest run of equal words that are not matched yet: where it starts on both sides, and its length."""
+    """Returns the longest run of equal words that are not matched yet: its start on both sides and its length; None
+    where there is none."""
     taken = set(matched.values())
     best: tuple[int, int, int] | None = None
     before: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""The official code's rules, faults included, where they can change a number (`docs/evaluation.md` lists them).
+"""The official code's rules, faults included, where they can change a value (`docs/evaluation.md` lists them).
 
-Only for comparison with numbers that were made by that code. Numbers of a defect (E16 ...) are those of the project's
-list of defects.
+They serve only for comparison with values that were computed by that code. The numbers of defects (E16 ...) are those
+of the project's list of defects.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sail_lightning.evaluate.rules import Similarity
 from sail_lightning.sample import BoolMask
 
 UNION_OF_ONE, UNION_OF_ALL = 1e-5, 1e-10
-"""What is added to an expression's union and to the pooled union before dividing."""
+"""The numbers of pixels added to an expression's union and to the pooled union before division."""
 _SKIPS_MISSING: tuple[Kind, ...] = ("reasonseg", "perbench_vres")
 
 
 def round_trip(values: NDArray[Any]) -> BoolMask:
-    """What is left of a mask (H, W) of any values after the official run-length coding: E16.
+    """Returns the mask (H, W) bool that remains of integer values (H, W) after the official run-length coding (E16).
 
-    Column by column, the code starts off and toggles at every change of value. Of 0 and 1 that is the mask itself. Of
-    {0, 1, 255} or of summed polygons {0, 1, 2} a change from 1 to 2 turns "on" into "off", and back again.
+    Column by column, the code starts with "off" and toggles at every change of value. A mask of 0 and 1 remains as it
+    is. With values {0, 1, 255}, or {0, 1, 2} of summed polygons, a change from 1 to 2 turns "on" into "off".
     """
     scan = np.asarray(values).ravel(order="F")
     changes: BoolMask = np.diff(scan, prepend=scan.dtype.type(0)) != 0
@@ -40,12 +40,14 @@ def round_trip(values: NDArray[Any]) -> BoolMask:
 
 
 def score_officially(pred: Masks, target: Masks, ignore: Masks | None, kind: Kind) -> dict[str, int]:
-    """What one answer adds to the fields of `expressions.FIELDS`.
+    """Returns what one answer adds to each of `expressions.FIELDS` under the official rules.
 
     Args:
-        pred: masks (n, H, W), of which only the first counts.
-        target: masks (m, H, W), united; of visual-text referring only the first counts, divided by m (E18).
-        ignore: (H, W), written as 255 into the target, which the round trip turns into targets and holes (E16).
+        pred: Predicted masks (n, H, W) bool, of which only the first counts.
+        target: True masks (m, H, W) bool, of which the union counts; in visual-text referring only the first counts,
+            divided by m (E18).
+        ignore: Ignored pixels (H, W) bool, written as 255 into the target, which `round_trip` turns into targets and
+            holes (E16).
         kind: `reasonseg` and `perbench_vres` leave a missing prediction out of the pooled sums (E17).
     """
     count = 1
@@ -58,14 +60,14 @@ def score_officially(pred: Masks, target: Masks, ignore: Masks | None, kind: Kin
     both, either = row.get("intersection", 0), row["union"]
     iou = both / (either + UNION_OF_ONE) + (either == 0)
     skipped = not len(pred) and kind in _SKIPS_MISSING
-    # A question without a target ends the official script; here it counts nowhere.
+    # The official script fails at a question without a target; here such a question does not count.
     if skipped or not count:
         both, either, iou = 0, 0, 0.0
     return row | {"intersection": both, "union": either, "iou_units": to_fixed_point(iou), "count": count}
 
 
 def compute_metrics(total: Mapping[str, Any]) -> dict[str, Any]:
-    """`expressions.compute_metrics` with the official pooled union."""
+    """Returns the values of `expressions.compute_metrics` with the official pooled union."""
     nothing = isinstance(total["count"], int) and not total["count"]
     pooled = float("nan") if nothing else total["intersection"] / (total["union"] + UNION_OF_ALL)
     return expressions.compute_metrics(total) | {"ciou": pooled}
@@ -74,10 +76,10 @@ def compute_metrics(total: Mapping[str, Any]) -> dict[str, Any]:
 def recalled_officially(
     ious: Sequence[Sequence[Fraction]], phrases: Sequence[str], true_phrases: Sequence[str], similarity: Similarity
 ) -> int:
-    """How many true phrases of an image are found: E22.
+    """Returns how many true phrases of an image are found by the official rule (E22).
 
-    Pairs are taken by IoU alone, and the first that misses a bar ends the search. A mask without a phrase makes the
-    official script skip the image: nothing is found.
+    Pairs are taken by IoU alone, and the first one below a threshold ends the search. A mask without a phrase makes the
+    official script skip the image, so that nothing is found.
     """
     found = 0
     for row, column in greedy_pairs(ious):

@@ -1,4 +1,4 @@
-"""Predicted and true masks of an image, paired one to one."""
+"""Pairs the predicted and true masks of an image one to one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from sail_lightning.evaluate.metrics.masks import Masks, as_pair
 
 
 def pairwise_iou(pred: Masks, target: Masks) -> list[list[Fraction]]:
-    """IoU of every predicted (n, H, W) with every true (m, H, W) mask, n rows of m; 1 for two empty masks."""
+    """Returns the exact IoU of every predicted (n, H, W) with every true (m, H, W) mask, as n rows of m; two empty
+    masks have IoU 1."""
     left, right = as_pair(pred, target)
     table: list[list[Fraction]] = []
     for mask in left:
@@ -24,7 +25,7 @@ def pairwise_iou(pred: Masks, target: Masks) -> list[list[Fraction]]:
 
 
 def greedy_pairs(scores: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]:
-    """One-to-one pairs (row, column) of positive score, the largest first."""
+    """Returns one-to-one pairs (row, column) of positive score, chosen greedily, the largest score first."""
     order = sorted(
         ((score, row, column) for row, line in enumerate(scores) for column, score in enumerate(line) if score > 0),
         key=lambda entry: (-entry[0], entry[1], entry[2]),

@@ -1,6 +1,6 @@
-"""Referring segmentation: cIoU, gIoU, N-acc, T-acc and Pr@X (RefCOCO/+/g, gRefCOCO, ReasonSeg).
+"""Metrics of referring segmentation: cIoU, gIoU, N-acc, T-acc and Pr@X (RefCOCO/+/g, gRefCOCO, ReasonSeg).
 
-Definitions, per expression with predicted pixels P and true pixels G, an ignored region taken out of both:
+An expression has predicted pixels P and true pixels G, both without ignored pixels:
 
     I = |P and G|,  U = |P or G|,  IoU = I / U, and 1 where U = 0
     cIoU  = sum I / sum U over all expressions (1 where nothing is on anywhere)
@@ -32,13 +32,15 @@ from sail_lightning.registry import register
 
 @register
 class ReferringSegmentation(SumMetric):
-    """cIoU, gIoU, N-acc, T-acc and Pr@X; definitions in the module's docstring.
+    """cIoU, gIoU, N-acc, T-acc and Pr@X of referring segmentation, as the module's docstring defines them.
 
-    The true masks of an expression are always united. Under the official protocol, rows are those of
-    `official.score_officially`.
+    The true masks of an expression are always united. Under the official protocol, `official.score_officially` scores
+    the answers.
 
     Args:
-        protocol, no_target_from, combine: as `Rules` has them.
+        protocol: As in `Rules`.
+        no_target_from: As in `Rules`.
+        combine: As in `Rules`.
     """
 
     fields = FIELDS
@@ -54,7 +56,7 @@ class ReferringSegmentation(SumMetric):
         super().__init__()
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What one expression adds to the sums."""
+        """Returns what one expression adds to the sums."""
         masks = record.masks()
         if self.rules.official:
             return official.score_officially(*masks, record.kind or "refer")
@@ -62,17 +64,22 @@ class ReferringSegmentation(SumMetric):
         return score_expression(*masks, combine=self.rules.combine or "union", no_target_text=by_text)
 
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """`ciou giou n_acc t_acc pr@0.5 ... pr@0.9` in [0, 1], NaN where there was nothing to judge."""
+        """Returns `ciou giou n_acc t_acc pr@0.5 ... pr@0.9` in [0, 1], NaN where there was nothing to judge."""
         return official.compute_metrics(sums) if self.rules.official else compute_metrics(sums)
 
     def counts(self, totals: Mapping[str, int]) -> dict[str, int]:
-        """Expressions, those without a target, missing predictions, and the pooled pixels."""
+        """Returns the numbers of expressions, of those without a target, of missing predictions and of pooled
+        pixels."""
         named = {"expressions": totals["count"]}
         return named | {name: totals[name] for name in ("no_target", "missing", "intersection", "union")}
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
-        """`iou`, `intersection` and `union` (pixels), `no_target` (nothing is meant), both decisions (`no_target_mask`,
-        `no_target_text`), `missing` (no mask where one is meant) and `masks` (how many were predicted)."""
+        """Returns an answer's own scores.
+
+        These are `iou`, `intersection` and `union` in pixels, `no_target` (the truth is empty), the answer's decisions
+        `no_target_mask` and `no_target_text`, `missing` (no predicted mask for a target) and `masks` (how many were
+        predicted).
+        """
         by_mask = row
         if self.rules.no_target_from == "text":
             by_mask = score_expression(*record.masks(), combine=self.rules.combine or "union")
@@ -92,23 +99,24 @@ class ReferringSegmentation(SumMetric):
 
 @register
 class VisualTextReferring(ReferringSegmentation):
-    """The same metrics where the i-th predicted mask belongs to the i-th true one: every true mask is an expression.
+    """The metrics of referring segmentation for visual-text referring, where every true mask is an expression.
 
-    A text decides nothing here, and several masks are not united.
+    The i-th predicted mask belongs to the i-th true one. Masks are not united, and the text does not decide whether
+    there is a target.
     """
 
     def __init__(self, protocol: ProtocolName = "standard") -> None:
         super().__init__(protocol)
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What the expressions of one answer add to the sums."""
+        """Returns what the expressions of one answer add to the sums."""
         if self.rules.official:
             return official.score_officially(*record.masks(), "perbench_vres")
         rows = score_pairs(*record.masks())
         return {name: sum(row.get(name, 0) for row in rows) for name in FIELDS}
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
-        """As of `ReferringSegmentation`, and of several true masks `ious`, one for each."""
+        """Returns the scores of `ReferringSegmentation`, and for several true masks `ious`, the IoU of each."""
         found = super().sample(record, row)
         if not self.rules.official and len(record.target) > 1:
             found["ious"] = [one["iou_units"] / FIXED_POINT_ONE for one in score_pairs(*record.masks())]

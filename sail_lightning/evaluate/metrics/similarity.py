@@ -1,4 +1,4 @@
-"""Similarity of phrases by the cosine of their embeddings, each phrase embedded once (E22: once per pair)."""
+"""Similarity of phrases by the cosine of their embeddings; each phrase is embedded once (E22: once per pair)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Embedding = NDArray[np.floating[Any]]
 
 
 class EmbeddedPhrases:
-    """Cosine of two phrases' embeddings, 0 where it is negative or an embedding is all zero.
+    """The cosine similarity of two phrases' embeddings, in [0, 1]: 0 where it is negative or an embedding is all zero.
 
     Args:
-        embed: a phrase to its vector (D,); asked once for each phrase.
+        embed: Returns the vector (D,) of a phrase; called once for each phrase.
     """
 
     def __init__(self, embed: Callable[[str], Embedding]) -> None:
@@ -37,13 +37,14 @@ class EmbeddedPhrases:
 
 
 def bert_phrases(folder: str | Path) -> EmbeddedPhrases:
-    """The published rule for grounded captions: the mean of BERT's last hidden states, bert-base-uncased.
+    """Loads the published similarity for grounded captions: embeddings are means of the last hidden states of
+    bert-base-uncased.
 
     Args:
-        folder: of the model as Hugging Face writes it, or its name on the hub.
+        folder: Folder of the model as Hugging Face writes it, or the model's name on the hub.
 
     Raises:
-        SailError: no model there.
+        SailError: There is no such model.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer

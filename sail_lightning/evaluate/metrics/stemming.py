@@ -7,7 +7,7 @@ from functools import lru_cache
 
 
 def _table(text: str) -> dict[str, str]:
-    """`ational:ate ness:` as a mapping of endings to what replaces them."""
+    """Parses text such as `ational:ate ness:` into a mapping of endings to their replacements."""
     return {ending: new for ending, _, new in (pair.partition(":") for pair in text.split())}
 
 
@@ -21,7 +21,8 @@ _STEP_4 = _table("al ance ence er ic able ible ant ement ment ent ion ou ism ate
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """The stem of a word in small letters; a word of one or two letters, or with anything but a-z, is its own."""
+    """Returns the stem of a lower-case word; a word of one or two letters, or with other characters than a-z, is
+    returned unchanged."""
     if len(word) < 3 or not re.fullmatch("[a-z]+", word):
         return word
     word = _step_1(word)
@@ -32,7 +33,7 @@ def stem(word: str) -> str:
 
 
 def _shape(part: str) -> str:
-    """`c` for each consonant and `v` for each vowel; a `y` after a consonant is a vowel."""
+    """Returns `c` for each consonant and `v` for each vowel; a `y` after a consonant is a vowel."""
     shape = ""
     for letter in part:
         vowel = letter in "aeiou" or (letter == "y" and shape.endswith("c"))
@@ -41,17 +42,17 @@ def _shape(part: str) -> str:
 
 
 def _measure(part: str) -> int:
-    """How often consonants follow vowels: m of [C](VC)^m[V]."""
+    """Returns how often consonants follow vowels: the m of [C](VC)^m[V]."""
     return len(re.findall("v+c+", _shape(part)))
 
 
 def _short_end(part: str) -> bool:
-    """Ends consonant, vowel, consonant, the last not w, x or y."""
+    """Whether a word ends in consonant, vowel, consonant, where the last is not w, x or y."""
     return _shape(part).endswith("cvc") and part[-1] not in "wxy"
 
 
 def _step_1(word: str) -> str:
-    """Plurals, -ed, -ing, and y."""
+    """Removes plurals, -ed and -ing, and turns a final y into i."""
     if word.endswith(("sses", "ies")):
         word = word[:-2]
     elif word.endswith("s") and not word.endswith("ss"):
@@ -73,7 +74,7 @@ def _step_1(word: str) -> str:
 
 
 def _replaced(word: str, endings: dict[str, str], measure: int) -> str:
-    """The longest of the endings replaced, where what precedes it has at least this measure."""
+    """Replaces the longest matching ending, if the part before it has at least this measure."""
     ending = max((suffix for suffix in endings if word.endswith(suffix)), key=len, default=None)
     if ending is None:
         return word
@@ -84,7 +85,7 @@ def _replaced(word: str, endings: dict[str, str], measure: int) -> str:
 
 
 def _step_5(word: str) -> str:
-    """A final e, and double l."""
+    """Removes a final e, and one l of a final double l."""
     if word.endswith("e"):
         measure = _measure(word[:-1])
         if measure > 1 or (measure == 1 and not _short_end(word[:-1])):

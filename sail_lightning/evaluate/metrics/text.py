@@ -1,4 +1,4 @@
-"""What the words of an answer say: its plain text, token F1, the option that it chooses, yes or no."""
+"""Functions of an answer's text: plain text, token F1, the option that it chooses, yes or no."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NO_TARGET = re.compile(r"\bno[\W_]+targets?\b", re.IGNORECASE)
 
 
 def strip_markup(text: str) -> str:
-    """The words of an answer: without `[SEG]` and tags such as `<p>`, `<|endoftext|>`, `<Prompt0>`; single spaces."""
+    """Returns an answer without `[SEG]` and tags such as `<p>`, `<|endoftext|>`, `<Prompt0>`, with single spaces."""
     return " ".join(_MARKUP.sub(" ", text).split())
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation, articles kept: markup out, lower case, punctuation out, single spaces.
+    """Normalises a text as SQuAD does, but keeps articles: lower case, no markup, no punctuation, single spaces.
 
-    Articles stay because "a" may be all that an answer says. `$ + < = > ^ | ~ `` ` count as punctuation, as there.
+    Articles stay because "a" may be the whole answer. `$ + < = > ^ | ~ `` ` count as punctuation, as in SQuAD.
     """
     kept = (
         char for char in strip_markup(text).lower() if char not in "$+<=>^|~`" and unicodedata.category(char)[0] != "P"
@@ -40,14 +40,14 @@ def normalise(text: str) -> str:
 
 
 def says_no_target(text: str) -> bool:
-    """Whether an answer's words say that nothing is meant: "no target", in whole words, with any mark between them."""
+    """Whether an answer's text contains "no target" in whole words, with any punctuation between them."""
     return _NO_TARGET.search(strip_markup(text)) is not None
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of token precision and recall after `normalise`, in [0, 1]; tokens count as often as they occur.
+    """Returns the harmonic mean of token precision and recall after `normalise`, in [0, 1].
 
-    Two empty texts agree (1); an empty and a non-empty one do not (0).
+    Tokens count as often as they occur. Two empty texts score 1, an empty and a non-empty one 0.
     """
     left, right = Counter(normalise(prediction).split()), Counter(normalise(reference).split())
     size = left.total() + right.total()
@@ -55,10 +55,10 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def parse_choice(text: str, choices: Sequence[str] = ()) -> str | None:
-    """The option that an answer chooses, as a capital letter, or None where it chooses none or several.
+    """Returns the option that an answer chooses, as a capital letter, or None where it chooses none or several.
 
-    The first of these rules that finds one decides; letters beyond the number of `choices` are not options, `*` is
-    passed over, and `[B]` is read as `(B)`:
+    The first of these rules that finds an option decides; letters beyond the number of `choices` are not options, `*`
+    is skipped, and `[B]` is read as `(B)`:
 
     1. a letter after "answer is", "answer:", the same of "option" and "choice", or "choose" ("The answer is B.",
        "the answer is: (c)", "Answer: B", "I choose B"); the last, if that is said several times; not the A that begins
@@ -88,7 +88,7 @@ def parse_choice(text: str, choices: Sequence[str] = ()) -> str | None:
         return declared[-1]
     if (leading := _LEADING.match(answer)) and leading[1].upper() in letters:
         return leading[1].upper()
-    # "any option I see" is no option I
+    # "any option I see" does not name option I.
     shown = {m[1].upper() for m in _MENTIONED.finditer(answer) if m[2] is not None or m[1] in ascii_uppercase[:8]}
     shown = (shown | {letter.upper() for letter in _BRACKETED.findall(answer)}) & set(letters)
     if len(shown) == 1:
@@ -102,7 +102,7 @@ def chooses_right(prediction: str, reference: str, choices: Sequence[str] = ()) 
     """Whether an answer chooses the right option; `reference` names it in any form that `parse_choice` reads.
 
     Raises:
-        SailError: the reference names no option, or a choice list is longer than the alphabet.
+        SailError: The reference names no option, or a choice list is longer than the alphabet.
     """
     if len(choices) > len(ascii_uppercase):
         raise SailError(f"a multiple-choice question has {len(choices)} options; letters name at most 26")
@@ -114,11 +114,11 @@ def chooses_right(prediction: str, reference: str, choices: Sequence[str] = ()) 
 
 
 def parse_yes_no(text: str) -> bool | None:
-    """Whether an answer says yes: by the first word that is `yes` or `no`, or else None."""
+    """Whether an answer says yes, by its first word that is `yes` or `no`; None where neither occurs."""
     return next((word == "yes" for word in normalise(text).split() if word in ("yes", "no")), None)
 
 
 def parse_yes_no_pope(text: str) -> bool:
-    """POPE's own rule: of the first sentence, no where a word is `No`, `not` or `no`, else yes."""
+    """Whether an answer says yes by POPE's own rule: no word of its first sentence is `No`, `not` or `no`."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)

@@ -1,8 +1,8 @@
-"""Captions as words, close to what the Penn Treebank tokenizer of the COCO caption evaluation makes of them.
+"""Splits captions into words, close to the Penn Treebank tokenizer of the COCO caption evaluation.
 
-Small letters; clitics are words of their own (`it 's`, `do n't`); hyphenated words, numbers (`1,000.5`, `1/2`) and
-abbreviations (`u.s.`, `mr.`) stay whole; parentheses are `-lrb-` and `-rrb-`; then the marks that the COCO evaluation
-drops are dropped: quotes, `. ? ! , : ; - -- ...`.
+Words are in lower case. Clitics are words of their own (`it 's`, `do n't`); hyphenated words, numbers (`1,000.5`,
+`1/2`) and abbreviations (`u.s.`, `mr.`) stay whole; parentheses become `-lrb-` and `-rrb-`. The punctuation that the
+COCO evaluation removes is removed: quotes and `. ? ! , : ; - -- ...`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 
 
 def words(text: str) -> list[str]:
-    """The words of a caption; markup such as `<p>` and `[SEG]` is left out first."""
+    """Returns the words of a caption, without markup such as `<p>` and `[SEG]`."""
     plain = strip_markup(text).translate(_QUOTES).lower()
     found = (_BRACKETS.get(token, token) for token in _WORD.findall(plain))
     return [token for token in found if token not in _DROPPED and not re.fullmatch(r"\.\.+", token)]

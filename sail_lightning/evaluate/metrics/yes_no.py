@@ -1,10 +1,10 @@
-"""Questions that are answered by yes or no (POPE, Li et al., EMNLP 2023): is there a ... in the image?
+"""Metrics of yes-or-no questions (POPE, Li et al., EMNLP 2023), such as: is there a ... in the image?
 
     accuracy  = right answers / questions
     precision = yes where yes is right / yes;   recall = yes where yes is right / questions where yes is right
     f1        = harmonic mean of both;          yes_ratio = yes / questions
 
-An answer that says neither is wrong: it is not a yes, and where no was right it is no hit either.
+An answer that says neither is wrong: it does not count as a yes, nor as right where the truth is no.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from sail_lightning.evaluate.rules import ProtocolName, Rules
 from sail_lightning.registry import register
 
 FIELDS = ("right", "yes", "true_yes", "yes_right", "count", "unparsed")
-"""Right answers, answers of yes, questions whose answer is yes, both, questions, answers that say neither."""
+"""Names of the sums: right answers, answers of yes, questions whose truth is yes, answers of yes to these, questions,
+and answers that say neither."""
 
 
 @register
 class YesNo(SumMetric):
-    """Accuracy, precision, recall, F1 and share of yes; definitions in the module's docstring.
+    """Accuracy, precision, recall, F1 and share of yes of yes-or-no questions, as the module's docstring defines them.
 
     Args:
-        protocol: of `Rules`; `official` reads answers by POPE's own rule.
+        protocol: Protocol of the evaluation, as in `Rules`; `official` reads answers by POPE's own rule.
     """
 
     fields = FIELDS
@@ -40,14 +41,14 @@ class YesNo(SumMetric):
         super().__init__()
 
     def said(self, record: EvalRecord) -> bool | None:
-        """Whether the answer says yes; None: neither."""
+        """Whether the answer says yes; None where it says neither yes nor no."""
         return (parse_yes_no_pope if self.rules.official else parse_yes_no)(record.prediction)
 
     def score(self, record: EvalRecord) -> dict[str, int]:
-        """What one answer adds to the sums; the truth is read like an answer.
+        """Returns what one answer adds to the sums; the truth is read like an answer.
 
         Raises:
-            SailError: the truth says neither yes nor no.
+            SailError: The truth says neither yes nor no.
         """
         said, true = self.said(record), parse_yes_no(record.truth)
         if true is None:
@@ -62,7 +63,7 @@ class YesNo(SumMetric):
         }
 
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """`accuracy precision recall f1 yes_ratio` in [0, 1], NaN where there was nothing to judge."""
+        """Returns `accuracy precision recall f1 yes_ratio` in [0, 1], NaN where there was nothing to judge."""
         return {
             "accuracy": ratio(sums["right"], sums["count"]),
             "precision": ratio(sums["yes_right"], sums["yes"]),
@@ -72,9 +73,9 @@ class YesNo(SumMetric):
         }
 
     def sample(self, record: EvalRecord, row: Mapping[str, int]) -> dict[str, Any]:
-        """`correct` and `yes` (null: neither)."""
+        """Returns `correct`, and `yes`, which is None where the answer says neither."""
         return {"correct": row["right"] > 0, "yes": self.said(record)}
 
     def counts(self, totals: Mapping[str, int]) -> dict[str, int]:
-        """Answers that say neither."""
+        """Returns `unparsed`, the number of answers that say neither yes nor no."""
         return {"unparsed": totals["unparsed"]}
