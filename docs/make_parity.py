@@ -77,7 +77,7 @@ HALF = """## Half precision
 
 Errors of the same models and samples in `bf16-true` and `bf16-mixed` against float32, as Lightning's precision plugins
 run them: L2 norm of the error by that of the value, and the largest absolute error. `weights` is float32 with weights
-rounded to bfloat16, the part that no arithmetic can mend. Rotary frequencies and angles, and the normalisation of
+rounded to bfloat16, the part that no arithmetic can fix. Rotary frequencies and angles, and the normalisation of
 pixels, stay float32; cosines and sines are rounded to the run's precision. Mask logits are sums that cancel to a fifth
 of their terms, so their relative error is larger.
 """

@@ -48,7 +48,7 @@ from sail_lightning.training.distillation import Distillation
 from sail_lightning.training.optim import WarmupCosine, parameter_groups
 
 OWN_LOSSES = {"loss", "language", "mask", "dice"}
-"""Names that losses are logged by; those of teachers stand beside them."""
+"""Names under which losses are logged; a teacher's loss is logged under the teacher's name."""
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -163,11 +163,11 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         """Makes the teachers and their projections, once; `fit` does so by itself.
 
         Call it in your own training loop before you make an optimiser. Projections of a checkpoint that was loaded
-        before are put in.
+        before are loaded into them.
 
         Raises:
-            SailError: a teacher's files are missing or damaged, or a projection of the checkpoint has another shape.
-            SailUsageError: a teacher has an impossible setting.
+            SailError: A teacher's files are missing or damaged, or a projection of the checkpoint has another shape.
+            SailUsageError: A teacher has an invalid setting.
         """
         self._build()
         if self.distill.made:
@@ -187,12 +187,13 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
 
     @property
     def bundle(self) -> ModelBundle:
-        """The same model with its tokenizer and sizes, without Lightning: what a model folder holds."""
+        """The same model with its tokenizer and sizes, without Lightning, as a model folder holds it."""
         return ModelBundle(self.model, self.tokens, self.max_side, self.max_tokens, self.max_new_tokens)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings that a model folder holds; those of a built model need no file that it was made from."""
+        """Returns the settings that a model folder holds; those of a built model do not need the files from which it
+        was made."""
         return self.bundle.config(stored=self._built)
 
     @property
@@ -242,11 +243,11 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         return loss
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Weighted loss sums by name, and the field of `Counts` that divides each.
+        """Returns weighted loss sums by name, float32 scalars, and the field of `Counts` by which each is divided.
 
         Raises:
-            SailError: a teacher fails on an image; the message names the record.
-            SailUsageError: the teachers are not made yet.
+            SailError: A teacher fails on an image; the message names the record.
+            SailUsageError: The teachers are not made yet.
         """
         if not self.distill.made:
             raise SailUsageError("the teachers are not made yet; call configure_teachers() before making an optimiser")
@@ -259,7 +260,7 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         return sums | distilled, counts | dict.fromkeys(distilled, "images")
 
     def _totals(self, batch: PackedBatch) -> dict[str, float | Tensor]:
-        """The counts that sums are divided by; at least 1, so that an empty window gives zero."""
+        """Returns the counts by which sums are divided, at least 1, so that an empty window gives zero."""
         counts = batch.counts
         if self.loss_normalization == "window":
             counts = batch.accumulation_counts or counts
@@ -272,10 +273,11 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     judge: Judge
-    """Judges what is answered in validation and test."""
+    """Judges the answers of validation and test."""
 
     def judge_by(self, rules: Rules | None, benchmark: Benchmark = None) -> None:
-        """Sets the rules of the next evaluation; None: the standard protocol. `EvaluationWriter` calls it."""
+        """Sets the rules of the next evaluation, where None means the standard protocol; `EvaluationWriter` calls
+        this."""
         object.__setattr__(self, "judge", Judge(rules, self.judge.own, benchmark))
 
     def on_validation_start(self) -> None:
@@ -285,7 +287,7 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         self._begin_evaluation()
 
     def _begin_evaluation(self) -> None:
-        self.judge.to(self.device).reset()  # the last evaluation may have broken off
+        self.judge.to(self.device).reset()  # the last evaluation may have been interrupted
 
     def validation_step(self, batch: list[EncodedSample], batch_idx: int) -> list[Prediction]:
         return self._evaluate(batch)
@@ -326,26 +328,27 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         """Answers one question about an image.
 
         Args:
-            image: A file (turned by its EXIF orientation), an array (H, W, 3) uint8, or None for text only.
+            image: A file (rotated by its EXIF orientation), an array (H, W, 3) uint8, or None for text only.
             text: The question; visual prompts are named `<Prompt0>`, `<Prompt1>`, ...
-            prompts: Regions, known by their `id` or else by their index in the list.
+            prompts: Regions, identified by their `id` or else by their index in the list.
             max_new_tokens: Longest answer; the model's own setting if None.
             answer_prefix: How the answer begins, such as `It is [SEG].`; part of the answer, masks included.
 
         Raises:
-            SailError: a missing or broken image, or a prompt that covers nothing of it.
-            SailUsageError: an empty text or one over the limit, a prompt id that is out of range, given twice or named
-                without a prompt, `max_new_tokens` below 1.
+            SailError: The image is missing or broken, or a prompt covers nothing of it.
+            SailUsageError: The text is empty or too long, a prompt id is out of range, repeated, or named in the text
+                without a prompt, or `max_new_tokens` is below 1.
         """
         return self.predict_batch([(image, text, prompts)], max_new_tokens, answer_prefix)[0]
 
     def predict_batch(
         self, questions: Iterable[Question], max_new_tokens: int | None = None, answer_prefix: str = ""
     ) -> list[Prediction]:
-        """Answers many questions together; equal to one at a time. An image that occurs twice is read once.
+        """Answers many questions together, with the same results as `predict`; an image that occurs twice is read once.
 
         Raises:
-            SailError: as `predict`.
+            SailError: An image is missing or broken, or a prompt covers nothing of it.
+            SailUsageError: A question is not valid (`predict`).
         """
         self.configure_model()
         return answer_questions(self.bundle, questions, max_new_tokens, answer_prefix)
@@ -362,7 +365,7 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Lightning's method for `.ckpt` files, which also reads settings that had other names in earlier versions."""
+        """Loads a `.ckpt` file as Lightning does, also one whose settings have names of earlier versions."""
         if hparams_file is not None:
             return super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
@@ -375,14 +378,14 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         return model.to(next((tensor.device for tensor in checkpoint["state_dict"].values()), "cpu"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The checkpoint holds all weights: it must load where the files that training started from are gone.
+        # The checkpoint holds all weights, so it must load where the files from which training started are gone.
         lasting = self.config | {"tokenizer": model_folder.lasting_source(self.tokens), "weights": None}
         saved = dict(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         saved.pop("metrics", None)  # of an evaluation, not of the model
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {key: lasting.get(key, value) for key, value in saved.items()}
         # Projections of a model that was loaded and has no teachers yet: `fit` needs them.
         checkpoint["state_dict"] |= {f"distill.{name}": tensor for name, tensor in self.distill.pending_state.items()}
-        # Named, never imported unasked: the command line says which --plugins to add.
+        # The message names the plugin; the command line says which --plugins to add, and imports none unasked.
         checkpoint["sail_plugins"] = [source for source in SOURCES if "(" not in source and holds(source, saved)]
 
 

@@ -1,4 +1,4 @@
-"""Swap points: base classes with subclasses that can stand for one another, and the names of those subclasses.
+"""Swap points: base classes whose subclasses can replace one another, and the names of those subclasses.
 
 A class's registered name is its class name, which is also its short name in YAML, on the command line and in mmengine
 configs. mmengine's registries hold the names; this is the only module that knows mmengine, except for
@@ -30,21 +30,21 @@ from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ende
 T = TypeVar("T", bound=type)
 
 SCOPE = "sail_lightning"
-"""The scope of our names in mmengine configs: `dict(type="sail_lightning.DeconvUpsampler")`."""
+"""The scope of this package's names in mmengine configs: `dict(type="sail_lightning.DeconvUpsampler")`."""
 SHIPPED = (
     *("sail_lightning.plugins", "sail_lightning.data.sources", "sail_lightning.model.losses"),
     *("sail_lightning.training.optim", "sail_lightning.pretrained.lora"),
 )
-"""Modules that register what the package ships."""
+"""Modules of the package that register classes."""
 SHIPPED_WITH_LIGHTNING = (
     "sail_lightning.callbacks",
     "sail_lightning.evaluate.torch_metric",
     *(f"sail_lightning.evaluate.metrics.{name}" for name in ("average_precision", "captions", "choices", "cider")),
     *(f"sail_lightning.evaluate.metrics.{name}" for name in ("grounded", "meteor", "segmentation", "yes_no")),
 )
-"""Those among them that import Lightning or torchmetrics, which takes seconds."""
+"""Modules of the package that register classes and import Lightning or torchmetrics, which takes seconds."""
 SOURCES: dict[str, str] = {}
-"""Where plugins were loaded from beyond the package (file, module or entry point), to "ok" or why that failed."""
+"""Files, modules and entry points outside the package from which plugins were loaded, with "ok" or the error."""
 
 
 class PluginError(SailUsageError):
@@ -52,16 +52,16 @@ class PluginError(SailUsageError):
 
 
 class Names(Registry):
-    """One of mmengine's registries, but only what is registered is found in it: mmengine's would import any path."""
+    """A registry of mmengine that finds registered classes only, where mmengine's own would import any path."""
 
     bases: tuple[type, ...] | None = None
-    """The swap points that it finds names of; None is all."""
+    """The swap points of which it finds names; None means all."""
 
     def get(self, key: str) -> type:
-        """The class of a name, with or without the scope `sail_lightning.`.
+        """Returns the class of a name, which is given with or without the scope `sail_lightning.`.
 
         Raises:
-            PluginError: no such class is registered.
+            PluginError: No such class is registered.
         """
         load_shipped()
         return _named(key, self.bases)
@@ -73,17 +73,17 @@ class Names(Registry):
 
 @dataclass(frozen=True, eq=False)
 class SwapPoint:
-    """A base class; its registered subclasses can stand for one another."""
+    """A base class whose registered subclasses can replace one another."""
 
     base: type
     name: str
-    """As lists and messages call it: `Upsampler`, `Optimizer`."""
+    """The name in lists and messages: `Upsampler`, `Optimizer`."""
     where: str
-    """The config key that chooses one: `model.upsampler`."""
+    """The config key that chooses a subclass: `model.upsampler`."""
     library: str = ""
-    """The library module that has subclasses of its own, which may be used too."""
+    """The library module with subclasses of its own, which can be used too; empty if there is none."""
     library_names: tuple[str, ...] = ()
-    """Which of them; all if empty."""
+    """The names of the library's subclasses that can be used; all if empty."""
     registry: Names = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class SwapPoint:
 
     @cached_property
     def library_members(self) -> dict[str, type]:
-        """The library's own classes by name, in alphabetical order."""
+        """The library's own classes by name, sorted by name."""
         if not self.library:
             return {}
         module = importlib.import_module(self.library)
@@ -107,15 +107,15 @@ class SwapPoint:
 
     @property
     def members(self) -> dict[str, type]:
-        """Name to class of all that can be chosen: registered classes, then the library's, each in order of names."""
+        """Returns all classes that can be chosen, by name: registered ones, then the library's, each sorted by name."""
         own = dict(sorted(self.registry.module_dict.items()))
         return own | {name: cls for name, cls in self.library_members.items() if name not in own}
 
 
 SWAP_POINTS: dict[type, SwapPoint] = {}
-"""All swap points that are declared so far, by their base class; `load_shipped` declares them all."""
+"""All swap points that are declared so far, by base class; `load_shipped` declares all of them."""
 SOCKETS: dict[type, Registry] = {}
-"""Those that are sockets of the model, to the registry of their plugins."""
+"""The registry of plugins of each swap point that is a socket of the model, by base class."""
 _LIBRARIES = (
     ("Optimizer", "model.optimizer", "torch.optim", "Optimizer", ()),
     # Only those that take the number of steps as the second argument, as a schedule is called.
@@ -126,11 +126,11 @@ _LIBRARIES = (
 
 
 def swap_point(where: str, name: str = "") -> Callable[[T], T]:
-    """Class decorator: makes a base class a swap point.
+    """Returns a class decorator that makes a base class a swap point.
 
     Args:
-        where: the config key that chooses one of its subclasses.
-        name: what it is called; the name of the class if empty.
+        where: The config key that chooses one of its subclasses.
+        name: The name of the swap point; the name of the class if empty.
     """
 
     def declare(base: T) -> T:
@@ -145,12 +145,13 @@ def socket(base: T) -> T: ...
 @overload
 def socket(*, where: str) -> Callable[[T], T]: ...
 def socket(base: Any = None, *, where: str = "") -> Any:
-    """Class decorator: makes an abstract class a socket of the model, a swap point whose members hold weights or take
-    part in the forward pass.
+    """Makes an abstract class a socket of the model; a class decorator, with or without arguments.
+
+    A socket is a swap point whose members hold weights or take part in the forward pass.
 
     Args:
-        base: the class.
-        where: the config key that chooses a plugin; `model.` and the class name in lower case if empty.
+        base: The class.
+        where: The config key that chooses a plugin; `model.` and the class name in lower case if empty.
     """
 
     def declare(base: T) -> T:
@@ -162,7 +163,7 @@ def socket(base: Any = None, *, where: str = "") -> Any:
 
 
 def _declare_libraries() -> None:
-    """Swap points of libraries, once their module is imported: before that no class can derive from them."""
+    """Declares the swap points of libraries that are imported; before that no class can derive from them."""
     for name, where, module, base_name, names in _LIBRARIES:
         base = getattr(sys.modules.get(module), base_name, None)
         if base is not None and base not in SWAP_POINTS:
@@ -170,22 +171,22 @@ def _declare_libraries() -> None:
 
 
 def swap_points() -> list[SwapPoint]:
-    """All swap points that are declared so far: the sockets of the model first."""
+    """Returns all swap points that are declared so far, the sockets of the model first."""
     _declare_libraries()
     return sorted(SWAP_POINTS.values(), key=lambda point: point.base not in SOCKETS)
 
 
 def bases_of(cls: type) -> list[type]:
-    """The swap points that a class derives from, by their base classes."""
+    """Returns the base classes of the swap points from which a class derives."""
     _declare_libraries()
     return [base for base in SWAP_POINTS if issubclass(cls, base)]
 
 
 def register(cls: T) -> T:
-    """Class decorator: adds a class to the swap point whose base class it derives from.
+    """Adds a class to the swap point from whose base class it derives; a class decorator.
 
     Raises:
-        PluginError: the class fits no swap point or several, is still abstract, or its name is taken.
+        PluginError: The class derives from no swap point or several, is still abstract, or its name is taken.
     """
     bases = bases_of(cls)
     if len(bases) != 1:
@@ -203,17 +204,17 @@ def register(cls: T) -> T:
 
 
 def plugins_of(base: type) -> dict[str, type]:
-    """Name to registered class of a swap point, in alphabetical order; without a library's own."""
+    """Returns the registered classes of a swap point by name, sorted by name, without those of a library."""
     return dict(sorted(SWAP_POINTS[base].registry.module_dict.items()))
 
 
 def members_of(base: type) -> dict[str, type]:
-    """Name to class of all that can be chosen at a swap point: `SwapPoint.members`."""
+    """Returns all classes that can be chosen at a swap point, by name (`SwapPoint.members`)."""
     return SWAP_POINTS[base].members
 
 
 def summary(cls: type) -> str:
-    """The first line of a class's docstring; a library's may not start in the first line."""
+    """Returns the first line with text of a class's docstring."""
     return next((line.strip() for line in (cls.__doc__ or "").splitlines() if line.strip()), "")
 
 
@@ -224,11 +225,13 @@ def is_swap_point(base: Any) -> bool:
 
 
 def find(name: str, bases: Iterable[type] | None = None) -> tuple[type, type] | None:
-    """The swap point (its base class) and the class of a short name, or None. Registered classes come first.
+    """Finds the swap point (its base class) and the class of a short name; None if there is none.
+
+    Registered classes take precedence over those of libraries.
 
     Args:
-        name: a class name without its module.
-        bases: swap points to look among; None is all that are declared so far.
+        name: A class name without its module.
+        bases: Base classes of the swap points to search; None means all that are declared so far.
     """
     name = current_class(name)
     points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
@@ -242,9 +245,10 @@ def find(name: str, bases: Iterable[type] | None = None) -> tuple[type, type] | 
 
 
 def matching(pattern: str) -> list[tuple[SwapPoint, list[str]]]:
-    """The swap points with members whose names match a wildcard pattern such as `*Prompts*`, and these names.
+    """Finds the members of swap points whose names match a wildcard pattern such as `*Prompts*`, ignoring case.
 
-    Upper and lower case are alike.
+    Returns:
+        The swap points that have such members, each with the matching names.
     """
     found = [
         (point, [name for name in point.members if fnmatchcase(name.lower(), pattern.lower())])
@@ -254,11 +258,11 @@ def matching(pattern: str) -> list[tuple[SwapPoint, list[str]]]:
 
 
 def unknown(name: str, bases: Iterable[type] | None = None) -> str:
-    """Why a name cannot be used where it stands, and what can, in one sentence.
+    """Returns one sentence that says why a name cannot be used where it is given, and which names can.
 
     Args:
-        name: a class name, with or without a module.
-        bases: the swap points that were asked for; None is any.
+        name: A class name, with or without a module.
+        bases: Base classes of the swap points that are accepted; None means any.
     """
     points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
     kind = "class" if bases is None else " or ".join(point.name for point in points)
@@ -274,13 +278,14 @@ def unknown(name: str, bases: Iterable[type] | None = None) -> str:
 
 
 def unregistered(name: str, bases: Iterable[type] | None = None) -> type | None:
-    """A class of this name that derives from one of these swap points but was not registered; None if there is none."""
+    """Returns a class of this name that derives from one of these swap points but was not registered, None if there is
+    none."""
     points = swap_points() if bases is None else [SWAP_POINTS[base] for base in bases]
     return next((cls for point in points for cls in left_out(point) if cls.__name__ == name), None)
 
 
 def left_out(point: SwapPoint) -> Iterator[type]:
-    """Subclasses that could be registered and are not; those of a library are left out."""
+    """Yields subclasses that could be registered but are not, without those of a library."""
     library = point.base.__module__.partition(".")[0] if point.library else None
     for cls in _family(point.base):
         registered = cls in point.registry.module_dict.values()
@@ -289,7 +294,7 @@ def left_out(point: SwapPoint) -> Iterator[type]:
 
 
 def _family(cls: type) -> Iterator[type]:
-    """All subclasses that are imported."""
+    """Yields all subclasses of a class that are imported."""
     children: list[type] = type.__subclasses__(cls)
     for child in children:
         yield child
@@ -300,17 +305,17 @@ def _family(cls: type) -> Iterator[type]:
 
 
 def build(config: dict[str, Any], bases: Iterable[type] | None = None) -> Any:
-    """Makes the object that an mmengine config describes: `dict(type="sail_lightning.DeconvUpsampler", stride=4)`.
+    """Builds the object that an mmengine config describes: `dict(type="sail_lightning.DeconvUpsampler", stride=4)`.
 
     `type` is the name of a registered class, with or without the scope `sail_lightning.`, or the class itself.
-    Arguments that stand for a swap point, such as a backbone's `attention`, are made from configs of their own.
+    Arguments that are swap points, such as a backbone's `attention`, are built from configs of their own.
 
     Args:
-        config: a mapping with the key `type`; the other keys are arguments.
-        bases: swap points that the type may belong to; None is any.
+        config: A mapping with the key `type`; the other keys are arguments.
+        bases: Base classes of the swap points to which the type may belong; None means any.
 
     Raises:
-        PluginError: an unknown type or argument, or a type of another swap point.
+        PluginError: The type or an argument is not known, or the type belongs to another swap point.
     """
     arguments = dict(config.items())
     arguments.pop("_scope_", None)
@@ -327,10 +332,10 @@ def build(config: dict[str, Any], bases: Iterable[type] | None = None) -> Any:
 
 
 def build_arguments(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A class's arguments, those made that are mmengine configs where the class asks for a swap point.
+    """Returns a class's arguments, in which mmengine configs are built where the class takes a member of a swap point.
 
     Raises:
-        PluginError: as `build`.
+        PluginError: A config cannot be built (`build`).
     """
     asked = arguments_of(cls)
     built = dict(arguments)
@@ -341,7 +346,7 @@ def build_arguments(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build_within(value: Any, bases: list[type]) -> Any:
-    """A value with the configs in it made; others are as they were."""
+    """Returns a value in which configs are built; other values stay as they are."""
     if isinstance(value, dict):
         if isinstance(value.get("type"), str | type):
             return build(value, bases)
@@ -352,10 +357,10 @@ def _build_within(value: Any, bases: list[type]) -> Any:
 
 
 def _named(kind: Any, bases: Iterable[type] | None) -> type:
-    """The registered class that `type` names.
+    """Returns the registered class that `type` names.
 
     Raises:
-        PluginError: there is none, or it belongs to another swap point.
+        PluginError: There is none, or it belongs to another swap point.
     """
     path = f"{kind.__module__}.{kind.__qualname__}" if inspect.isclass(kind) else str(kind)
     scope, _, name = path.rpartition(".")
@@ -368,7 +373,7 @@ def _named(kind: Any, bases: Iterable[type] | None) -> type:
 
 
 def _build_for_mmengine(config: Any, *_: Any, registry: Any, default_args: Any = None, **__: Any) -> Any:
-    """What `Registry.build` of our registries calls."""
+    """Builds a config for `Registry.build` of this package's registries, which call it."""
     load_shipped()
     return build({**(default_args or {}), **config}, registry.bases)
 
@@ -376,8 +381,8 @@ def _build_for_mmengine(config: Any, *_: Any, registry: Any, default_args: Any =
 DOORS = [
     Names(SCOPE, build_func=_build_for_mmengine, parent=root, scope=SCOPE) for root in (MODELS, DATASETS, OPTIMIZERS)
 ]
-"""Within mmengine's own registries, where other scopes find our classes: `MODELS.build(dict(type="sail_lightning.X"))`
-imports the module `sail_lightning.registry`, this one, and asks the child of that scope."""
+"""Children of mmengine's own registries, through which other scopes find the classes of this package:
+`MODELS.build(dict(type="sail_lightning.X"))` imports this module and asks the child of its scope."""
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -394,13 +399,13 @@ def holds(source: str, settings: Any) -> bool:
 
 
 def load_shipped() -> None:
-    """Declares all swap points and registers all that the package ships, callbacks too: it imports Lightning."""
+    """Declares all swap points and registers all classes of the package, also callbacks; this imports Lightning."""
     for module in (*SHIPPED, *SHIPPED_WITH_LIGHTNING):
         importlib.import_module(module)
 
 
 def _file_of(name: str) -> Path | None:
-    """The file that `import name` would run; None for a module without one."""
+    """Returns the file that `import name` would run, None for a module without a file."""
     importlib.invalidate_caches()
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).resolve() if spec and spec.origin and spec.has_location else None
@@ -413,7 +418,7 @@ def load(source: str) -> None:
     `load_from_checkpoint` find the same classes.
 
     Raises:
-        PluginError: no such file or module, Python finds another module under its name, or its code fails.
+        PluginError: The file or module does not exist, Python finds another module under its name, or its code fails.
     """
     key = source
     name = source
@@ -440,10 +445,10 @@ def load(source: str) -> None:
 
 
 def discover(sources: Iterable[str] = ()) -> None:
-    """Loads what the package ships (callbacks only where Lightning is imported anyway), then installed plugins (entry
-    points), those of `$SAIL_PLUGINS`, then `sources`.
+    """Loads the package's own classes, then installed plugins (entry points), those of `$SAIL_PLUGINS`, and `sources`.
 
-    A broken installed package is recorded in `SOURCES`, not raised: it must not break the tool.
+    Callbacks are loaded only if Lightning is imported already. An error of an installed package is recorded in
+    `SOURCES` and not raised, so that it does not break the tool.
     """
     for module in (*SHIPPED, *(SHIPPED_WITH_LIGHTNING if "lightning" in sys.modules else ())):
         importlib.import_module(module)

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `sail-lightning`; None takes those of the process.
 
     Returns:
-        the exit code: 0; 1 for a fault; 2 for a command that was written wrongly; 130 if it was interrupted. Faults
+        The exit code: 0; 1 for a fault; 2 for a command that was written wrongly; 130 if it was interrupted. Faults
         that the user can fix are one sentence on stderr; any other exception passes through with its traceback.
     """
     args = list(sys.argv[1:] if argv is None else argv)
@@ -42,7 +42,7 @@ def dispatch(args: Sequence[str]) -> int:
         args: The words after `sail-lightning`.
 
     Returns:
-        the exit code.
+        The exit code.
 
     Raises:
         SailUsageError: No such command, or wrong words.

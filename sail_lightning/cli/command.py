@@ -28,12 +28,12 @@ ENTRY_POINTS = "sail_lightning.commands"
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command of the command line.
 
     Args:
         name: What is typed after `sail-lightning`: `convert`, or `data check` in a group.
         function: Runs it. Returns the exit code; None is 0.
-        section: Heading of the general help that it stands under.
+        section: Heading under which the general help lists it.
         page: Help page of a command that parses its own words; None takes the docstring.
     """
 
@@ -44,23 +44,23 @@ class Command:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring, without its full stop."""
+        """The first line of the docstring, without its period."""
         return first_line(self.function.__doc__)
 
     @property
     def reads_words(self) -> bool:
-        """Whether the function takes `*words` and nothing else: the command line as it is."""
+        """Whether the function takes only `*words`, which are the command line as it was written."""
         kinds = [parameter.kind for parameter in inspect.signature(self.function).parameters.values()]
         return kinds == [inspect.Parameter.VAR_POSITIONAL]
 
     def run(self, words: Sequence[str]) -> int:
-        """Runs it on the words that follow its name, or prints its help; returns the exit code.
+        """Runs the command on the words that follow its name, or prints its help, and returns the exit code.
 
         Raises:
-            SailUsageError: A wrong option or value.
+            SailUsageError: An option or a value is wrong.
         """
         if not self.reads_words:
-            from sail_lightning.cli.command_parser import run_parsed  # here: jsonargparse takes half a second
+            from sail_lightning.cli.command_parser import run_parsed  # imported late: jsonargparse takes half a second
 
             return run_parsed(self.name, self.function, words)
         if any(word in HELP for word in words):
@@ -70,15 +70,15 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-"""All commands that are known by now, by name."""
+"""All commands that are known so far, by name."""
 FAULTS: dict[str, str] = {}
-"""Installed commands that cannot be imported: what they are, and why."""
+"""Installed commands that cannot be imported, with the reason."""
 
 
 def command(
     name: str | None = None, *, section: str = "your own", page: str | None = None
 ) -> Callable[[Function], Function]:
-    """Decorator: makes a function a command.
+    """Returns a decorator that makes a function a command.
 
     Args:
         name: What is typed, `group verb` within a group; the function's name (with dashes) if None.
@@ -86,7 +86,7 @@ def command(
         page: Help page of a function that takes `*words` only; its docstring if None.
 
     Raises:
-        SailUsageError: The name is taken, or is no name.
+        SailUsageError: The name is taken or not valid.
     """
     if callable(name):
         raise SailUsageError(f"write @command() with parentheses above {getattr(name, '__name__', name)}")
@@ -118,12 +118,12 @@ def load_packaged() -> None:
 
 
 def load_users(words: Sequence[str] = ()) -> None:
-    """Imports commands of installed packages, of `$SAIL_PLUGINS` and of `--plugins` among some words.
+    """Imports commands of installed packages, of `$SAIL_PLUGINS` and of `--plugins` on a command line.
 
     A broken installed package is recorded in `FAULTS`, not raised: it must not break the tool.
 
     Raises:
-        SailUsageError: A plugin file that cannot be imported.
+        SailUsageError: A plugin file cannot be imported.
     """
     for entry in entry_points(group=ENTRY_POINTS):
         try:
@@ -139,13 +139,13 @@ def load_users(words: Sequence[str] = ()) -> None:
 
 
 def find(args: Sequence[str]) -> tuple[Command | None, str, list[str]]:
-    """The command that a command line names.
+    """Finds the command that a command line names.
 
     Returns:
-        the command (None for a group without a verb), its name or that of the group, and the words that follow.
+        The command (None for a group without a verb), its name or that of the group, and the words that follow.
 
     Raises:
-        SailUsageError: No such command; the message names the nearest.
+        SailUsageError: There is no such command; the message names the nearest one.
     """
     load_packaged()
     found = _match(args)
@@ -175,7 +175,7 @@ def _match(args: Sequence[str]) -> tuple[Command | None, str, list[str]] | None:
 
 
 def groups() -> dict[str, list[Command]]:
-    """Commands of two words, by the first of them."""
+    """Returns the commands of two words, by the first of them."""
     found: dict[str, list[Command]] = {}
     for one in COMMANDS.values():
         if " " in one.name:
@@ -184,12 +184,13 @@ def groups() -> dict[str, list[Command]]:
 
 
 def verbs() -> list[str]:
-    """What can follow `sail-lightning`, in the order in which it was found."""
+    """Returns the words that can follow `sail-lightning`, in the order in which commands were found."""
     return list(dict.fromkeys(name.split()[0] for name in COMMANDS))
 
 
 def module_of_group(group: str) -> str:
-    """Docstring of the module or package that is named as the group and holds its commands; empty if there is none."""
+    """Returns the docstring of the module or package that has the group's name and holds its commands, empty if there
+    is none."""
     for one in groups().get(group, []):
         home = one.function.__module__
         for module in (home, home.rpartition(".")[0]):
@@ -199,12 +200,12 @@ def module_of_group(group: str) -> str:
 
 
 def first_line(text: str | None) -> str:
-    """First line of a docstring, without its full stop."""
+    """Returns the first line of a docstring, without its period."""
     return (inspect.cleandoc(text or "").splitlines() or [""])[0].rstrip(".")
 
 
 def _plugin_option(words: Sequence[str]) -> list[str]:
-    """The files and modules that `--plugins` names."""
+    """Returns the files and modules that `--plugins` names."""
     given = [word.partition("=")[2] for word in words if word.startswith("--plugins=")]
     given += [words[index + 1] for index, word in enumerate(words[:-1]) if word == "--plugins"]
     return comma_list(given)

@@ -1,4 +1,4 @@
-"""From a function's signature and docstring to the options and the help of its command.
+"""Makes the options and the help of a command from its function's signature and docstring.
 
 jsonargparse resolves the signature (also arguments that `**options` passes on to another function or class), reads the
 docstring and checks each value by its type. The rules are:
@@ -37,7 +37,7 @@ WANTED = {
     "float": "a number",
     "bool": "true or false",
 }
-"""Names of types in messages."""
+"""Names under which messages call types."""
 
 
 def run_parsed(name: str, function: Callable[..., int | None], words: Sequence[str]) -> int:
@@ -46,13 +46,13 @@ def run_parsed(name: str, function: Callable[..., int | None], words: Sequence[s
     Args:
         name: What is typed after `sail-lightning`.
         function: What the command runs; it has named parameters.
-        words: What follows the name.
+        words: The words that follow the name.
 
     Returns:
-        the exit code.
+        The exit code.
 
     Raises:
-        SailUsageError: A wrong option or value; the message names it.
+        SailUsageError: An option or a value is wrong; the message names it.
     """
     parser = CommandParser(name, function)
     if any(word in HELP for word in words):
@@ -100,10 +100,10 @@ class CommandParser(ListedParser):
         self.usage = self._usage()
 
     def read(self, words: Sequence[str]) -> tuple[list[Any], dict[str, Any], list[str]]:
-        """Words as arguments, options and plugin sources.
+        """Reads words as arguments, options and plugin sources.
 
         Raises:
-            SailUsageError: a word that means nothing, one that is missing, or a value of another type.
+            SailUsageError: A word is unknown or missing, or a value has another type.
         """
         given, rest = self._split(words)
         if missing := [name for name, one in self.actions.items() if one.required and name not in given]:
@@ -116,11 +116,11 @@ class CommandParser(ListedParser):
         return [*arguments, *rest], options, plugins
 
     def shown(self, name: str) -> str:
-        """How a parameter is written: `SOURCE`, `--out`."""
+        """Returns a parameter as it is written on the command line: `SOURCE`, `--out`."""
         return name.upper() if name in self.words else f"--{_dashed(name)}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises the error of jsonargparse in one sentence."""
+        """Raises a `SailUsageError` with jsonargparse's message as one sentence."""
         flat = " ".join(message.split())
         if (match := re.match(r'Parser key "(\w+)"', flat)) and match[1] in self.given:
             name = match[1]
@@ -129,7 +129,7 @@ class CommandParser(ListedParser):
         raise SailUsageError(flat) from None
 
     def _split(self, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-        """Each parameter's values, and the options that are not the function's own."""
+        """Returns the values of each parameter, and the options that are not the function's own."""
         given: dict[str, list[str]] = {}
         rest: list[str] = []
         free = list(self.words)
@@ -176,7 +176,7 @@ class CommandParser(ListedParser):
         raise SailUsageError(f"unknown option {word.partition('=')[0]}; {hint}")
 
     def _text(self, name: str, values: list[str]) -> str:
-        """Values as one word that jsonargparse reads as this type."""
+        """Returns values as one word that jsonargparse reads as this type."""
         element = _element(type_of(self.actions[name]))
         if element is None:
             return values[-1]
@@ -196,7 +196,7 @@ class CommandParser(ListedParser):
 
 
 class _Help(HelpFormatter):
-    """Help as people type it: dashes, flags without a value, a default where there is one."""
+    """Formats help as options are typed: with dashes, flags without a value, and defaults where there are any."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=30, width=118)
@@ -216,7 +216,7 @@ class _Help(HelpFormatter):
 
 
 def _spelled(action: Action) -> str:
-    """An option as it is typed."""
+    """Returns an option as it is typed."""
     return f"{'-c, ' if action.dest == 'config' else ''}--{_dashed(action.dest)}"
 
 
@@ -225,7 +225,7 @@ def _dashed(name: str) -> str:
 
 
 def _option(word: str) -> tuple[str, str | None]:
-    """`--max-side=3` as `max_side` and `3`; the value is None if it is not in the same word."""
+    """Splits a word such as `--max-side=3` into `max_side` and `3`; the value is None if it is not in the same word."""
     if match := re.fullmatch(r"-c=?(.*)", word, re.DOTALL):
         return "config", match[1] or None
     name, equals, value = word.removeprefix("--").partition("=")
@@ -233,7 +233,7 @@ def _option(word: str) -> tuple[str, str | None]:
 
 
 def _metavar(action: Action) -> str:
-    """What stands for an option's value."""
+    """Returns the placeholder of an option's value in the help."""
     parts = _parts(type_of(action))
     if parts == [bool]:
         return ""
@@ -255,19 +255,19 @@ def _metavar(action: Action) -> str:
 
 
 def _parts(hint: Any) -> list[Any]:
-    """The types that a value may have, without None."""
+    """Returns the types that a value may have, without None."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return [part for part in typing.get_args(hint) if part is not type(None)]
     return [hint]
 
 
 def _element(hint: Any) -> Any:
-    """The type of a list's elements; None if the type is no list."""
+    """Returns the type of a list's elements, or None if the type is not a list."""
     return next((typing.get_args(part)[0] for part in _parts(hint) if typing.get_origin(part) is list), None)
 
 
 def _wanted(hint: Any) -> str:
-    """The name of a type in messages."""
+    """Returns the name of a type in messages."""
     element = _element(hint)
     if element is not None:
         return f"{_wanted(element)}, several with commas"

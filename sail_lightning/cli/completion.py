@@ -1,6 +1,6 @@
-"""Shell completion: a script that knows commands, packaged configs, options and the names of all that can be swapped.
+"""Shell completion: a script that completes commands, packaged configs, options and the names of swappable classes.
 
-It is static, so completing takes no time: torch would take seconds. A new script knows new plugins.
+The script is static, because importing torch would take seconds. Write it again to complete new plugins.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ complete -o filenames -o nosort -F _sail_lightning sail-lightning
 
 
 def completion_script(shell: Shell) -> str:
-    """The completion script of a shell, of all that is registered by now.
+    """Returns the completion script of a shell, with all commands and classes registered so far.
 
     Args:
         shell: The shell, `bash` or `zsh`; zsh runs the script of bash.
@@ -92,7 +92,8 @@ def completion_script(shell: Shell) -> str:
 
 
 def _values() -> dict[str, list[str]]:
-    """All options of the sections (`--model.upsampler`), each with the words that may follow it, if they are few."""
+    """Returns all options of the sections (`--model.upsampler`), each with the words that may follow it if they are
+    few."""
     from sail_lightning.cli.lightning_cli import SECTIONS
 
     found: dict[str, list[str]] = {}
@@ -106,13 +107,13 @@ def _values() -> dict[str, list[str]]:
                     continue
                 for member in registry.members_of(base).values():
                     for inner, one in list(arguments_of(member).items())[given:]:
-                        words = found.setdefault(f"{option}.{inner}", [])  # of all classes that have this argument
+                        words = found.setdefault(f"{option}.{inner}", [])  # of all classes with this argument
                         words += [word for word in _words(one) if word not in words]
     return found
 
 
 def _swap_points(hint: Any) -> list[tuple[type, int]]:
-    """The swap points that a type asks for, and how many leading arguments of theirs are filled in by the model."""
+    """Returns the swap points that a type accepts, and how many of their leading arguments the model fills in."""
     from sail_lightning.cli.config_schema import given_arguments
 
     parts = dict.fromkeys(parts_of(hint))
@@ -120,7 +121,8 @@ def _swap_points(hint: Any) -> list[tuple[type, int]]:
 
 
 def _words(argument: Argument) -> list[str]:
-    """What may be written for an argument: names of classes, choices, true and false; none where it may be anything."""
+    """Returns the words that an argument accepts: class names, choices, true and false; none where it accepts any
+    value."""
     words: list[str] = []
     for part in parts_of(argument.hint):
         if registry.is_swap_point(part):

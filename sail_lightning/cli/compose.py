@@ -1,6 +1,6 @@
-"""Several configs and the options of a command line, made into one config before the parser sees them.
+"""Merges several configs and the options of a command line into one config before the parser sees them.
 
-jsonargparse could merge them itself, but carries arguments of the same name over when a later file or option names
+jsonargparse could merge them itself, but it keeps arguments of the same name when a later file or option names
 another class: `DeconvUpsampler(channels: 64)` replaced by `PixelShuffleUpsampler` would silently keep the 64. Here a
 class that replaces another starts from its own defaults. The order is fixed: a checkpoint's settings, then files from
 left to right, then options.
@@ -25,30 +25,30 @@ from sail_lightning.settings import renames
 
 Config = dict[str, Any]
 VERBATIM = {"data.images": list, "data.prompts": list, "data.text": str}
-"""Options with values that are never read as YAML: file names and questions."""
+"""Options whose values are never read as YAML, because they are file names or questions, with their types."""
 WORDS = ("null", "true", "false", "yes", "no", "on", "off")
-"""What YAML does not read as text."""
+"""Words that YAML does not read as text."""
 
 
 @dataclass
 class Option:
-    """`--name value`; several values where names of files or plugins follow, none for a flag."""
+    """An option `--name value`; it has several values where names of files or plugins follow, and none as a flag."""
 
     name: str
     values: list[str] = field(default_factory=list)
 
     def words(self) -> list[str]:
-        """The option as the parser expects it."""
+        """Returns the option as the words that the parser expects."""
         if not self.values:
             return [f"--{self.name}"]
         return [f"--{self.name}={self.values[0]}"]
 
 
 def split_options(args: Sequence[str]) -> list[Option]:
-    """`--a=1 --b 2 -c x --list y z` as options; `-c` is called `config`.
+    """Reads words such as `--a=1 --b 2 -c x --list y z` as options; `-c` is called `config`.
 
     Raises:
-        SailUsageError: A word that belongs to no option, or `-c` without a value.
+        SailUsageError: A word belongs to no option, or `-c` has no value.
     """
     options: list[Option] = []
     for arg in args:
@@ -67,12 +67,12 @@ def split_options(args: Sequence[str]) -> list[Option]:
 
 
 def read_layers(options: Iterable[Option]) -> list[Config]:
-    """The configs that options name, in order."""
+    """Reads the configs that options name, in order."""
     return [read_config(find_config(option.values[0])) for option in options if option.name == "config"]
 
 
 def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[str]:
-    """All plugin files and modules, of the `plugins:` keys and of `--plugins`, each once."""
+    """Returns all plugin files and modules of the `plugins:` keys and of `--plugins`, each once."""
     from sail_lightning.cli.words import comma_list
 
     found: list[str] = []
@@ -86,7 +86,8 @@ def plugin_sources(options: Iterable[Option], layers: Iterable[Config]) -> list[
 
 
 def merge_layers(layers: Iterable[Config]) -> Config:
-    """Later layers over earlier ones. Sections (`model`, `trainer`, ...) merge key by key; old keys are renamed."""
+    """Merges configs, later ones over earlier ones. Sections (`model`, `trainer`, ...) merge key by key, and old keys
+    are renamed."""
     merged: Config = {}
     for layer in layers:
         for section, new in renames.current_keys(layer, registry.find, merged).items():
@@ -96,10 +97,10 @@ def merge_layers(layers: Iterable[Config]) -> Config:
 
 
 def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, list[Option]]:
-    """Puts into the config what options say about classes, file names and questions.
+    """Applies those options to a config that choose classes or give file names and questions.
 
     Returns:
-        the config, and the options that are left for the parser.
+        The config, and the options that are left for the parser.
     """
     config = _merge_keys({}, config)
     left: list[Option] = []
@@ -113,7 +114,7 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
             old = lookup(config, name)
             if old is not None and not same_class(class_of(old), swapped):
                 _put(config, name, _value(option))
-            # An earlier choice of another class is void, with its arguments; `callbacks+` adds to what there is.
+            # An earlier choice of another class is dropped with its arguments; `callbacks+` adds to the existing ones.
             earlier = next((o for o in reversed(left) if o.name == name and not name.endswith("+")), None)
             if earlier is not None and not same_class(class_of(_value(earlier)), swapped):
                 left = [o for o in left if o.name != name and not o.name.startswith(f"{name}.")]
@@ -122,7 +123,7 @@ def apply_options(config: Config, options: Iterable[Option]) -> tuple[Config, li
 
 
 def _current(option: Option, config: Config, earlier: Sequence[Option]) -> Option:
-    """An option with the argument names of today, in its own name and in the arguments that its value gives."""
+    """Returns an option with the current argument names, in its own name and in the arguments that its value gives."""
     section, *keys = option.name.split(".")
     path = section
     owner: type | str | None = renames.SECTIONS.get(section) if keys else None
@@ -143,7 +144,7 @@ def _current(option: Option, config: Config, earlier: Sequence[Option]) -> Optio
 
 
 def with_options(config: Config, options: Iterable[Option]) -> Config:
-    """The config with all options put in, to be checked as a whole; values are as YAML reads them."""
+    """Returns the config with all options applied, so that it can be checked as a whole; values are read as YAML."""
     whole = _merge_keys({}, config)
     for option in options:
         if option.name in VERBATIM or not option.values or option.name.endswith(".help"):
@@ -157,7 +158,8 @@ def with_options(config: Config, options: Iterable[Option]) -> Config:
 
 
 def class_of(value: Any) -> str | None:
-    """The class that a config value names: `Name`, `a.b.Name` or `{class_path: ...}`; None if it names none."""
+    """Returns the class that a config value names as `Name`, `a.b.Name` or `{class_path: ...}`, None if it names
+    none."""
     if isinstance(value, dict):
         path = value.get("class_path")
         return path if isinstance(path, str) else None
@@ -167,7 +169,7 @@ def class_of(value: Any) -> str | None:
 
 
 def same_class(one: str | None, other: str | None) -> bool:
-    """Whether two names, short or full, mean one class."""
+    """Whether two names, short or full, are names of the same class."""
     if one is None or other is None:
         return False
     if "." in one and "." in other:
@@ -176,7 +178,7 @@ def same_class(one: str | None, other: str | None) -> bool:
 
 
 def lookup(config: Config, name: str) -> Any:
-    """The value at a dotted name; `init_args` may be left out of it. None if there is none."""
+    """Returns the value at a dotted name, in which `init_args` may be left out; None if there is none."""
     value: Any = config
     for key in name.split("."):
         if isinstance(value, dict) and key not in value:
@@ -188,7 +190,7 @@ def lookup(config: Config, name: str) -> Any:
 
 
 def _put(config: Config, name: str, value: Any) -> None:
-    """Sets the value at a dotted name, by the way that `lookup` goes."""
+    """Sets the value at a dotted name, which is resolved as in `lookup`."""
     *parents, last = name.split(".")
     node = config
     for key in parents:
@@ -202,7 +204,7 @@ def _put(config: Config, name: str, value: Any) -> None:
 
 
 def _arguments_of(node: Config, key: str) -> Config:
-    """Where a key of a mapping is set: in `init_args` if the mapping is a class."""
+    """Returns the mapping in which a key is set: `init_args` if the node describes a class, else the node itself."""
     if "class_path" not in node or key in ("class_path", "init_args", "dict_kwargs"):
         return node
     node["init_args"] = dict(node.get("init_args") or {})
@@ -210,7 +212,7 @@ def _arguments_of(node: Config, key: str) -> Config:
 
 
 def _value(option: Option) -> Any:
-    """What an option gives: a word, an inline mapping, or the content of a YAML file."""
+    """Returns the value of an option: a word, an inline mapping, or the content of a YAML file."""
     if len(option.values) != 1:
         return None
     text = option.values[0]
@@ -249,10 +251,10 @@ def _merge_keys(old: Config, new: Config) -> Config:
 
 
 def merge_value(old: Any, new: Any) -> Any:
-    """The value where a later one lies over an earlier one.
+    """Merges a later value over an earlier one.
 
-    The same class, or arguments without a class: arguments are merged. Another class: the earlier arguments are gone.
-    A mapping of plugins, such as `teachers`, is merged by name. Anything else is replaced.
+    Arguments are merged if both are of the same class, or the later one names none; another class drops the earlier
+    arguments. A mapping of plugins, such as `teachers`, is merged by name. Any other value is replaced.
     """
     if isinstance(new, str):
         return old if isinstance(old, dict) and same_class(class_of(old), class_of(new)) else new
@@ -273,7 +275,7 @@ def merge_value(old: Any, new: Any) -> Any:
 
 
 def _arguments(node: Config) -> Config:
-    """Arguments of a class node, written with or without `init_args`."""
+    """Returns the arguments of a class node, which is written with or without `init_args`."""
     bare = {key: value for key, value in node.items() if key not in ("class_path", "init_args")}
     return {**(node.get("init_args") or {}), **bare}
 

@@ -25,7 +25,7 @@ from sail_lightning.settings.signatures import Argument, arguments_of, is_open_e
 
 Schema = dict[str, Any]
 NUMBER = r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?\.?(inf|nan)$"
-"""Texts that are numbers: YAML 1.1 reads `3e-3` as a text, and the parser makes a number of it."""
+"""Pattern of texts that are numbers: YAML 1.1 reads `3e-3` as text, which the parser converts to a number."""
 PLAIN: dict[Any, Schema] = {
     int: {"type": "integer"},
     float: {"type": ["number", "string"], "pattern": NUMBER},
@@ -62,7 +62,7 @@ def write_schema(out: Path | None = None, plugins: Iterable[str] = ()) -> None:
 
 
 def config_schema() -> Schema:
-    """The schema of all that is registered by now: of a config, and of a study where the file has `variants`."""
+    """Returns the schema of a config, and of a study if the file has `variants`, with all classes registered so far."""
     from sail_lightning.cli.lightning_cli import PLAIN as SINGLE_KEYS
     from sail_lightning.cli.lightning_cli import SECTIONS
 
@@ -91,7 +91,7 @@ def config_schema() -> Schema:
 
 
 def _study() -> Schema:
-    """The schema of a study file."""
+    """Returns the schema of a study file."""
     from sail_lightning.ablation.study import KEYS
 
     patch: Schema = {"anyOf": [{"$ref": "#/definitions/config"}, {"type": "null"}]}
@@ -102,13 +102,13 @@ def _study() -> Schema:
 
 
 class _Maker:
-    """Schemas of types; those of swap points and their classes are kept in `definitions`, each once."""
+    """Makes schemas of types; those of swap points and their classes are kept in `definitions`, each once."""
 
     def __init__(self) -> None:
         self.definitions: Schema = {}
 
     def section(self, cls: type) -> Schema:
-        """A class's arguments as the keys of an object."""
+        """Returns the schema of an object whose keys are the arguments of a class."""
         return {"type": ["object", "null"], **self._arguments(arguments_of(cls), is_open_ended(cls))}
 
     def _arguments(self, arguments: Mapping[str, Argument], open_ended: bool) -> Schema:
@@ -125,7 +125,7 @@ class _Maker:
         return {"properties": properties, "additionalProperties": open_ended}
 
     def value(self, hint: Any) -> Schema:
-        """What a value of a type may be; {} is anything, for types that only the parser checks."""
+        """Returns the schema of the values of a type; {} accepts anything, for types that only the parser checks."""
         origin, inner = typing.get_origin(hint), typing.get_args(hint)
         if hint in PLAIN:
             return dict(PLAIN[hint])
@@ -152,7 +152,8 @@ class _Maker:
         return {}
 
     def swap_point(self, base: type, given: int = 0) -> Schema:
-        """A class of a swap point: its name, or its name and arguments, or arguments for the class that stands there.
+        """Returns the schema of a choice at a swap point: a class name, a class name with arguments, or arguments of
+        the class that was chosen before.
 
         Args:
             base: The base class of the swap point.
@@ -207,14 +208,14 @@ class _Maker:
 
 
 def given_arguments(hint: Any) -> int:
-    """How many leading arguments of a class come from elsewhere, where a type asks for a function that makes one."""
+    """Returns how many leading arguments of a class come from elsewhere, if the type is a function that makes one."""
     inner = typing.get_args(hint)
     is_function = typing.get_origin(hint) is typing.get_origin(Callable[[], Any])
     return len(inner[0]) if is_function and inner and isinstance(inner[0], list) else 0
 
 
 def _adds_up(hint: Any) -> bool:
-    """Whether `name+` adds to a value of this type: it is a list or a mapping."""
+    """Whether `name+` can add to a value of this type, which is so for lists and mappings."""
     origin = typing.get_origin(hint)
     parts = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else ()
     mappings = (dict, typing.Mapping.__origin__)  # type: ignore[attr-defined]
@@ -222,12 +223,12 @@ def _adds_up(hint: Any) -> bool:
 
 
 def _described(schema: Schema, text: str) -> Schema:
-    """A reference with a description: beside `$ref` other keys are ignored."""
+    """Returns a schema with a description; a reference is wrapped, because other keys beside `$ref` are ignored."""
     return {"allOf": [schema], "description": text}
 
 
 def _any_of(schemas: list[Schema]) -> Schema:
-    """A schema that takes what one of several takes; anything if one of them takes anything."""
+    """Returns a schema that accepts what any of several accepts; {} if one of them accepts anything."""
     if {} in schemas:
         return {}
     unique = [schema for index, schema in enumerate(schemas) if schema not in schemas[:index]]

@@ -1,4 +1,4 @@
-"""Checks names, choices and ranges of a config before the parser sees them; a fault is one sentence.
+"""Checks names, choices and ranges of a config before the parser sees them, and reports a fault in one sentence.
 
 Other types are checked by jsonargparse; `explain` shortens its messages.
 """
@@ -27,7 +27,7 @@ def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others
         others: Top-level keys with a plain value.
 
     Raises:
-        SailUsageError: A name that is not known; the message says where, the nearest name and what there is.
+        SailUsageError: A name is not known; the message says where it is, the nearest name and all valid names.
     """
     for key, value in config.items():
         if key not in sections and key not in others:
@@ -37,7 +37,8 @@ def check_config(config: Mapping[str, Any], sections: Mapping[str, type], others
 
 
 def _check_arguments(cls: type, arguments: Mapping[str, Any], path: str, owner: str, given: int = 0) -> None:
-    """`given`: how many leading parameters the caller fills in, as a model does for its optimiser."""
+    """Checks the arguments of a class; the caller fills in its first `given` parameters, as a model does for its
+    optimiser."""
     known = dict(list(arguments_of(cls).items())[given:])
     for key, value in arguments.items():
         name = key.removesuffix("+")
@@ -49,11 +50,13 @@ def _check_arguments(cls: type, arguments: Mapping[str, Any], path: str, owner: 
 
 
 def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
-    """A value for an argument: a plain one against its type, and names of classes where the type is one of ours, or a
-    function that makes an optimiser or the like.
+    """Checks the value of an argument.
+
+    A plain value is checked against its type. Class names are checked where the type is a swap point, or a function
+    that makes an optimiser or the like.
 
     Raises:
-        SailUsageError: Another type, or an unknown class or argument.
+        SailUsageError: The value has another type, or a class or an argument is not known.
     """
     bases, filled = _bases(hint)
     if not bases:
@@ -76,7 +79,7 @@ def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
         return
     name = class_of(value)
     if name is None and isinstance(value, dict) and inspect.isclass(default):
-        name = default.__name__  # arguments only, for the class that stands there anyway
+        name = default.__name__  # arguments only, for the default class
     cls = None if name is None else _loaded(name, bases)
     if name is None or (cls is None and "." in name and not _is_of_a_library(name, bases)):
         return  # a full path is imported by the parser
@@ -88,7 +91,7 @@ def check_value(hint: Any, value: Any, path: str, default: Any = EMPTY) -> None:
 
 
 def _bases(hint: Any) -> tuple[list[type], int]:
-    """Classes that an argument's type asks for, and how many arguments they get from elsewhere."""
+    """Returns the classes that an argument's type accepts, and how many of their arguments come from elsewhere."""
     if typing.get_origin(hint) is Callable:
         arguments, made = typing.get_args(hint)
         return ([made], len(arguments)) if inspect.isclass(made) else ([], 0)
@@ -97,7 +100,7 @@ def _bases(hint: Any) -> tuple[list[type], int]:
 
 
 def _check_plain(hint: Any, value: Any, path: str) -> None:
-    """Numbers, switches and choices; other types are left to the parser."""
+    """Checks numbers, switches and choices; other types are left to the parser."""
     parts, choices = list(parts_of(hint)), _literals(hint)
     if any(map(ranges.is_range, parts)) or (choices and _is_container(hint)):
         if (message := ranges.fault(hint, value, path, texts=True)) is not None:
@@ -131,7 +134,7 @@ PLAIN: dict[Any, Callable[[Any], bool]] = {
     bool: lambda value: str(value).lower() in ("true", "false"),
     type(None): lambda value: value is None,
 }
-"""Types that are checked here, and how."""
+"""Functions that check values, by type."""
 
 
 def _unknown(name: str, bases: list[type], path: str) -> str:
@@ -142,8 +145,10 @@ def _unknown(name: str, bases: list[type], path: str) -> str:
 
 
 def candidates(bases: Iterable[type]) -> dict[str, type]:
-    """Classes that may stand where one of `bases` is asked for, by short name: the members of a swap point; any other
-    class stands for itself alone."""
+    """Returns the classes that can be used where one of `bases` is required, by short name.
+
+    These are the members of a swap point; a class that is none can only be used itself.
+    """
     found: dict[str, type] = {}
     for base in bases:
         found |= registry.members_of(base) if registry.is_swap_point(base) else {base.__name__: base}
@@ -159,7 +164,8 @@ def _loaded(name: str, bases: list[type]) -> type | None:
 
 
 def _is_of_a_library(name: str, bases: list[type]) -> bool:
-    """Whether a full path names a class of a library that offers members of its swap point: only those can be used."""
+    """Whether a full path names a class of a library with members of its swap point, of which only these can be
+    used."""
     home = name.rpartition(".")[0]
     return any(registry.is_swap_point(base) and registry.SWAP_POINTS[base].library == home for base in bases)
 
@@ -169,7 +175,7 @@ def _literals(hint: Any) -> list[Any]:
 
 
 def _is_container(hint: Any) -> bool:
-    """Whether a value of this type holds others: `tuple[float, float]`, `list[int] | None`."""
+    """Whether a value of this type holds other values, as in `tuple[float, float]` or `list[int] | None`."""
     held = typing.get_origin(hint) in (list, tuple, dict, set)
     return held or any(_is_container(part) for part in typing.get_args(hint))
 
@@ -179,7 +185,7 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def explain(message: str) -> str:
-    """A message of jsonargparse as one sentence; of an unknown message only the line breaks are removed."""
+    """Returns a message of jsonargparse as one sentence; of an unknown message only the line breaks are removed."""
     flat = " ".join(message.split())
     if match := re.search(r"the following arguments are required: (.+)", flat):
         names = [name.partition(".")[2] for name in match[1].split(", ")]
@@ -201,7 +207,7 @@ def explain(message: str) -> str:
 
 
 def _type(text: str) -> str:
-    """A type as people write it."""
+    """Returns a type as people write it."""
     if match := re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", text):
         return f"one of {match[1]}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")

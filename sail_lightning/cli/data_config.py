@@ -1,4 +1,4 @@
-"""What the `data` commands read: the sources that configs describe, and how their model lays samples out."""
+"""Reads configs for the `data` commands: the sources that they describe, and the encoder of their model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OF_ENCODER = {"tokenizer": str, "max_side": int, "max_tokens": int}
 def read_source(
     configs: Sequence[str], split: str, plugins: Sequence[str], overrides: Sequence[str], command: str = "show"
 ) -> Source:
-    """The source `data.SPLIT` of some configs.
+    """Returns the source `data.SPLIT` of several configs.
 
     Args:
         configs: Files or packaged names, as for `fit`.
@@ -30,14 +30,14 @@ def read_source(
         command: The command, for messages.
 
     Raises:
-        SailUsageError: There is no such split, a wrong argument, or a foreign option.
+        SailUsageError: There is no such split, an argument is wrong, or an option names another section.
     """
     takes = f"data {command} takes --data.{split}.ARGUMENT=VALUE"
     return DataConfig(configs, plugins, overrides, ("data",), takes).source(split)
 
 
 class DataConfig:
-    """Several configs and options, as one description of data and model.
+    """The description of data and model by several configs and options.
 
     Args:
         configs: Files or packaged names, as for `fit`.
@@ -47,7 +47,7 @@ class DataConfig:
         takes: The sentence for an option that names another section.
 
     Raises:
-        SailUsageError: There is no such config, or a foreign option.
+        SailUsageError: There is no such config, or an option names another section.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class DataConfig:
 
     @property
     def splits(self) -> list[str]:
-        """Which of `train`, `val` and `test` there is."""
+        """The splits that the configs describe, of `train`, `val` and `test`."""
         return [split for split in SPLITS if self._node(f"data.{split}") is not None]
 
     def source(self, split: str) -> Source:
-        """The source of a split.
+        """Returns the source of a split.
 
         Raises:
-            SailUsageError: There is no such split, or a wrong argument.
+            SailUsageError: There is no such split, or an argument is wrong.
         """
         from sail_lightning.cli.config_validation import check_value
         from sail_lightning.data.sources import Source
@@ -96,11 +96,11 @@ class DataConfig:
         return source
 
     def encoder(self) -> Encoder | None:
-        """How the model of the config lays samples out; None if the config has no model. No weights are made.
+        """Returns the encoder of the config's model, without making weights; None if the config has no model.
 
         Raises:
-            SailUsageError: a wrong argument of the model.
-            SailError: a tokenizer or backbone that cannot be used here.
+            SailUsageError: An argument of the model is wrong.
+            SailError: The tokenizer or the backbone cannot be used here.
         """
         if self._node("model.backbone") is None:
             return None
@@ -117,18 +117,18 @@ class DataConfig:
         return encoder_without_weights(made["model"]["backbone"], made["model"]["prompt_encoder"], **own)
 
     def described(self) -> dict[str, Any]:
-        """The sections `data` and `model`, options put in."""
+        """Returns the sections `data` and `model` with all options applied."""
         from sail_lightning.cli import compose
 
         whole = compose.with_options(self._config, self._left)
         return {key: whole[key] for key in ("data", "model") if isinstance(whole.get(key), dict)}
 
     def fingerprint(self) -> str:
-        """A fingerprint: the same text for the same settings."""
+        """Returns a fingerprint, which is the same text for the same settings."""
         return json.dumps(self.described(), sort_keys=True, default=str)
 
     def _node(self, key: str) -> Any:
-        """A value of the config, options put in; None if there is none."""
+        """Returns a value of the config with all options applied, None if there is none."""
         from sail_lightning.cli import compose
 
         left = [option for option in self._left if option.name == key or option.name.startswith(f"{key}.")]
@@ -139,7 +139,7 @@ class DataConfig:
 
 
 def _made(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
-    """Instances of the classes that a config names at these keys."""
+    """Returns instances of the classes that a config names at these keys."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     from sail_lightning.cli.config_validation import explain

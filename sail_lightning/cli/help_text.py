@@ -1,4 +1,4 @@
-"""The general help and the help of a group, made of the commands' own first lines."""
+"""Makes the general help and the help of a group from the first lines of the commands' docstrings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from sail_lightning.cli.command import COMMANDS, FAULTS, Command, first_line, groups, module_of_group
 
 SECTIONS = ("train and use a model", "compare", "teachers", "data", "configs, plugins, checkpoints")
-"""Headings, in this order; others follow as they come."""
+"""Headings of the general help, in order; other headings follow."""
 WIDTH, COLUMN = 118, 35
 HEAD = """\
 usage: sail-lightning COMMAND ...
@@ -24,7 +24,7 @@ sail-lightning COMMAND --help describes it.   --version: the version"""
 
 
 def general_help() -> str:
-    """One screen: every command by section, with the first line of its docstring, and examples."""
+    """Returns the general help: every command by section, with the first line of its docstring, and examples."""
     lines: dict[str, list[str]] = {section: [] for section in SECTIONS}
     members = groups()
     for one in COMMANDS.values():
@@ -40,7 +40,7 @@ def general_help() -> str:
 
 
 def group_help(group: str) -> str:
-    """What a group's commands are for."""
+    """Returns the help of a group: what each of its commands does."""
     found = groups()[group]
     usage = f"usage: sail-lightning {group} {'|'.join(one.name.split()[1] for one in found)} ..."
     listed = "\n".join(_line(_usage(one).partition(" ")[2], one.summary) for one in found)
@@ -49,7 +49,7 @@ def group_help(group: str) -> str:
 
 
 def _usage(one: Command) -> str:
-    """A command's name and its words: `compare FIRST SECOND`."""
+    """Returns a command's name and its arguments: `compare FIRST SECOND`."""
     named = [
         parameter.name.upper() if parameter.default is parameter.empty else f"[{parameter.name.upper()}]"
         for parameter in inspect.signature(one.function).parameters.values()

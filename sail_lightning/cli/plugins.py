@@ -1,4 +1,4 @@
-"""What can be swapped, as text; a class's arguments, defaults and source."""
+"""Help pages of swap points, and of a class with its arguments, defaults and source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def show(name: str | None = None) -> None:
 
 
 def page(name: str | None) -> str:
-    """The text of `show`, of all that is loaded."""
+    """Returns the text that `show` prints, of all classes that are loaded."""
     from sail_lightning import registry
 
     if name is None:
@@ -60,7 +60,7 @@ def page(name: str | None) -> str:
 
 
 def _is_called(point: SwapPoint, name: str) -> bool:
-    """Whether a name means a swap point: `PromptEncoder`, `prompt_encoders`, `losses` (all of them), `sockets`."""
+    """Whether a name stands for a swap point: `PromptEncoder`, `prompt_encoders`, `losses` (all of them), `sockets`."""
     from sail_lightning import registry
 
     plain = _plain(name)
@@ -71,7 +71,7 @@ def _is_called(point: SwapPoint, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """`prompt_encoders`, `PromptEncoder`: one name; `optimisers`, `optimizer` too."""
+    """Returns a name in a form in which `prompt_encoders` equals `PromptEncoder`, and `optimisers` `optimizer`."""
     plain = name.replace("_", "").replace("-", "").lower().replace("optimis", "optimiz")
     if plain.endswith("ss"):
         return plain
@@ -79,7 +79,7 @@ def _plain(name: str) -> str:
 
 
 def _overview(points: list[SwapPoint]) -> str:
-    """All swap points, each with its config key and the names of its classes."""
+    """Returns the text on all swap points, each with its config key and the names of its classes."""
     rows = [("swap point", "config key", "classes")]
     for point in points:
         own = [name for name in point.members if name not in point.library_members]
@@ -99,7 +99,7 @@ def _overview(points: list[SwapPoint]) -> str:
 
 
 def _members(point: SwapPoint, names: Iterable[str]) -> str:
-    """A swap point and some of its classes, one a line."""
+    """Returns the text on a swap point and some of its classes, one class per line."""
     members = {name: point.members[name] for name in names}
     width = max((len(name) for name in members), default=0)
     lines = [f"{point.name} ({point.where}): {_summary(point.base)}"]
@@ -110,11 +110,11 @@ def _members(point: SwapPoint, names: Iterable[str]) -> str:
 
 
 def _class_page(point: SwapPoint, cls: type) -> str:
-    """A class: its docstring, arguments and source."""
+    """Returns the text on a class: its docstring, arguments and source."""
     from sail_lightning.settings.signatures import EMPTY, arguments_of, body_of
 
     body, arguments = body_of(cls), arguments_of(cls)
-    if cls in point.library_members.values():  # a library's own may fill pages
+    if cls in point.library_members.values():  # the docstring of a library's class may fill pages
         body = body[: body.index("")] if "" in body else body
     lines = [f"{cls.__name__} ({point.name}, {point.where})", "", *body, ""]
     if arguments:
@@ -136,7 +136,7 @@ def _summary(cls: type) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """A type as people write it, ranges in words."""
+    """Returns a type as people write it, with ranges in words."""
     from sail_lightning.settings.ranges import is_range
     from sail_lightning.settings.signatures import parts_of
 

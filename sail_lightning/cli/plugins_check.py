@@ -1,4 +1,5 @@
-"""`sail-lightning plugins check`: whether a plugin does what its socket asks, one line a check."""
+"""`sail-lightning plugins check`: checks whether a plugin does what its socket requires, and prints a line per
+check."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def check_plugin_named(name: str, words: Sequence[str] = (), device: str = "cpu"
         device: Where it is checked, `cpu` or `cuda`.
 
     Returns:
-        the exit code, 0 if all is well and 1 if there is a fault.
+        The exit code: 0 if all checks pass, 1 if there is a fault.
 
     Raises:
         SailUsageError: No such plugin or argument, or no such device.
@@ -53,7 +54,7 @@ def check_plugin_named(name: str, words: Sequence[str] = (), device: str = "cpu"
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Within, models are made without what they log and warn, and in one thread: many would wait for small tensors."""
+    """Silences logs and warnings within this context, and uses one thread, which is faster for small tensors."""
     import torch
 
     silence_lightning()
@@ -71,10 +72,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 def maker(socket: type, cls: type, words: Sequence[str]) -> tuple[Callable[[], Plugin], str]:
-    """What makes a plugin with arguments, typed as YAML's are; and these arguments, to be shown.
+    """Returns a function that makes a plugin with arguments, which are typed as in YAML, and these arguments as text.
 
     Raises:
-        SailUsageError: No such argument, one that is missing, or a value of another type.
+        SailUsageError: An argument does not exist, is missing, or has a value of another type.
     """
     from jsonargparse import ArgumentParser, Namespace
 

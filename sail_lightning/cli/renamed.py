@@ -18,7 +18,7 @@ def rename_sections(layer: dict[str, Any]) -> dict[str, Any]:
     """A config with the new names.
 
     Raises:
-        SailUsageError: it has a section under both names.
+        SailUsageError: It has a section under both names.
     """
     for old, new in SECTIONS.items():
         if old in layer:

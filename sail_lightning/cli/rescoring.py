@@ -1,4 +1,4 @@
-"""Stored answers, scored again without a model: what `test --from` and `compare` share."""
+"""Scores stored answers again without a model; `test --from` and `compare` share this code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTION = "--from"
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How answers are scored: the same for every command that scores.
+    """The options of scoring, which are the same for every command that scores answers.
 
     Args:
         protocol: The definitions of the metrics: the field's, or the official code's.
@@ -38,7 +38,7 @@ class ScoringOptions:
     metrics: list[str] = field(default_factory=list)
 
     def arguments(self) -> dict[str, Any]:
-        """The options as arguments of `score` and `compare` of `evaluate`."""
+        """Returns the options as arguments of `evaluate.score` and `evaluate.compare`."""
         return {
             "protocol": self.protocol,
             "no_target_from": self.no_target,
@@ -47,10 +47,10 @@ class ScoringOptions:
         }
 
     def own_metrics(self) -> dict[str, Any]:
-        """The user's own metrics by name.
+        """Returns the user's own metrics by name.
 
         Raises:
-            SailUsageError: a metric that cannot be made.
+            SailUsageError: A metric cannot be made.
         """
         if not self.metrics:
             return {}
@@ -62,15 +62,15 @@ class ScoringOptions:
 
 
 def is_rescoring(words: Sequence[str]) -> bool:
-    """Whether what follows `test` asks for answers to be scored again."""
+    """Whether the words that follow `test` ask for stored answers to be scored again."""
     return any(word == OPTION or word.startswith(f"{OPTION}=") for word in words)
 
 
 def load_records(file: Path) -> Iterator[EvalRecord]:
-    """The answers of a file.
+    """Reads the answers of a file.
 
     Raises:
-        SailError: It holds none, or a line is not one.
+        SailError: The file holds no answer, or a line is not an answer.
     """
     from sail_lightning.evaluate import read_records
 
@@ -83,12 +83,12 @@ def load_records(file: Path) -> Iterator[EvalRecord]:
 
 
 def rescore(*, from_: list[Path], out: Path, gallery: NonNegativeInt = 8, **scoring: Any) -> None:
-    """Scores answers again, from anybody's files, and writes the report.
+    """Scores stored answers again, also those of other programs, and writes the report.
 
     Args:
         from_: Files of answers, such as per_sample.jsonl of a test.
         out: Folder of the report.
-        gallery: Cases of each kind that are drawn.
+        gallery: Number of best, worst and random answers that are drawn.
     """
     options = ScoringOptions(**scoring)
     folder = output_folder(out)

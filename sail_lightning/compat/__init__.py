@@ -1,6 +1,6 @@
-"""Private names and unwritten conventions of libraries, one module per library; nothing else in the package uses them.
+"""Private names and undocumented conventions of libraries, one module per library; no other code uses them.
 
-A library may change such names in any version. `tests/compat` holds each of them, so that a change is reported by name,
+A library may change such names in any version. `tests/compat` tests each of them, so that a change is reported by name,
 and the ranges of `pyproject.toml` end at the newest versions that were tested. Three libraries have one file of their
 own elsewhere: mmengine (`registry.py`), timm (`plugins/timm_models.py`), xformers (`plugins/attention/xformers.py`).
 

@@ -13,10 +13,10 @@ __all__ = ["HelpFormatter", "ListedParser", "get_signature_parameters", "limited
 
 
 class ListedParser(ArgumentParser):
-    """A parser that gives its options."""
+    """A parser that can list its options."""
 
     def options(self) -> list[Action]:
-        """All options that were added, in order."""
+        """Returns all options that were added, in order."""
         return list(self._actions)
 
 
@@ -25,7 +25,7 @@ Limit = tuple[Callable[[Any, Any], bool], float]
 
 
 def limited_type(name: str, base: type, limits: Sequence[Limit], /, **attributes: Any) -> Any:
-    """A number type with limits, where jsonargparse looks for those of its own such types when it makes a JSON schema.
+    """Returns a number type with limits, which jsonargparse finds when it makes a JSON schema.
 
     Args:
         name: Name of the type.
@@ -37,25 +37,26 @@ def limited_type(name: str, base: type, limits: Sequence[Limit], /, **attributes
 
 
 def limits_of(kind: Any) -> list[Limit]:
-    """The limits of a type that `limited_type` made."""
+    """Returns the limits of a type that `limited_type` made."""
     limits: list[Limit] = kind._restrictions
     return limits
 
 
 def type_of(action: Action) -> Any:
-    """The type that the values of an option are checked by; jsonargparse keeps it apart where it is no plain class."""
+    """Returns the type by which the values of an option are checked; jsonargparse stores it elsewhere if it is not a
+    plain class."""
     return getattr(action, "_typehint", action.type)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """A formatter of help pages; a class derived from it says how an option is spelled and explained."""
+    """A formatter of help pages, whose subclasses define how an option is spelled and explained."""
 
     def spelling(self, action: Action) -> str:
-        """An option and what stands for its value, such as `--out PATH`."""
+        """Returns an option with the placeholder of its value, such as `--out PATH`."""
         raise NotImplementedError
 
     def explanation(self, action: Action) -> str:
-        """The text beside an option."""
+        """Returns the help text of an option."""
         raise NotImplementedError
 
     def _format_action_invocation(self, action: Action) -> str:

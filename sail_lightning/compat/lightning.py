@@ -27,7 +27,7 @@ def made_by_command_line() -> bool:
 def read_checkpoint(
     path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None
 ) -> dict[str, Any]:
-    """The content of a checkpoint as `load_from_checkpoint` reads it, in the form of the installed Lightning."""
+    """Reads a checkpoint as `load_from_checkpoint` does, and returns it in the form of the installed Lightning."""
     with pl_legacy_patch():
         content = _load(path, map_location=map_location or _default_map_location, weights_only=weights_only)
     return _pl_migrate_checkpoint(content, checkpoint_path=path if isinstance(path, str | Path) else None)
@@ -36,7 +36,7 @@ def read_checkpoint(
 def module_of_checkpoint(
     cls: type[L.LightningModule], checkpoint: dict[str, Any], strict: bool | None = None, **settings: Any
 ) -> Any:
-    """`load_from_checkpoint` for a checkpoint that is already in memory (`state_dict` and `hyper_parameters`).
+    """Makes a module from a checkpoint in memory (`state_dict` and `hyper_parameters`), as `load_from_checkpoint` does.
 
     `settings` replace the checkpoint's hyperparameters of the same names.
     """
@@ -44,32 +44,33 @@ def module_of_checkpoint(
 
 
 class ComposedCLI(LightningCLI):
-    """LightningCLI for a config that is composed before: it puts no checkpoint's settings on top."""
+    """A LightningCLI for a config that was composed before, over which it does not put a checkpoint's settings."""
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: a checkpoint's settings are the lowest layer of the composed config."""
+        """Does nothing, because a checkpoint's settings are the lowest layer of the composed config."""
 
     def verb_parser(self, verb: str) -> LightningArgumentParser:
-        """The parser of one verb, once the parsers are set up."""
+        """Returns the parser of one verb, after the parsers are set up."""
         return self._subcommand_parsers[verb]
 
 
 class Averaging(WeightAveraging):
-    """WeightAveraging on a device that is chosen at setup; its average can be put into the model at any time."""
+    """WeightAveraging on a device that is chosen at setup, with an average that can be copied into the model at any
+    time."""
 
     def place(self, device: torch.device) -> None:
-        """Keeps the average on a device; call it before `setup`."""
+        """Sets the device of the average; call it before `setup`."""
         self._device = device
 
     def settle(self, pl_module: L.LightningModule) -> None:
-        """Copies the average into the model, if there is one, and forgets it."""
+        """Copies the average into the model, if there is one, and drops it."""
         if self._average_model is not None:
             self._copy_average_to_current(pl_module)
             self._average_model = None
 
 
 class NamedRichProgressBar(RichProgressBar):
-    """Rich's bar, named by the verb; Lightning's own name would be "Epoch 0/-2"."""
+    """Rich's progress bar, named by the verb, where Lightning's own name would be "Epoch 0/-2"."""
 
     verb = ""
 
@@ -78,11 +79,11 @@ class NamedRichProgressBar(RichProgressBar):
 
 
 def batch_progress(trainer: L.Trainer) -> Any:
-    """Counts of the batches of an epoch: handed out (`current.ready`), trained on (`current.processed`), and whether
-    that was the last one (`is_last_batch`)."""
+    """Returns the progress of an epoch's batches: how many were started (`current.ready`) and finished
+    (`current.processed`), and whether that was the last one (`is_last_batch`)."""
     return trainer.fit_loop.epoch_loop.batch_progress
 
 
 def last_saved_step(saver: ModelCheckpoint) -> int:
-    """The `global_step` at which a checkpoint callback last saved."""
+    """Returns the `global_step` at which a checkpoint callback last saved."""
     return saver._last_global_step_saved

@@ -1,4 +1,4 @@
-"""PEFT, imported where it is needed, and the class that its adapter layers derive from."""
+"""Imports PEFT where it is needed, and names the class from which its adapter layers derive."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sail_lightning.errors import SailError
 
 
 def library() -> Any:
-    """The module `peft`; importing it takes seconds, and not everyone has it.
+    """Imports and returns the optional module `peft`, which takes seconds.
 
     Raises:
-        SailError: it is not installed.
+        SailError: The library is not installed.
     """
     try:
         import peft
@@ -23,10 +23,10 @@ def library() -> Any:
 
 
 def adapter_layer() -> type[nn.Module]:
-    """The base class of PEFT's adapter layers, which have `merge()` and `get_base_layer()`.
+    """Returns the base class of PEFT's adapter layers, which have `merge()` and `get_base_layer()`.
 
     Raises:
-        SailError: peft is not installed.
+        SailError: The library peft is not installed.
     """
     kind: type[nn.Module] = library().tuners.tuners_utils.BaseTunerLayer
     return kind

@@ -22,19 +22,19 @@ __all__ = [
 
 
 def allow_graphs(count: int) -> None:
-    """Lets `torch.compile` make at least so many graphs of one function; torch's own limit of 8 is soon reached."""
+    """Lets `torch.compile` make at least `count` graphs of one function; torch's own limit of 8 is soon reached."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, count)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `Module.compile` was called."""
+    """Whether `Module.compile` was called on a module."""
     return module._compiled_call_impl is not None
 
 
 @contextmanager
 def uncompiled(modules: Iterable[Any]) -> Iterator[None]:
-    """Within, compiled modules run as they are written."""
+    """Runs compiled modules uncompiled within this context."""
     kept = [(module, module._compiled_call_impl) for module in modules]
     for module, _ in kept:
         module._compiled_call_impl = None
@@ -59,7 +59,7 @@ class Float32Buffers(nn.Module):
 
 
 def lerp_(targets: Any, sources: Any, weight: float) -> None:
-    """target += weight * (source - target) for every pair of two lists of tensors, in one call."""
+    """Computes target += weight * (source - target) in place for every pair of two lists of tensors, in one call."""
     torch._foreach_lerp_(targets, sources, weight)
 
 
@@ -70,7 +70,7 @@ _METADATA = (
 
 
 def checkpoint_index_classes() -> dict[str, Any]:
-    """Classes that the index of a `torch.distributed.checkpoint` folder is pickled from, by their full names."""
+    """Returns the classes that the index of a `torch.distributed.checkpoint` folder contains, by their full names."""
     from torch.distributed.checkpoint import filesystem, metadata  # slow to import, and seldom needed
 
     classes = {f"{metadata.__name__}.{name}": getattr(metadata, name) for name in _METADATA if hasattr(metadata, name)}

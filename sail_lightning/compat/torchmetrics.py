@@ -14,12 +14,12 @@ from torchmetrics.utilities.data import dim_zero_sum
 
 
 def all_metrics(metric: torchmetrics.Metric) -> Iterator[torchmetrics.Metric]:
-    """A metric and all metrics within it."""
+    """Yields a metric and all metrics within it."""
     return (one for one in metric.modules() if isinstance(one, torchmetrics.Metric))
 
 
 def alone(metric: torchmetrics.Metric) -> torchmetrics.Metric:
-    """A copy that never waits for other ranks."""
+    """Returns a copy of a metric that never waits for other ranks."""
     other = copy.deepcopy(metric)
     for one in all_metrics(other):
         one.sync_on_compute = one._to_sync = False
@@ -35,7 +35,7 @@ def is_additive(metric: torchmetrics.Metric) -> bool:
 
 
 def added(metric: torchmetrics.Metric) -> NDArray[np.float64]:
-    """What was added to the tensor states of a metric since `reset`, one state after the other."""
+    """Returns what was added to the tensor states of a metric since `reset`, all states in one float64 vector."""
     parts = [(getattr(metric, name) - default.to(metric.device)).flatten() for name, default in _tensors(metric)]
     return torch.cat([part.double() for part in parts]).cpu().numpy() if parts else np.zeros(0)
 

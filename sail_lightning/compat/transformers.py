@@ -1,4 +1,5 @@
-"""What transformers does not document: how its decoder layers call attention and KV caches, and the parts of Qwen2."""
+"""Undocumented conventions of transformers: how its decoder layers call attention and KV caches, and the parts of
+Qwen2."""
 
 from __future__ import annotations
 
@@ -41,31 +42,31 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class KeysAndValues(Protocol):
-    """What is asked of a KV cache here; `interfaces.KeyValueCache` is one."""
+    """The interface of a KV cache that this module requires; `interfaces.KeyValueCache` has it."""
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]: ...
 
 
 class LayerCache:
-    """Our KV cache in the form that transformers' decoder layers call.
+    """This package's KV cache in the form that transformers' decoder layers call.
 
-    A layer hands over its keys, its values and its index. What it adds (nothing up to transformers 5.23, `kwargs` since
-    5.24) tells the library's own caches where tokens belong; ours knows that from its plan, and needs nothing of it.
+    A layer passes its keys, its values and its index. Further arguments (none up to transformers 5.23, `kwargs` since
+    5.24) tell the library's own caches where tokens belong; this cache knows that from its plan and ignores them.
     """
 
     def __init__(self, cache: KeysAndValues) -> None:
         self._cache = cache
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Stores a layer's keys and values (1, G, T, E); returns those that attention reads."""
+        """Stores a layer's keys and values (1, G, T, E), and returns those that attention reads."""
         return self._cache.update(key, value, layer)
 
 
 def cache_keyword(decoder: type) -> str:
-    """The argument by which a kind of decoder takes its KV cache.
+    """Returns the name of the argument by which a class of decoders takes its KV cache.
 
     Raises:
-        SailError: it takes none by a name that we know.
+        SailError: It has no argument of a known name.
     """
     parameters = inspect.signature(decoder.forward).parameters  # type: ignore[attr-defined]
     for name in CACHE_KEYWORDS:
@@ -83,11 +84,11 @@ def read_embeddings(
     """Runs a decoder's layers and final norm.
 
     Args:
-        decoder: a model of transformers without its language head.
-        embeddings: (B, L, D).
-        positions: in the form that its rotary embedding takes.
-        cache: gets each layer's keys and values; what it returns is what attention reads.
-        for_attention: keywords that the registered attention function receives.
+        decoder: A model of transformers without its language head.
+        embeddings: Embeddings (B, L, D).
+        positions: Positions in the form that its rotary embedding takes.
+        cache: Gets each layer's keys and values, and returns those that attention reads.
+        for_attention: Keyword arguments of the registered attention function.
 
     Returns:
         Hidden states (B, L, D).
@@ -99,10 +100,10 @@ def read_embeddings(
 
 
 def register_attention(name: str, function: Callable[..., tuple[Tensor, None]]) -> None:
-    """Makes an attention function known by name.
+    """Registers an attention function in transformers under a name.
 
-    Layers call it with (module, query, key, value, mask) and keywords. No mask function is registered under the name,
-    and so the library builds no mask.
+    Layers call it with (module, query, key, value, mask) and keyword arguments. No mask function is registered under
+    the name, so the library builds no mask.
     """
     AttentionInterface.register(name, function)
 
@@ -114,7 +115,7 @@ def use_attention(config: PretrainedConfig, name: str) -> None:
 
 @contextmanager
 def attention_of(config: PretrainedConfig, name: str) -> Iterator[None]:
-    """Within, decoders of this config use another attention function."""
+    """Makes decoders of this config use another attention function within this context."""
     before = config._attn_implementation
     config._attn_implementation = name
     try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Turns off the library's progress bar and log messages; its caller reports faults in one sentence itself."""
+    """Turns off the library's progress bar and log messages within this context; the caller reports faults itself."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Does a plugin do what its socket asks? Named checks for each socket, in a package, so that they need no checkout.
+"""Named checks of whether a plugin does what its socket requires; they are in the package, so they need no checkout.
 
 `sail-lightning plugins check` runs them for a user, and the tests run them for every registered plugin.
 """

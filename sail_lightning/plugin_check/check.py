@@ -36,7 +36,7 @@ class Subject:
 
     Args:
         make: Makes the plugin as configured, not built; each call makes another one.
-        device: Where it is checked, `cpu` or `cuda`.
+        device: Device on which it is checked, `cpu` or `cuda`.
     """
 
     make: Callable[[], Plugin]
@@ -87,7 +87,7 @@ class Check:
 
     @property
     def name(self) -> str:
-        """What is checked: `gives every parameter a gradient`."""
+        """The statement that is checked, such as `gives every parameter a gradient`."""
         return self.function.__name__.replace("_", " ")
 
     def __call__(self, subject: Subject) -> None:

@@ -13,7 +13,7 @@ from sail_lightning.plugin_check.check import Subject, require
 
 
 def makes_no_weights_before_build(subject: Subject) -> None:
-    """`__init__` stores settings; a config may be printed, and a model planned, without making weights."""
+    """`__init__` only stores settings, so that a config can be printed, and a model planned, without making weights."""
     plugin = subject.make()
     names = [name for name, _ in (*plugin.named_parameters(), *plugin.named_buffers())]
     require(not names, f"{type(plugin).__name__}.__init__ makes {', '.join(names[:3])}; make weights in build")
@@ -38,7 +38,7 @@ def publishes_its_sizes(subject: Subject) -> None:
 
 
 def builds_in_bfloat16(subject: Subject) -> None:
-    """Under `--trainer.precision=bf16-true` weights are made in bfloat16: `build` names no dtype of its own."""
+    """Under `--trainer.precision=bf16-true` weights are made in bfloat16, because `build` names no dtype of its own."""
     plugin = subject.make()
     with _default_dtype(torch.bfloat16):
         contract.build(plugin, subject.dims)

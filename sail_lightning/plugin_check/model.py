@@ -17,7 +17,7 @@ from sail_lightning.plugin_check.tiny import noise, packed, records, text_record
 from sail_lightning.sample import Box, Sample
 
 WITHOUT_IMAGES = ("model.upsampler.", "model.mask_head.", "model.prompt_encoder.", "distill.")
-"""Parts of a model that a batch of text only does not train."""
+"""Name prefixes of the parameters that a batch of text only does not train."""
 AUTOCAST = 0.05
 """Largest relative difference that bfloat16 autocast may make to a loss."""
 
@@ -32,7 +32,7 @@ def gives_every_parameter_a_gradient(subject: Subject) -> None:
 
 
 def gives_zero_gradients_without_images(subject: Subject) -> None:
-    """In a batch of text only, what serves images has gradients of zero, for which parallel processes wait."""
+    """In a batch of text only, the parts for images have gradients of zero, for which parallel processes wait."""
     found = _gradients(subject.model(), text_records())
     missing = [name for name, grad in found.items() if grad is None]
     require(
@@ -76,14 +76,14 @@ def agrees_under_autocast(subject: Subject) -> None:
 
 
 def comes_back_from_a_checkpoint(subject: Subject) -> None:
-    """A Lightning checkpoint brings the same model back; teachers are in none."""
+    """A Lightning checkpoint restores the same model, and contains no teachers."""
     model = subject.model()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.ckpt"
         trainer.save_checkpoint(path, weights_only=True)
-        torch.manual_seed(1)  # what is made anew, instead of stored, shall differ
+        torch.manual_seed(1)  # weights that are initialised instead of restored must differ
         again = PixelSAIL.load_from_checkpoint(path, map_location=torch.device(subject.device))
         stored = torch.load(path, weights_only=True)["state_dict"]
     _require_same(model, again, "a checkpoint")
@@ -97,7 +97,7 @@ def comes_back_from_a_checkpoint(subject: Subject) -> None:
 
 
 def comes_back_from_a_model_folder(subject: Subject) -> None:
-    """`save_pretrained` and `from_pretrained` bring the same model back; teachers leave no trace."""
+    """`save_pretrained` and `from_pretrained` restore the same model, and the folder contains no teachers."""
     model = subject.model()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(1)
@@ -107,7 +107,7 @@ def comes_back_from_a_model_folder(subject: Subject) -> None:
 
 
 def _require_same(first: PixelSAIL, second: PixelSAIL, where: str) -> None:
-    """The same weights, outputs and answers."""
+    """Requires that two models have the same weights, outputs and answers."""
     ours, theirs = first.model.state_dict(), second.model.state_dict()
     if lost := sorted(ours.keys() ^ theirs.keys()):
         raise Fault(f"{_some(lost)} does not come back from {where}")
@@ -133,7 +133,7 @@ def _outputs(output: ModelOutput) -> list[Tensor]:
 
 
 def _gradients(model: PixelSAIL, samples: list[Sample]) -> dict[str, Tensor | None]:
-    """Gradients of the sum of all losses, by parameter."""
+    """Returns the gradients of the sum of all losses, by parameter."""
     model.zero_grad()
     sums, _ = model.losses(packed(model, samples))
     _backward(sums.values())

@@ -1,4 +1,4 @@
-"""The checks of each socket, and a run of all of them for one plugin."""
+"""Lists the checks of each socket, and runs all of them for one plugin."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ IN_A_MODEL: Checks = (
 
 @dataclass(frozen=True)
 class Result:
-    """What one check found: `ok`, a `fault` with its sentence, or `not run` because of a fault in an earlier stage."""
+    """The result of one check: `ok`, a `fault` with its sentence, or `not run` because of a fault in an earlier
+    stage."""
 
     check: str
     state: Literal["ok", "fault", "not run"]
@@ -64,13 +65,14 @@ class Result:
 
 
 def stages_of(socket: type[Plugin]) -> tuple[tuple[Check, ...], ...]:
-    """The checks of a socket's plugins, in stages; those of a stage make sense only where the stages before are met."""
+    """Returns the checks of a socket's plugins in stages; those of a stage are meaningful only if all earlier ones
+    pass."""
     stages = (MAKING, BUILDING, *COMPUTING[socket], TRAINING, IN_A_MODEL)
     return tuple(tuple(Check(function) for function in stage) for stage in stages)
 
 
 def checks_of(socket: type[Plugin]) -> tuple[Check, ...]:
-    """All checks of a socket's plugins, in order."""
+    """Returns all checks of a socket's plugins, in order."""
     return tuple(check for stage in stages_of(socket) for check in stage)
 
 
@@ -83,16 +85,16 @@ def check_plugin(
     """Runs all checks of a registered plugin.
 
     Args:
-        name: Its class name.
+        name: The plugin's class name.
         make: Makes the plugin, each time another one; None makes it without arguments.
-        device: Where it is checked, `cpu` or `cuda`.
-        tell: Is called with each result when it is there.
+        device: Device on which it is checked, `cpu` or `cuda`.
+        tell: Called with each result as soon as it is available.
 
     Returns:
-        one result for each check of its socket, in order.
+        One result for each check of its socket, in order.
 
     Raises:
-        SailUsageError: no plugin of this name is registered.
+        SailUsageError: No plugin of this name is registered.
     """
     found = registry.find(name)
     if found is None:
@@ -116,12 +118,12 @@ def _result(check: Check, subject: Subject, cls: type) -> Result:
     except (Fault, SailError) as fault:
         return Result(check.name, "fault", str(fault))
     except Exception as error:
-        return Result(check.name, "fault", _told(error, cls))
+        return Result(check.name, "fault", _described(error, cls))
     return Result(check.name, "ok")
 
 
-def _told(error: Exception, cls: type) -> str:
-    """An error that the plugin did not mean to raise, in one sentence with its place in the plugin's own file."""
+def _described(error: Exception, cls: type) -> str:
+    """Returns an unexpected error of the plugin as one sentence, with its line in the plugin's own file."""
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     own = inspect.getsourcefile(cls)
     place = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])

@@ -1,4 +1,4 @@
-"""Checks of what plugins of one socket compute, each by itself, without a model around it."""
+"""Checks of what the plugins of each socket compute, by themselves, without a model around them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LAYOUTS: tuple[list[list[Span]], ...] = (
     [[Span("image", 6), Span("text", 3)], [Span("text", 4)]],
     [[Span("text", 3), Span("image", 7), Span("text", 4), Span("image", 2)], [Span("image", 5)], [Span("text", 1)]],
 )
-"""Packed batches that attention is checked on."""
+"""Packed batches on which attention is checked."""
 HEADS = ((4, 4), (4, 2))
-"""Heads of queries, and of keys and values."""
+"""Numbers of heads of queries, and of keys and values."""
 IMAGES = torch.arange(2 * 3 * 32 * 48).remainder(251).to(torch.uint8).view(2, 3, 32, 48)
-"""Two images that every teacher has something to say about."""
+"""Two images for which every teacher computes features."""
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
 def has_no_weights(subject: Subject) -> None:
-    """A kernel can be swapped for another one in a trained model."""
+    """A kernel has no weights, so that it can be swapped for another one in a trained model."""
     attention, _ = subject.built()
     names = list(attention.state_dict())
     require(
@@ -37,7 +37,7 @@ def has_no_weights(subject: Subject) -> None:
 
 
 def gives_the_shape_of_its_queries(subject: Subject) -> None:
-    """Queries (T, H, E) to outputs (T, H, E), with as many key and value heads as query heads, or fewer."""
+    """Queries (T, H, E) give outputs (T, H, E), with as many key and value heads as query heads, or fewer."""
     attention, _ = subject.built()
     for samples in LAYOUTS:
         for heads, groups in HEADS:
@@ -71,7 +71,8 @@ def is_exact(subject: Subject) -> None:
 def _attention_inputs(
     samples: list[list[Span]], heads: int, groups: int, device: str
 ) -> tuple[Tensor, Tensor, Tensor, AttentionPlan]:
-    """Random queries, keys and values; float16 on CUDA, where fused kernels want it, else float32."""
+    """Returns random queries, keys and values, float16 on CUDA, where fused kernels require it, else float32, and their
+    plan."""
     plan = AttentionPlan.build(samples, device)
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float16 if device == "cuda" else torch.float32
@@ -95,7 +96,7 @@ def _described(samples: list[list[Span]]) -> str:
 
 
 def _difference(ours: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> float:
-    """The largest difference; zero within the tolerance, infinite where a number is not finite."""
+    """Returns the largest difference, zero within the tolerance, infinite where a number is not finite."""
     if torch.allclose(ours, wanted.to(ours), atol=tolerance, rtol=tolerance):
         return 0.0
     error = (ours - wanted.to(ours)).abs().max().item()
@@ -106,7 +107,7 @@ def _difference(ours: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> f
 
 
 def embeds_words(subject: Subject) -> None:
-    """Token ids (T,) to embeddings (T, D), of no token too."""
+    """Token ids (T,) give embeddings (T, D), also for T = 0."""
     backbone, dims = subject.built()
     for count in (5, 0):
         words = backbone.embed_tokens(torch.arange(count, device=subject.device))
@@ -114,27 +115,27 @@ def embeds_words(subject: Subject) -> None:
 
 
 def embeds_patches(subject: Subject) -> None:
-    """Raw patches (N, 3*P*P) uint8 of several images to embeddings (N, D)."""
+    """Raw patches (N, 3*P*P) uint8 of several images give embeddings (N, D)."""
     backbone, dims = subject.built()
     patches = backbone.embed_patches(_patches(10, dims.patch_size, subject.device), [(2, 3), (4, 1)])
     contract.expect(patches, backbone, "embed_patches", (10, dims.hidden_size), "(N, D)")
 
 
 def embeds_no_patches(subject: Subject) -> None:
-    """A batch of text only has no patches: (0, 3*P*P) to (0, D)."""
+    """The patches of a batch of text only, (0, 3*P*P), give embeddings (0, D)."""
     backbone, dims = subject.built()
     patches = backbone.embed_patches(_patches(0, dims.patch_size, subject.device), [])
     contract.expect(patches, backbone, "embed_patches", (0, dims.hidden_size), "(N, D)")
 
 
 def reads_a_packed_row(subject: Subject) -> None:
-    """Embeddings (T, D) of an image and text to hidden states (T, D)."""
+    """Embeddings (T, D) of an image and text give hidden states (T, D)."""
     backbone, dims = subject.built()
     contract.expect(_read(backbone, dims.patch_size, subject), backbone, "forward", (11, dims.hidden_size), "(T, D)")
 
 
 def gives_logits_of_the_vocabulary(subject: Subject) -> None:
-    """Hidden states (..., D) to logits (..., vocab_size), of no state too."""
+    """Hidden states (..., D) give logits (..., vocab_size), also for no state."""
     backbone, dims = subject.built()
     head = contract.LanguageHead(backbone, VOCABULARY)
     for shape in ((11,), (2, 3), (0,)):
@@ -179,7 +180,8 @@ def _patches(count: int, side: int, device: str) -> Tensor:
 
 @torch.no_grad()
 def _row(backbone: Backbone, side: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (11, D), positions (3, 11) and vision (11,) of an image of 2 x 3 patches and five text tokens."""
+    """Returns embeddings (11, D), positions (3, 11) and vision (11,) of an image of 2 x 3 patches and five text
+    tokens."""
     words = backbone.embed_tokens(torch.arange(5, device=device))
     patches = backbone.embed_patches(_patches(6, side, device), [(2, 3)])
     count = torch.arange(11, device=device)
@@ -197,7 +199,8 @@ def _read(backbone: Backbone, side: int, subject: Subject) -> Tensor:
 
 
 def gives_mask_features_of_the_published_sizes(subject: Subject) -> None:
-    """Vision tokens (B, D, h, w) to mask features (B, feature_channels, h*k, w*k), k = patch size / feature stride."""
+    """Vision tokens (B, D, h, w) give mask features (B, feature_channels, h*k, w*k), k = patch size / feature
+    stride."""
     _upsample(subject, 2)
 
 
@@ -238,7 +241,7 @@ def _upsample(subject: Subject, count: int) -> None:
 
 
 def keeps_the_shape_of_the_sequence(subject: Subject) -> None:
-    """Embeddings (T, D) with two regions to embeddings (T, D); a patch may lie under both."""
+    """Embeddings (T, D) with two regions give embeddings (T, D); a patch may lie under both."""
     encoder, _ = subject.built()
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.25], [0.25, 0.5, 1.0, 1.0]])
     token_ids, patch_rows, patch_region, mention_rows, mention_region = map(
@@ -269,14 +272,14 @@ def _embeddings(count: int, device: str) -> Tensor:
 
 
 def is_frozen(subject: Subject) -> None:
-    """No weight of a teacher learns: `build` turns their gradients off."""
+    """No weight of a teacher is trainable, because `build` turns their gradients off."""
     teacher, _ = subject.built()
     names = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
     require(not names, f"{type(teacher).__name__}.build leaves {', '.join(names[:3])} trainable; freeze all weights")
 
 
 def gives_features_of_its_channels(subject: Subject) -> None:
-    """Images (B, 3, height, width) uint8 to features (B, channels, h, w) without gradients."""
+    """Images (B, 3, height, width) uint8 give features (B, channels, h, w) without gradients."""
     teacher, _ = subject.built()
     found = contract.features(teacher, IMAGES.to(subject.device))
     require(not found.requires_grad, f"{type(teacher).__name__}.forward returns features with gradients; detach them")

@@ -27,7 +27,7 @@ BACKBONE: dict[str, Any] = {
 
 
 def tiny(**changes: Any) -> PixelSAIL:
-    """A built model, teachers included, always with the same weights; `changes` are arguments of `PixelSAIL`."""
+    """Returns a built model with its teachers, always with the same weights; `changes` are arguments of `PixelSAIL`."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "backbone": SailQwen(**BACKBONE),
@@ -57,7 +57,8 @@ def blob(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def records() -> list[Sample]:
-    """An image with two prompts and three masks, a text, an image that is only described, and one with a mask."""
+    """Returns samples: an image with two prompts and three masks, a text, an image with a description only, and one
+    with a mask."""
     return [
         Sample(
             noise(24, 40),

@@ -1,1 +1,1 @@
-"""Models on disk: model folders, adapters, cards, the hub, and embeddings matched by token name."""
+"""Models on disk: model folders, adapters, model cards, the Hugging Face Hub, and embeddings matched by token name."""

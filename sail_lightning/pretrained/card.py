@@ -1,4 +1,4 @@
-"""The model card (README.md) of a model folder: the same text for the same model, on every machine."""
+"""Writes the model card (README.md) of a model folder, which is the same text for the same model on every machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sail_lightning.errors import SailUsageError
 from sail_lightning.model.bundle import ModelBundle
 
 Metrics = Mapping[str, Mapping[str, float | str]]
-"""Rows of a table of metrics by name; `protocol` in a row names the protocol they were computed by."""
+"""Rows of a table of metrics, by name; `protocol` in a row names the protocol by which they were computed."""
 Data = Mapping[str, str] | Sequence[str]
 """Names of training data, with the licence of each where it is known."""
 
@@ -28,7 +28,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class About:
-    """What a model's own files do not say.
+    """Facts about a model that its own files do not hold.
 
     Args:
         metrics: Metrics by row (data set and split).
@@ -50,17 +50,17 @@ def model_card(
     dtype: torch.dtype | None = None,
     about: About = About(),
 ) -> str:
-    """A card in Markdown, with the front matter that the Hugging Face Hub reads.
+    """Returns a model card in Markdown, with the front matter that the Hugging Face Hub reads.
 
     Args:
         bundle: The built model with its tokenizer.
         config: Its settings as YAML.
         state: The stored tensors by name.
-        dtype: Type of the stored tensors; None is their own.
+        dtype: Type of the stored tensors; None means their own.
         about: Metrics, data, licence and teachers.
 
     Raises:
-        SailUsageError: metrics or data of another form.
+        SailUsageError: Metrics or data have another form.
     """
     front = {
         "license": (about.licence or "unknown").lower().replace(" ", "-"),
@@ -99,7 +99,7 @@ answer.text, answer.masks
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], rule: Iterable[str]) -> str:
-    """A Markdown table; `rule` is `---` for each column, with a colon at the side that it is aligned to."""
+    """Returns a Markdown table; `rule` is `---` for each column, with a colon at the side to which it is aligned."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
@@ -126,10 +126,10 @@ def _parameters(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a tensor belongs to: layers together, the backbone in its own parts.
+    """Returns the part of the model to which a tensor belongs: layers count as one part, the backbone as several.
 
-    `backbone.model.layers.0.mlp.up_proj.weight` is of `backbone.model.layers`, `mask_head.seg_projector.0.bias` of
-    `mask_head`.
+    `backbone.model.layers.0.mlp.up_proj.weight` belongs to `backbone.model.layers`, and
+    `mask_head.seg_projector.0.bias` to `mask_head`.
     """
     owners = name.split(".")[:-1]
     depth = next((index for index, owner in enumerate(owners) if owner.isdigit()), len(owners))
@@ -173,7 +173,7 @@ def _metrics(metrics: Metrics | None) -> str:
 
 
 def _cell(value: float | None) -> str:
-    """A metric with four decimals; a dash where it is absent or NaN."""
+    """Returns a metric with four decimals, or a dash where it is absent or NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowMap:
-    """Where each row of a vocabulary table comes from.
+    """The row of another vocabulary table from which each row of a vocabulary table is taken.
 
     Args:
         source: Row of the other table, (V,) int64; -1 for a token that it does not know.
@@ -33,7 +33,7 @@ class RowMap:
     rows: int
 
     def __call__(self, table: Tensor) -> Tensor:
-        """A table (rows, ...) in the other order to (V, ...); unknown tokens get the mean of its rows."""
+        """Returns a table (rows, ...) in the other order as (V, ...); unknown tokens get the mean of its rows."""
         moved = table.index_select(0, self.source.clamp(min=0))
         moved[self.source < 0] = table.float().mean(0).to(table.dtype)
         return moved
@@ -48,7 +48,7 @@ def match_vocab(tokens: SailTokenizer, stored: Mapping[str, int], folder: Path) 
         folder: The folder, for messages.
 
     Raises:
-        SailError: the folder lacks a token that is not one of the model's special tokens.
+        SailError: The folder lacks a token that is not one of the model's special tokens.
     """
     own = tokens.tokenizer.get_vocab()
     if own == stored:
@@ -72,7 +72,7 @@ def match_vocab(tokens: SailTokenizer, stored: Mapping[str, int], folder: Path) 
 
 
 class _Used(TorchFunctionMode):
-    """Notes the parameters that pass through torch's functions."""
+    """Records the parameters that pass through torch's functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class _Used(TorchFunctionMode):
 
 @torch.no_grad()
 def vocab_parameters(backbone: Backbone, hidden_size: int, vocab_size: int) -> list[nn.Parameter]:
-    """The weights of a built backbone that have one row for each token: the embedding table, the language head.
+    """Returns the weights of a built backbone with one row per token: the embedding table and the language head.
 
-    Found by what they do, not by name or size alone: they are what embeds a word and what gives its logits. (A matrix
+    They are found by what they do, not by name or size alone: they embed a word and compute its logits. (Another matrix
     of the model may happen to have as many rows.)
     """
     like = next(backbone.parameters())

@@ -13,20 +13,20 @@ WEIGHTS = "model*.safetensors*"
 
 
 def push(folder: Path, repo_id: str, private: bool = True, token: str | None = None, message: str = "") -> str:
-    """Uploads a model folder; weight files that are there under other names are removed.
+    """Uploads a model folder to the Hugging Face Hub; weight files of other names in the repository are removed.
 
     Args:
         folder: A folder that `save_folder` wrote.
         repo_id: `owner/name`; made if missing.
-        private: Who sees a repository that is made; one that exists stays as it is.
+        private: Whether a repository that is made is private; one that exists stays as it is.
         token: Token of the account; None takes that of `hf auth login`.
         message: Message of the commit.
 
     Returns:
-        the address of the repository.
+        The address of the repository.
 
     Raises:
-        SailError: no network, no login, no right to write, or a name that cannot be.
+        SailError: There is no network, no login or no right to write, or the name is not valid.
     """
     api = HfApi(token=token)
     try:

@@ -36,7 +36,7 @@ from sail_lightning.weights.state_dict import load_strict, state_dict_diff, trun
 
 CONFIG, WEIGHTS, REST = "adapter_config.json", "adapter_model.safetensors", "rest.safetensors"
 NAME = "default"
-"""Name of our adapter among PEFT's."""
+"""Name of this package's adapter among those of PEFT."""
 PEFT_PREFIX = "base_model.model.model.layers."
 """PEFT's prefix of the names of a causal language model's layers."""
 INCIDENTAL = frozenset(
@@ -45,7 +45,7 @@ INCIDENTAL = frozenset(
         *("inference_mode", "init_lora_weights", "target_modules"),
     }
 )
-"""Entries of an `adapter_config.json` that do not change what its weights mean, or are read by themselves."""
+"""Entries of an `adapter_config.json` that do not change the meaning of its weights, or are read separately."""
 
 
 @register
@@ -83,17 +83,17 @@ class LoRA(Checked):
         self._frozen: list[nn.Parameter] = []
 
     def spec(self) -> dict[str, Any]:
-        """`class_path` and `init_args`, the form that YAML and checkpoints hold."""
+        """Returns the settings as `class_path` and `init_args`, the form that YAML and checkpoints hold."""
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
 
     def apply(self, backbone: nn.Module) -> None:
-        """Puts the adapters in and freezes the decoder. They start at zero: the model answers as before.
+        """Adds the adapters and freezes the decoder; their updates start at zero, so the model's outputs do not change.
 
         Raises:
-            SailError: peft is not installed.
-            SailUsageError: a target that the decoder's layers do not have; a backbone
-                without such layers, or with adapters already.
+            SailError: The library peft is not installed.
+            SailUsageError: The decoder's layers lack a target, or the backbone has no such layers, or has adapters
+                already.
         """
         layers = decoder_layers(backbone)
         if hasattr(layers, "peft_config"):
@@ -112,7 +112,7 @@ class LoRA(Checked):
 
     @torch.no_grad()
     def remove(self, backbone: nn.Module, merge: bool) -> None:
-        """Takes the adapters out, merged into the weights or not; frozen weights can be trained again."""
+        """Removes the adapters, merged into the weights or not; frozen weights become trainable again."""
         layers = decoder_layers(backbone)
         for name, layer in list(adapted(layers)):
             if merge:
@@ -124,7 +124,7 @@ class LoRA(Checked):
         self._frozen = []
 
     def _peft_config(self, layers: nn.Module) -> Any:
-        """PEFT's config, its targets found among the linear layers."""
+        """Returns PEFT's config, with targets found among the linear layers of the decoder."""
         names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
         leaves = sorted({name.rpartition(".")[2] for name in names})
         for target in self.targets or ():
@@ -143,10 +143,10 @@ class LoRA(Checked):
 
 
 def decoder_layers(backbone: nn.Module) -> nn.Module:
-    """The layers of a backbone's decoder, `backbone.model.layers`.
+    """Returns the layers of a backbone's decoder, `backbone.model.layers`.
 
     Raises:
-        SailUsageError: it has none.
+        SailUsageError: The backbone has no such layers.
     """
     layers = getattr(getattr(backbone, "model", None), "layers", None)
     if not isinstance(layers, nn.Module):
@@ -155,16 +155,16 @@ def decoder_layers(backbone: nn.Module) -> nn.Module:
 
 
 def adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and modules of PEFT's layers."""
+    """Yields the names and modules of PEFT's adapter layers."""
     kind = peft.adapter_layer()
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, kind))
 
 
 @torch.no_grad()
 def merged_state(model: SailModel, adapter: LoRA | None) -> dict[str, Tensor]:
-    """The model's tensors by the names, and with the values, that they would have after `merge_adapter`.
+    """Returns the model's tensors with the names and values that they would have after `merge_adapter`.
 
-    The model stays as it is; merged matrices are copies on the CPU, all else are its own tensors.
+    The model stays as it is; merged matrices are copies on the CPU, all others are the model's own tensors.
     """
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     if adapter is None:
@@ -181,7 +181,7 @@ def merged_state(model: SailModel, adapter: LoRA | None) -> dict[str, Tensor]:
 
 
 def save(bundle: ModelBundle, adapter: LoRA, folder: Path) -> Path:
-    """Writes an adapter folder; see `Pretrained.save_adapter`.
+    """Writes an adapter folder (`Pretrained.save_adapter`) and returns its path.
 
     Args:
         bundle: The built model, with the adapter on it.
@@ -189,7 +189,7 @@ def save(bundle: ModelBundle, adapter: LoRA, folder: Path) -> Path:
         folder: Made if missing.
 
     Raises:
-        SailError: a file has the folder's name.
+        SailError: A file has the folder's name.
     """
     if folder.exists() and not folder.is_dir():
         raise SailError(f"{folder} is a file; name a folder to save the adapter to")
@@ -213,14 +213,14 @@ def save(bundle: ModelBundle, adapter: LoRA, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter folder that was read.
+    """The content of an adapter folder.
 
     Args:
         folder: Where it was read from.
         adapter: The settings of the adapter.
         tensors: The adapter's own tensors by PEFT's names.
         rest: The other trained tensors, by the names of a model folder.
-        vocabulary: Which token each row of the embedding table is, as a digest; None if embeddings were not trained.
+        vocabulary: Digest of the token of each row of the embedding table; None if embeddings were not trained.
     """
 
     folder: Path
@@ -234,7 +234,7 @@ def read(folder: Path) -> StoredAdapter:
     """Reads an adapter folder.
 
     Raises:
-        SailError: a missing or damaged file.
+        SailError: A file is missing or damaged.
     """
     tensors, rest, metadata = _read(folder / WEIGHTS)[0], *_read(folder / REST)
     adapter = _read_lora(folder / CONFIG, metadata.get("train_embeddings") != "false")
@@ -242,18 +242,18 @@ def read(folder: Path) -> StoredAdapter:
 
 
 def load(bundle: ModelBundle, adapter: LoRA | None, stored: StoredAdapter) -> LoRA:
-    """Puts a stored adapter on a built model, and its other tensors into it; see `Pretrained.load_adapter`.
+    """Loads a stored adapter and the other trained tensors into a built model (`Pretrained.load_adapter`).
 
     Args:
         bundle: The built model.
         adapter: The adapter that is on the model already; None puts the stored one on it.
-        stored: What was read from a folder.
+        stored: The content of an adapter folder.
 
     Returns:
-        the adapter that is on the model.
+        The adapter that is on the model.
 
     Raises:
-        SailError: the stored adapter does not fit the model, which is then as before.
+        SailError: The stored adapter does not fit the model, which is then as before.
     """
     folder, model, on_model = stored.folder, bundle.model, adapter
     if stored.vocabulary not in (None, _vocabulary(bundle.tokens)):
@@ -279,14 +279,14 @@ def load(bundle: ModelBundle, adapter: LoRA | None, stored: StoredAdapter) -> Lo
 
 
 def _adapter_tensors(model: SailModel) -> dict[str, Tensor]:
-    """The adapters' own tensors by PEFT's names; they share the model's memory."""
+    """Returns the adapters' own tensors by PEFT's names; they share the model's memory."""
     layers = decoder_layers(model.backbone)
     state = peft.library().get_peft_model_state_dict(layers, adapter_name=NAME, save_embedding_layers=False)
     return {PEFT_PREFIX + key: value for key, value in state.items()}
 
 
 def _rest(model: SailModel) -> dict[str, Tensor]:
-    """The other trained tensors, and buffers; of tensors that share memory, the first name only."""
+    """Returns the other trained tensors and the buffers by name; of tensors that share memory, the first name only."""
     adapters = tuple(f"{name}." for name, _ in adapted(model))
     rest: dict[int, tuple[str, Tensor]] = {}
     for key, value in model.state_dict(keep_vars=True).items():
@@ -297,7 +297,7 @@ def _rest(model: SailModel) -> dict[str, Tensor]:
 
 
 def _vocabulary(tokens: SailTokenizer) -> str:
-    """Which token each row of the embedding table is, as a digest."""
+    """Returns a digest of the token of each row of the embedding table."""
     return hashlib.sha256(json.dumps(tokens.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
@@ -313,10 +313,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_lora(path: Path, train_embeddings: bool) -> LoRA:
-    """The adapter that PEFT's config describes.
+    """Returns the adapter that PEFT's config describes.
 
     Raises:
-        SailError: no valid config, or one that asks for more than `LoRA` does.
+        SailError: The config is not valid, or requires more than `LoRA` can do.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

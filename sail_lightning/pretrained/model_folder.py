@@ -1,4 +1,4 @@
-"""Model folders: config.yaml, weights in safetensors, a tokenizer and a card. No pickle, no code."""
+"""Model folders: config.yaml, weights in safetensors, a tokenizer and a model card, without pickle and code."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from sail_lightning.weights.state_dict import state_dict_diff
 
 CONFIG, TOKENIZER, CARD = "config.yaml", "tokenizer.json", "README.md"
 MODEL, WEIGHTS = "model", "weights"
-"""Sections of config.yaml: arguments of `ModelBundle.of`, which `PixelSAIL` has too; weight files with their sha256."""
+"""Sections of config.yaml: the arguments of `ModelBundle.of`, which `PixelSAIL` has too, and the weight files with
+their sha256."""
 
 
 def locate(name: str | Path) -> Path:
-    """A model folder: a path, or the name of a model that ships with the package.
+    """Returns the path of a model folder, which is given as a path or as the name of a packaged model.
 
     Raises:
-        SailError: neither exists.
+        SailError: Neither exists.
     """
     path = Path(name)
     if path.is_dir():
@@ -56,11 +57,12 @@ def is_folder(name: str | Path) -> bool:
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
-    """Arguments of `ModelBundle.of`, and so of `PixelSAIL`, from a model folder. Only registered plugins are made.
+    """Reads the arguments of `ModelBundle.of`, and so of `PixelSAIL`, from a model folder; only registered plugins are
+    made.
 
     Raises:
-        SailError: the folder or its config is missing, or the config names an unknown argument.
-        SailUsageError: it names a plugin that is not loaded.
+        SailError: The folder or its config is missing, or the config names an unknown argument.
+        SailUsageError: The config names a plugin that is not loaded.
     """
     folder = locate(name)
     registry.discover()
@@ -74,7 +76,7 @@ def read_config(name: str | Path) -> dict[str, Any]:
 
 
 def config_spec(folder: Path) -> dict[str, Any]:
-    """The `model` section of a folder's config.yaml, the tokenizer's path made absolute."""
+    """Returns the `model` section of a folder's config.yaml, with an absolute path of the tokenizer."""
     spec = _sections(folder).get(MODEL)
     if not isinstance(spec, dict):
         raise SailError(f"{folder / CONFIG} is not a model's config: it has no section {MODEL}")
@@ -95,10 +97,10 @@ def _sections(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, checked by the sha256 in config.yaml, which some older folders lack.
+    """Returns the weight files of a folder, checked by the sha256 in config.yaml, which some older folders lack.
 
     Raises:
-        SailError: a file is missing, damaged or changed.
+        SailError: A file is missing, damaged or changed.
     """
     sections = _sections(folder)
     if WEIGHTS not in sections:
@@ -114,7 +116,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def lasting_source(tokens: SailTokenizer) -> str:
-    """A name for a tokenizer that lasts if its file goes: that of an equal packaged one, else the whole path."""
+    """Returns a lasting name of a tokenizer: that of an equal packaged one, else the absolute path of its file."""
     text = tokens.tokenizer.backend_tokenizer.to_str()
     for name in PACKAGED:
         if SailTokenizer(name, len(tokens.prompts)).tokenizer.backend_tokenizer.to_str() == text:
@@ -123,11 +125,11 @@ def lasting_source(tokens: SailTokenizer) -> str:
 
 
 def open_bundle(name: str | Path) -> ModelBundle:
-    """Opens a model folder, or a packaged model, in eval mode: the model of `PixelSAIL.from_pretrained`.
+    """Opens a model folder, or a packaged model, in evaluation mode, as `PixelSAIL.from_pretrained` does.
 
     Raises:
-        SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
-        SailUsageError: a plugin that is not loaded.
+        SailError: The folder does not exist, a file is missing or damaged, or names or shapes of weights differ.
+        SailUsageError: A plugin is not loaded.
     """
     bundle = ModelBundle.of(**read_config(name))
     bundle.build()
@@ -138,12 +140,12 @@ def open_bundle(name: str | Path) -> ModelBundle:
 
 @torch.no_grad()
 def load_weights(bundle: ModelBundle, name: str | Path) -> None:
-    """Fills a built model from a folder, tensor by tensor; every name must agree.
+    """Loads the weights of a folder into a built model, tensor by tensor; all names must agree.
 
     Where the model's tokenizer orders tokens in another way than the folder's, rows are matched by the tokens' names.
 
     Raises:
-        SailError: a broken file, names or shapes that differ, or a token that the folder has no row for.
+        SailError: A file is broken, names or shapes differ, or the folder has no row for a token.
     """
     folder = locate(name)
     files = _weight_files(folder)
@@ -176,23 +178,23 @@ def save_folder(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> Path:
-    """Writes a model folder; see `Pretrained.save_pretrained`.
+    """Writes a model folder (`Pretrained.save_pretrained`) and returns its path.
 
-    All files are written elsewhere first, and config.yaml, without which it is no model folder, is put there last: a
+    All files are written elsewhere first, and config.yaml, without which it is no model folder, is moved there last: a
     run that is stopped leaves the folder as it was, or none.
 
     Args:
         bundle: The built model with its tokenizer.
         folder: Made if missing; a model that is there is replaced.
         adapter: The adapter on the model, which is stored merged.
-        about: What the card says beyond the model itself.
+        about: Facts for the card beyond the model itself.
         card: Text of the card; made from the model and `about` if empty.
         dtype: Type of the stored weights; None keeps theirs.
         max_shard_size: Largest weight file, such as `500MB`, or in bytes.
 
     Raises:
-        SailError: a file has the folder's name.
-        SailUsageError: a size that cannot be read, or arguments that no card can be made of.
+        SailError: A file has the folder's name.
+        SailUsageError: The size cannot be read, or no card can be made of the arguments.
     """
     if card and (about.metrics or about.data or about.licence):
         raise SailUsageError("give either a card, or metrics, data and licence to make one from")
@@ -225,7 +227,7 @@ def save_folder(
 
 
 def _first_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by name; of those that are one, the first name only."""
+    """Returns tensors by name; of names that share a tensor, the first only."""
     seen: set[int] = set()
     first = {}
     for key, value in state.items():
@@ -236,7 +238,7 @@ def _first_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _short(value: Any) -> Any:
-    """Plugins by short name, so that a folder outlives a move of modules."""
+    """Returns a config value with plugins by short name, so that moved modules do not break a folder."""
     if isinstance(value, dict):
         short = {key: _short(item) for key, item in value.items()}
         if isinstance(short.get("class_path"), str):

@@ -18,22 +18,23 @@ from sail_lightning.pretrained.lora import LoRA
 
 
 class Pretrained:
-    """Loads and saves a model and its adapter. It knows the bundle, the adapter and the names of teachers only."""
+    """Base class with methods that load and save a model and its adapter; it knows only the bundle, the adapter and the
+    names of teachers."""
 
     adapter: LoRA | None
     """Adapters that are trained in place of the decoder's own weights."""
     hparams: Any
-    """Settings that a checkpoint is loaded by."""
+    """Settings with which a checkpoint is loaded."""
 
     @property
     @abstractmethod
     def bundle(self) -> ModelBundle:
-        """The model with its tokenizer and sizes, without Lightning: what a model folder holds."""
+        """The model with its tokenizer and sizes, without Lightning, as a model folder holds it."""
 
     @property
     @abstractmethod
     def teacher_names(self) -> dict[str, str]:
-        """The class of each teacher by the name that it was given; model cards name them."""
+        """Returns the class of each teacher by the name that it was given; model cards list them."""
 
     @abstractmethod
     def configure_model(self) -> None:
@@ -48,8 +49,8 @@ class Pretrained:
             overrides: Arguments of `PixelSAIL` in place of the folder's, such as `max_side=512`.
 
         Raises:
-            SailError: no such folder, a file is missing or damaged, or names or shapes of weights do not agree.
-            SailUsageError: a plugin that is not loaded, or an argument that does not exist.
+            SailError: The folder does not exist, a file is missing or damaged, or names or shapes of weights differ.
+            SailUsageError: A plugin is not loaded, or an argument does not exist.
         """
         if unknown := sorted(overrides.keys() - (inspect.signature(cls).parameters.keys() - {"weights"})):
             raise SailUsageError(f"from_pretrained cannot override {unknown[0]}: PixelSAIL has no such setting")
@@ -81,8 +82,8 @@ class Pretrained:
             licence: Licence of the weights, for the card.
 
         Raises:
-            SailError: a file has the folder's name.
-            SailUsageError: a size that cannot be read, or arguments that no card can be made of.
+            SailError: A file has the folder's name.
+            SailUsageError: The size cannot be read, or no card can be made of the arguments.
         """
         self.configure_model()
         about = About(metrics, data, licence, self.teacher_names)
@@ -93,21 +94,21 @@ class Pretrained:
 
         Args:
             repo_id: Made if missing.
-            private: Who sees a repository that is made; one that exists stays as it is.
+            private: Whether a repository that is made is private; one that exists stays as it is.
             token: Token of the account; None takes that of `hf auth login`.
             saving: Arguments of `save_pretrained`, such as `dtype` or `licence`.
 
         Raises:
-            SailError: no network, no login, no right to write, or a name that cannot be.
+            SailError: There is no network, no login or no right to write, or the name is not valid.
         """
         with tempfile.TemporaryDirectory() as folder:
             return hub.push(self.save_pretrained(folder, **saving), repo_id, private, token)
 
     def save_adapter(self, folder: str | Path) -> Path:
-        """Writes what was trained and nothing else: the adapters in PEFT's format, and the other trained tensors.
+        """Writes only what was trained: the adapters in PEFT's format, and the other trained tensors.
 
         Raises:
-            SailUsageError: the model has no adapter.
+            SailUsageError: The model has no adapter.
         """
         self.configure_model()
         if self.adapter is None:
@@ -115,10 +116,10 @@ class Pretrained:
         return lora.save(self.bundle, self.adapter, Path(folder))
 
     def load_adapter(self, folder: str | Path) -> Self:
-        """Puts an adapter that `save_adapter` wrote on this model, which must be the one that it was trained on.
+        """Loads an adapter that `save_adapter` wrote into this model, which must be the one on which it was trained.
 
         Raises:
-            SailError: a missing or damaged file, or names, shapes or settings that differ; the model is then as before.
+            SailError: A file is missing or damaged, or names, shapes or settings differ; the model is then as before.
         """
         stored = lora.read(Path(folder))
         self.configure_model()
@@ -126,10 +127,10 @@ class Pretrained:
         return self
 
     def merge_adapter(self) -> Self:
-        """Folds the adapters into the weights: the model answers as before, and is a plain one again.
+        """Merges the adapters into the weights and removes them; the model's answers do not change.
 
         Raises:
-            SailUsageError: the model has no adapter.
+            SailUsageError: The model has no adapter.
         """
         self.configure_model()
         if self.adapter is None:

@@ -1,1 +1,1 @@
-"""Settings: what values an argument takes, which arguments a class has, and names of earlier versions."""
+"""Settings: the ranges of arguments' values, the arguments of a class, and names of earlier versions."""

@@ -35,12 +35,12 @@ KINDS = {int: "a whole number", float: "a number"}
 
 
 def number_range(name: str, base: type, *limits: tuple[str, float]) -> Any:
-    """A type of the numbers within limits.
+    """Returns a type of the numbers within limits.
 
     Args:
-        name: name that `sail-lightning plugins` shows.
+        name: Name of the type, which `sail-lightning plugins` shows.
         base: `int` or `float`.
-        limits: comparisons with a number, such as `(">=", 1)`; the lower limit first.
+        limits: Comparisons with a number, such as `(">=", 1)`, the lower limit first.
     """
     restrictions = [(COMPARISONS[sign], limit) for sign, limit in limits]
     kind = limited_type(name, base, restrictions, base=base, limits=dict(limits), words=_words(dict(limits)))
@@ -117,14 +117,14 @@ class Fault(typing.NamedTuple):
 def fault(hint: Any, value: Any, name: str, texts: bool = False) -> str | None:
     """Returns the fault of a value, as a clause such as `stride must be 1 or more, not 0`; None if nothing is.
 
-    Looked at are ranges and choices (`Literal`), by themselves, or one of several, or held by a list, tuple or mapping.
-    A type without them takes any value.
+    Ranges and choices (`Literal`) are checked, alone, in a union, or within a list, tuple or mapping. A type without
+    them accepts any value.
 
     Args:
-        hint: the type.
-        value: of the argument.
-        name: of the argument.
-        texts: whether a number may be written as a text, and a list or mapping too, as on a command line.
+        hint: The type.
+        value: The value of the argument.
+        name: The name of the argument.
+        texts: Whether a number, a list or a mapping may be given as text, as on a command line.
     """
     found = _fault(hint, value, name, texts) if is_limited(hint) else None
     return None if found is None else f"{found.where} must be {found.wanted}, not {found.value!r}"
@@ -210,7 +210,7 @@ def _fits(kind: Any, number: Any) -> bool:
 
 @functools.cache
 def limited_arguments(init: Callable[..., None]) -> dict[str, Any]:
-    """Arguments of an `__init__` whose types hold a range or a choice, and these types."""
+    """Returns the types of those arguments of an `__init__` whose types hold a range or a choice, by name."""
     hints: dict[str, Any] = {}
     for name, parameter in inspect.signature(init).parameters.items():
         hint = parameter.annotation
@@ -226,13 +226,13 @@ def check_arguments(owner: Any, init: Callable[..., None], given: Mapping[str, A
     """Refuses arguments that are out of range.
 
     Args:
-        owner: what is being made; its class is named.
-        init: its `__init__`, or that of a parent.
-        given: arguments as bound to it; defaults may be left out. What it takes as `**kwargs` is looked at too, so that
+        owner: The object that is being made, whose class the message names.
+        init: Its `__init__`, or that of a parent.
+        given: Arguments as bound to it; defaults may be left out. What it takes as `**kwargs` is checked too, so that
             the message names the class that was called, and not a parent.
 
     Raises:
-        SailUsageError: names class, argument, value and range.
+        SailUsageError: An argument is out of range; the message names class, argument, value and range.
     """
     hints = limited_arguments(init)
     if handed_on := given.get(inspect.getfullargspec(init).varkw or "", {}):
@@ -245,10 +245,10 @@ def check_arguments(owner: Any, init: Callable[..., None], given: Mapping[str, A
 
 
 def check_fields(owner: Any) -> None:
-    """Refuses fields of a dataclass that are out of range; for its `__post_init__`.
+    """Refuses fields of a dataclass that are out of range; its `__post_init__` calls this.
 
     Raises:
-        SailUsageError: names class, field, value and range.
+        SailUsageError: A field is out of range; the message names class, field, value and range.
     """
     # A range may be imported for type checkers only: commands that are only listed must not wait for jsonargparse.
     for name, hint in typing.get_type_hints(type(owner), localns=globals()).items():
@@ -257,10 +257,10 @@ def check_fields(owner: Any) -> None:
 
 
 def refuse_empty(owner: object, **given: Collection[Any] | None) -> None:
-    """Refuses a list or mapping that holds nothing where None stands for the usual.
+    """Refuses an empty list or mapping where None means the default.
 
     Raises:
-        SailUsageError: names class and argument.
+        SailUsageError: A value is empty; the message names class and argument.
     """
     for name, value in given.items():
         if value is not None and len(value) == 0:
@@ -272,11 +272,12 @@ def before_init(
     look: Callable[[Any, Callable[..., None], inspect.BoundArguments], Mapping[str, Any] | None],
     afterwards: Callable[[Any], None] = lambda self: None,
 ) -> None:
-    """Has `look(self, init, bound arguments)` called before a class's own `__init__`, if it has one.
+    """Makes a class call `look(self, init, bound arguments)` before its own `__init__`, if it has one.
 
-    Arguments that are given by an old name (`renames.ARGUMENTS`) get the name of today first.
-    What `look` returns are arguments, by name, in place of those given; None leaves them as they are.
-    `afterwards(self)` is called once it is done, or has stopped at an attribute that is not there.
+    Arguments that are given by an old name (`renames.ARGUMENTS`) get their current name first.
+
+    `look` returns arguments, by name, that replace those given, or None, which leaves them as they are.
+    `afterwards(self)` is called when `__init__` is done, or has failed at an attribute that does not exist.
     """
     init = cls.__dict__.get("__init__")
     if init is None:
@@ -300,7 +301,8 @@ def before_init(
 
 
 class Checked:
-    """Base of classes whose arguments are held to the ranges and choices in their signatures. Plugins are anyway."""
+    """Base of classes whose arguments are checked against the ranges and choices in their signatures; arguments of
+    plugins are always checked."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

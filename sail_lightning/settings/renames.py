@@ -130,7 +130,8 @@ Find = Callable[[str], tuple[type, type] | None]
 
 
 def new_path(path: str) -> str:
-    """The path of a module or class today, such as `sail_lightning.losses.MaskLoss`; any other path is unchanged."""
+    """Returns the current path of a module or class, such as `sail_lightning.losses.MaskLoss`; other paths are returned
+    unchanged."""
     parts = path.removeprefix(f"{PACKAGE}.").split(".") if path.startswith(f"{PACKAGE}.") else []
     for length in range(len(parts), 0, -1):
         if moved := MODULES.get(".".join(parts[:length])):
@@ -145,7 +146,8 @@ def install() -> None:
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` for names that changed: `names` maps an old name to a new one, or to `module:name`."""
+    """Returns a module's `__getattr__` for names that changed; `names` maps an old name to a new one, or to
+    `module:name`."""
 
     def __getattr__(name: str) -> Any:
         if name not in names:
@@ -158,14 +160,14 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def current_arguments(owner: type | str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call, or the keys of a config node, by their names of today.
+    """Returns the arguments of a call, or the keys of a config node, by their current names.
 
     Args:
-        owner: the class that takes them, or its name where the class is not imported; None if it is not known.
-        given: the arguments; a key may end in `+`, as in a config that adds to an earlier list.
+        owner: The class that takes them, or its name where the class is not imported; None if it is not known.
+        given: The arguments; a key may end in `+`, as in a config that adds to an earlier list.
 
     Raises:
-        SailUsageError: an argument is given by its old and by its new name.
+        SailUsageError: An argument is given by its old and by its new name.
     """
     names, values = _renames_of(owner)
     if not (names.keys() | values.keys()) & {key.removesuffix("+") for key in given}:
@@ -189,7 +191,7 @@ def current_arguments(owner: type | str | None, given: Mapping[str, Any]) -> dic
 
 @functools.cache
 def _renames_of(owner: type | str | None) -> tuple[dict[str, str], dict[str, dict[Any, Any]]]:
-    """The entries of `ARGUMENTS` and `VALUES` for a class and its parents.
+    """Returns the entries of `ARGUMENTS` and `VALUES` for a class and its parents.
 
     An old name that a user's subclass has in its own signature means that subclass's argument and is left out.
     """
@@ -208,7 +210,7 @@ def _renames_of(owner: type | str | None) -> tuple[dict[str, str], dict[str, dic
 
 
 def current_class(name: str) -> str:
-    """Returns a class name or path with the name of today; one that did not change is returned as it is."""
+    """Returns a class name or path with the current name; one that did not change is returned unchanged."""
     home, dot, short = name.rpartition(".")
     if short not in CLASSES or (home and home.partition(".")[0] != PACKAGE):
         return name
@@ -217,15 +219,15 @@ def current_class(name: str) -> str:
 
 
 def current_keys(config: Mapping[str, Any], find: Find, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A config with the argument names of today.
+    """Returns a config with the current argument names.
 
     Args:
-        config: sections such as `model` and `data`, of a file, a checkpoint or a model folder.
-        find: `registry.find`.
-        earlier: the config that this one is put on top of; it names classes that this one leaves out.
+        config: Sections such as `model` and `data`, of a file, a checkpoint or a model folder.
+        find: The function `registry.find`.
+        earlier: The config over which this one is merged; it names classes that this one leaves out.
 
     Raises:
-        SailUsageError: an argument is given by its old and by its new name.
+        SailUsageError: An argument is given by its old and by its new name.
     """
     below = earlier or {}
     return {
@@ -235,16 +237,16 @@ def current_keys(config: Mapping[str, Any], find: Find, earlier: Mapping[str, An
 
 
 def current_node(node: Any, owner: type | str | None, find: Find, earlier: Any = None) -> Any:
-    """A value of a config with the names of classes and arguments of today.
+    """Returns a value of a config with the current names of classes and arguments.
 
     Args:
-        node: the value; mappings and lists are searched.
-        owner: the class whose arguments a mapping holds, if it names none itself.
-        find: `registry.find`.
-        earlier: the value that this one is put on top of.
+        node: The value; mappings and lists are searched.
+        owner: The class whose arguments a mapping holds, if it names none itself.
+        find: The function `registry.find`.
+        earlier: The value over which this one is merged.
 
     Raises:
-        SailUsageError: an argument is given by its old and by its new name.
+        SailUsageError: An argument is given by its old and by its new name.
     """
     if isinstance(node, list):
         return [current_node(item, None, find) for item in node]
@@ -264,21 +266,21 @@ def current_node(node: Any, owner: type | str | None, find: Find, earlier: Any =
 
 
 def class_named(value: Any, find: Find) -> type | None:
-    """The registered class that a config value names, as a text or by `class_path`; None if there is none."""
+    """Returns the registered class that a config value names, as a text or by `class_path`; None if there is none."""
     path = value.get("class_path") if isinstance(value, dict) else value
     found = find(path.rpartition(".")[2]) if isinstance(path, str) else None
     return None if found is None else found[1]
 
 
 def _lower(node: Any, key: str) -> Any:
-    """A value within a lower layer's value; `init_args` may be left out there."""
+    """Returns the value at a key of a lower layer's value, in which `init_args` may be left out."""
     if not isinstance(node, dict):
         return None
     return node[key] if key in node else _lower(node.get("init_args"), key)
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
-    """Says that a name changed, once for each place that uses it."""
+    """Warns that a name changed, once for each place that uses it."""
     warnings.warn(f"{old} is now {new}; the old name goes with the next version", FutureWarning, stacklevel)
 
 
@@ -297,7 +299,7 @@ class _MovedLoader(Loader):
         self.new = new
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the module of the new path in the place of the empty one, so that its classes exist once."""
+        """Replaces the empty module by the module of the new path, so that its classes exist once."""
         warn(module.__name__, self.new, stacklevel=2)
         sys.modules[module.__name__] = importlib.import_module(self.new)
 
@@ -309,7 +311,7 @@ class RenamedAttribute:
 
     Args:
         new: The attribute's name today.
-        values: Old values that changed with the name, to those of today.
+        values: Old values that changed with the name, to current ones.
     """
 
     def __init__(self, new: str, values: Mapping[str, Any] | None = None) -> None:
@@ -331,7 +333,7 @@ class RenamedAttribute:
         setattr(instance, self.new, self.today(value))
 
     def today(self, value: Any) -> Any:
-        """Returns a value by its name of today."""
+        """Returns the current form of a value."""
         return self.values.get(value, value) if isinstance(value, str) else value
 
     def warn(self, owner: str, stacklevel: int) -> None:

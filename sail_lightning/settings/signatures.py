@@ -1,4 +1,4 @@
-"""Finds the arguments of a class, with those of its parents that it passes on as `**kwargs`.
+"""Finds the arguments of a class, including those of its parents that it passes on as `**kwargs`.
 
 They are found as jsonargparse finds them: what is listed and checked is what its parser takes.
 """

@@ -1,4 +1,4 @@
-"""Distillation: a loss pulls the student's features towards those of experts while it trains."""
+"""Distillation: a loss that pulls the student's features towards those of experts during training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Distillation(nn.ModuleDict):
     that is loaded before are kept in `pending_state` until then; those of teachers that are switched off are dropped.
 
     Args:
-        teachers: teachers by name; None is a teacher that is switched off.
+        teachers: Teachers by name; None is a teacher that is switched off.
 
     Raises:
-        SailUsageError: a teacher's name cannot be the name of a module.
+        SailUsageError: A teacher's name cannot be the name of a module.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher | None]) -> None:
@@ -50,8 +50,8 @@ class Distillation(nn.ModuleDict):
         """Makes the teachers and their projections, once, and fills projections from `pending_state`.
 
         Raises:
-            SailError: a teacher's files are missing or damaged, or a pending projection has another shape.
-            SailUsageError: a teacher has an impossible setting.
+            SailError: A teacher's files are missing or damaged, or a pending projection has another shape.
+            SailUsageError: A teacher has an invalid setting.
         """
         if self.made:
             return
@@ -78,7 +78,7 @@ class Distillation(nn.ModuleDict):
             teacher.to(device).eval().requires_grad_(False)
 
     def is_inactive(self, name: str, step: int) -> bool:
-        """Returns whether a teacher takes no part in an optimiser step, and in any of its batches."""
+        """Returns whether a teacher takes no part in an optimiser step, nor in any of its batches."""
         return step % self.teachers[name].every_n_steps != 0
 
     def required_features(self, step: int) -> set[str]:
@@ -89,7 +89,7 @@ class Distillation(nn.ModuleDict):
         """Returns the weighted losses by teacher, float32 scalars: sums over the images of the batch.
 
         Raises:
-            SailError: a teacher has no features for an image; the message names the record.
+            SailError: A teacher has no features for an image; the message names the record.
         """
         return {
             name: teacher.weight
@@ -130,7 +130,7 @@ class Distillation(nn.ModuleDict):
 
 
 def _defer_projection_weights(module: Distillation, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Takes projections that do not exist yet out of a state before it is loaded; the rest is loaded strictly."""
+    """Moves projections that do not exist yet out of a state before it is loaded; the rest is loaded strictly."""
     own = tuple(f"{prefix}{name}." for name in module)
     left = [key for key in state if key.startswith(prefix) and not key.startswith(own)]
     found = {key.removeprefix(prefix): state.pop(key) for key in left}
@@ -146,7 +146,7 @@ def active_images(teacher: Teacher, batch: PackedBatch) -> set[int]:
 
 
 def _owners(batch: PackedBatch) -> list[Sample]:
-    """Returns the record that each image of a batch belongs to."""
+    """Returns the record to which each image of a batch belongs."""
     return [sample for sample in batch.samples for _ in sample.images]
 
 

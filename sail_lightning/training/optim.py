@@ -59,12 +59,12 @@ class MuonAdamW(Checked, Optimizer):
     On the laboratory data it needs 750 steps where AdamW alone needs about 2,000 (CHANGELOG, 0.1.0).
 
     Args:
-        params: parameters or groups; groups with `role: hidden` (`parameter_groups`) go to Muon.
-        lr: learning rate of Muon, scaled to the size of AdamW's updates (`match_rms_adamw`).
-        adamw_lr: learning rate of AdamW.
-        weight_decay: weight decay of both.
-        betas: betas of AdamW.
-        momentum: momentum of Muon.
+        params: Parameters or groups; groups with `role: hidden` (`parameter_groups`) go to Muon.
+        lr: Learning rate of Muon, scaled to the size of AdamW's updates (`match_rms_adamw`).
+        adamw_lr: Learning rate of AdamW.
+        weight_decay: Weight decay of both.
+        betas: Betas of AdamW.
+        momentum: Momentum of Muon.
     """
 
     def __init__(
@@ -93,14 +93,15 @@ class MuonAdamW(Checked, Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Gives the inner optimisers this one's groups and state, so schedules and checkpoints see one optimiser."""
+        """Shares this optimiser's groups and state with the inner ones, so schedules and checkpoints see one
+        optimiser."""
         self.param_groups = [group for inner in self._inner for group in inner.param_groups]
         for inner in self._inner:
             inner.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step of both optimisers; returns the loss of the closure, if there is one."""
+        """Takes one step of both optimisers, and returns the loss of the closure, None without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -120,15 +121,15 @@ class MuonAdamW(Checked, Optimizer):
 
 @register
 class WarmupCosine(Checked, LambdaLR):
-    """Linear warm-up, then half a cosine down to `final_ratio` of the base rate.
+    """A learning-rate schedule with linear warm-up, then half a cosine down to `final_ratio` of the base rate.
 
     Args:
-        optimizer: optimiser to schedule.
-        total_steps: optimiser steps of the whole run.
-        warmup_ratio: share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
-        final_ratio: share of the base rate at the end, 0 to 1.
-        horizon: number of steps after which the curve ends, if not with the run; null is the steps of the run.
-        minutes: time limit of the run (`trainer.max_time`), if the run may reach it before its last step: the rate
+        optimizer: Optimiser to schedule.
+        total_steps: Optimiser steps of the whole run.
+        warmup_ratio: Share of the steps that warm up, 0 to 1 (0.03 in the official recipe).
+        final_ratio: Share of the base rate at the end, 0 to 1.
+        horizon: Number of steps after which the curve ends, if not with the run; null is the steps of the run.
+        minutes: Time limit of the run (`trainer.max_time`), if the run may reach it before its last step: the rate
             follows steps or time, whichever is further, so a slow machine ends its run with a low rate too. The time
             before a resume counts, as for `trainer.max_time`; several processes use the clock of the first.
     """
@@ -164,7 +165,7 @@ class WarmupCosine(Checked, LambdaLR):
 
 
 def _of_first_process(seconds: float) -> float:
-    """Returns the first process's value in all processes: copies of a model must take the same steps."""
+    """Returns the first process's value in all processes, because copies of a model must take the same steps."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return seconds
     shared = [seconds]

@@ -22,7 +22,7 @@ DENYLIST = re.compile(
 )
 """Names that no honest checkpoint contains. They would not be run in any case, but the file is refused."""
 
-MEND = "open it where it was written and save its state_dict alone with torch.save"
+FIX = "open it where it was written and save its state_dict alone with torch.save"
 
 
 class UnpickledStub:
@@ -80,17 +80,17 @@ def load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):  # a file that is no archive: its names were not known
             raise _refusal(path, found[1]) from None
-        raise SailError(f"{path} is no file of torch.save, or holds what is not read safely; {MEND}") from None
+        raise SailError(f"{path} is no file of torch.save, or holds what is not read safely; {FIX}") from None
     except Exception as error:  # torch and pickle raise many kinds on broken files
         if "torchscript" in str(error).lower():
-            raise SailError(f"{path} is a TorchScript program, which is not run; {MEND}") from None
+            raise SailError(f"{path} is a TorchScript program, which is not run; {FIX}") from None
         raise SailError(f"{path} is damaged or no file of torch.save; copy it again") from None
 
 
 def _refusal(path: Path, name: str) -> SailError:
     if DENYLIST.fullmatch(name) or DENYLIST.fullmatch(f"builtins.{name}"):  # torch's messages leave `builtins` out
         return SailError(f"{path} is refused: it names {name}, which can run commands; do not use this file")
-    return SailError(f"{path} is refused: it names {name}, which is no weight; {MEND}")
+    return SailError(f"{path} is refused: it names {name}, which is no weight; {FIX}")
 
 
 def _is_stored(archive: Path) -> bool:
@@ -126,12 +126,12 @@ def tensors_of(content: Any, where: Path) -> dict[str, Tensor]:
         SailError: The content is not a mapping, or holds anything else.
     """
     if not isinstance(content, Mapping):
-        raise SailError(f"{where} holds no tensors by name; {MEND}")
+        raise SailError(f"{where} holds no tensors by name; {FIX}")
     tensors = {}
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, Tensor):
             tensors[name] = value.detach()
         elif not str(name).endswith("_extra_state"):
             kind = "an object of a class that is not read" if isinstance(value, UnpickledStub) else type(value).__name__
-            raise SailError(f"{where}: {name} is no tensor but {kind}; {MEND}")
+            raise SailError(f"{where}: {name} is no tensor but {kind}; {FIX}")
     return tensors

@@ -127,7 +127,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _bare(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and content and not any(isinstance(value, Tensor) for value in content.values()):
-        raise SailError(f"{path} has no state_dict but {truncate_list(list(map(str, content)))}; {pickles.MEND}")
+        raise SailError(f"{path} has no state_dict but {truncate_list(list(map(str, content)))}; {pickles.FIX}")
     return pickles.tensors_of(content, path)
 
 

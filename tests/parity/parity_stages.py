@@ -695,7 +695,7 @@ MODES = ("bf16-true", "bf16-mixed")
 def rounding(family: str, mode: str) -> list[Rounding]:
     """Errors of one forward pass of all recorded samples in half precision, as Lightning's plugins run it.
 
-    Mode `weights` computes in float32 with weights rounded to bfloat16: what no arithmetic can mend.
+    Mode `weights` computes in float32 with weights rounded to bfloat16: what no arithmetic can fix.
     """
     samples = [item for batch in recorded(family) for item in batch.samples]
     exact, model = _stage_values(model_of(family), samples), fresh(family)

@@ -1,4 +1,4 @@
-"""Official mmengine configs of Pixel-SAIL, turned into configs of this package with a report of every key.
+"""Converts official mmengine configs of Pixel-SAIL into configs of this package, with a report of every key.
 
 The config file is Python and runs when it is read (`read`); everything after that is plain data.
 """

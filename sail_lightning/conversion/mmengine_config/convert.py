@@ -1,4 +1,4 @@
-"""An official config as one of ours: model, data and training are converted one after the other."""
+"""Converts an official config: model, data and training, one after the other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sail_lightning.conversion.mmengine_config.reading import OfficialConfig
 
 @dataclass(frozen=True)
 class Imported:
-    """What an official config became.
+    """The result of converting an official config.
 
     Args:
         source: The official file.
-        config: Our config, for `sail-lightning fit -c`.
-        entries: What became of each key of the official config, and what was added.
+        config: The converted config, for `sail-lightning fit -c`.
+        entries: The fate of each key of the official config, and the keys that were added.
         notes: Sentences about what to do or know before training.
     """
 
@@ -30,12 +30,12 @@ class Imported:
     notes: list[str]
 
     def command(self, name: str) -> str:
-        """The command that trains with the config in a file of this name."""
+        """Returns the command that trains with the config in a file of this name."""
         steps = "" if "max_steps" in self.config["trainer"] else " --trainer.max_steps=STEPS"
         return f"sail-lightning fit -c {name}{steps}"
 
     def yaml(self, name: str) -> str:
-        """The config as YAML, with the command that runs a file of this name in its first line."""
+        """Returns the config as YAML, with the command that trains with a file of this name in its first line."""
         head = (
             f"# {self.command(name)}\n#\n"
             f"# Imported from {self.source}; what was not carried over is in the report of `configs import`.\n"
@@ -43,7 +43,7 @@ class Imported:
         return head + yaml.safe_dump(self.config, sort_keys=False, width=120, default_flow_style=None)
 
     def report(self) -> str:
-        """What became of each key of the official config, as text."""
+        """Returns the report on each key of the official config, as text."""
         return report.text(self.source, self.entries, self.notes)
 
 
@@ -51,7 +51,7 @@ def convert(official: OfficialConfig) -> Imported:
     """Converts an official config of Pixel-SAIL.
 
     Raises:
-        SailError: It has no model, or a model that is not Pixel-SAIL.
+        SailError: The config has no model, or a model that is not Pixel-SAIL.
     """
     ledger = Ledger(normalized(official.content))
     settings = model.convert(ledger, str(official.path))

@@ -1,4 +1,4 @@
-"""The training data of an official config: each data set becomes a source, the list of them a mixture."""
+"""Converts the training data of an official config: each data set becomes a source, the list of them a mixture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sail_lightning.conversion.mmengine_config.ledger import Ledger, Section, sh
 from sail_lightning.conversion.mmengine_config.model import EVE_TOKENS, Settings
 
 SHAPES = {"mask": 0.4, "box": 0.3, "point": 0.3}
-"""What the official augmented sets draw where their config does not say."""
+"""Probabilities of the shapes of visual prompts in the official augmented sets, where their config does not set
+them."""
 OSPREY = {
     "osprey_conversation.json": "conversation",
     "osprey_part_level.json": "part_level",
@@ -25,14 +26,14 @@ NAMES = ("refcoco", "refcoco+", "refcocog")
 
 @dataclass(frozen=True)
 class Kind:
-    """How an official data set class becomes a source.
+    """The conversion of an official data set class to a source.
 
     Args:
-        source: Our class.
+        source: The source's class.
         name: Its name in the mixture.
-        keys: Official arguments to ours, values unchanged.
-        fixed: Arguments of ours that the official class stands for.
-        defaults: Official defaults that differ from ours, by our name.
+        keys: Names of the source's arguments by official name; their values are unchanged.
+        fixed: Arguments of the source that the official class implies.
+        defaults: Official defaults that differ from the source's, by the source's argument names.
         prompted: Whether its questions are about visual prompts.
         shaped: Whether prompts are drawn as boxes and points too.
         locate: Sets what depends on several official arguments; returns why the set cannot be carried over, or None.
@@ -49,7 +50,7 @@ class Kind:
 
 
 def _refer(data: Section, args: dict[str, Any]) -> str | None:
-    """The folder, photos and split of a set in the files of the `refer` tool."""
+    """Converts the folder, images and split of a set in the files of the `refer` tool."""
     root = str(data.get("data_root", "")).rstrip("/")
     name = posixpath.basename(root)
     split = re.fullmatch(r"refs\((\w+)\)\.(?:p|json)", str(data.get("split_file")))
@@ -153,7 +154,7 @@ KINDS = {
     "SamVisualPromptDataset": Kind("SamPrompts", "sam_prompts", _SAM, defaults=_THREE, prompted=True),
     "LLaVADataset": Kind("Llava", "llava", _JSON),
 }
-"""Official data set classes of Pixel-SAIL; their spelling is official too."""
+"""Conversions by official data set class of Pixel-SAIL; the spelling of the names is official."""
 
 
 def convert(ledger: Ledger, settings: Settings) -> None:
@@ -183,7 +184,7 @@ def convert(ledger: Ledger, settings: Settings) -> None:
 
 
 def _mixture(dataset: Section, settings: Settings) -> list[int] | None:
-    """Converts the data sets; returns their `max_length`s, or None if no data set could be carried over."""
+    """Converts the data sets and returns their `max_length`s, or None if no data set could be carried over."""
     if not dataset:
         return None
     ledger, lengths = dataset.ledger, []
@@ -218,7 +219,8 @@ def _mixture(dataset: Section, settings: Settings) -> list[int] | None:
 
 
 def _source(data: Section, settings: Settings) -> tuple[Kind, dict[str, Any], int] | None:
-    """Our class, its arguments and how often a pass reads one data set; None, with a reason, if there is none."""
+    """Returns the source of a data set, its arguments and how often a pass reads it; None, with a reported reason, if
+    there is none."""
     kind = KINDS.get(short(data.get("type")))
     if kind is None:
         data.drop_all(
@@ -252,7 +254,7 @@ def _source(data: Section, settings: Settings) -> tuple[Kind, dict[str, Any], in
 
 
 def _common(data: Section, kind: Kind, settings: Settings) -> None:
-    """Accounts for what every official data set repeats of the model."""
+    """Accounts for the model's settings that every official data set repeats."""
     for key, value in settings.values.items():
         data.same(key, value, "the model's", "data takes it from the model here, whose value is another")
     if settings.family == "eve":
@@ -271,7 +273,7 @@ def _common(data: Section, kind: Kind, settings: Settings) -> None:
 
 
 def _name(kind: Kind, args: dict[str, Any]) -> str:
-    """The name of a source in the mixture, as the packaged configs call it."""
+    """Returns the name of a source in the mixture, as in the packaged configs."""
     if kind.source == "RefCOCO":
         return str(args["name"]).replace("+", "_plus")
     if kind.source == "Osprey":

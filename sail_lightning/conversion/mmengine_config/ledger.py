@@ -1,4 +1,4 @@
-"""Accounts for every key of an official config: what it became, or why it became nothing.
+"""Accounts for every key of an official config: what it became, or why it was not carried over.
 
 Converters look at an official config only through a `Section`. A key that none of them has accounted for is found at
 the end (`Ledger.close`), so nothing can be dropped in silence.
@@ -15,7 +15,7 @@ Tree = dict[str, Any]
 
 
 class Fate(Enum):
-    """What became of a key; the value is its heading in the report."""
+    """The fate of a key; the value is its heading in the report."""
 
     CARRIED = "Carried over"
     SAME = "The same here without a setting"
@@ -26,7 +26,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the report: a key, its value as text, what became of it, and where it went or why it did not."""
+    """One line of the report: a key, its value as text, its fate, and where it went or why it was not carried over."""
 
     key: str
     value: str
@@ -36,10 +36,10 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The new config while it is made, and what became of each key of the official one.
+    """The new config during the conversion, and the fate of each key of the official one.
 
     Args:
-        tree: The official content: nested dictionaries, lists of dictionaries replaced by `normalized`.
+        tree: The official content as nested dictionaries; lists of dictionaries are replaced by `normalized`.
     """
 
     tree: Tree
@@ -49,7 +49,7 @@ class Ledger:
     """Sentences about what to do or know before training."""
 
     def section(self, *path: str) -> Section:
-        """The part of the tree at a path; empty where there is none."""
+        """Returns the part of the tree at a path, empty where there is none."""
         found: Any = self.tree
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
@@ -64,16 +64,16 @@ class Ledger:
         place[last] = value
 
     def add(self, target: str, value: Any, note: str) -> None:
-        """Sets a key of the new config that no key of the official one says."""
+        """Sets a key of the new config to which no key of the official one corresponds."""
         self.put(target, value)
         self.entries.append(Entry(target, shown(value), Fate.ADDED, note))
 
     def account(self, path: tuple[str, ...], value: Any, fate: Fate, note: str) -> None:
-        """Notes what became of a key and of everything below it."""
+        """Records the fate of a key and of all keys below it."""
         self.entries.append(Entry(dotted(path), shown(value), fate, note))
 
     def close(self) -> None:
-        """Notes every key that nothing has accounted for as not carried over."""
+        """Records every key without a fate as not carried over."""
         known = {entry.key for entry in self.entries if entry.fate is not Fate.ADDED}
         for path, value in _leaves(self.tree):
             if not any(dotted(path[:depth]) in known for depth in range(1, len(path) + 1)):
@@ -95,15 +95,15 @@ class Section:
         return key in self.values
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, without accounting for it."""
+        """Returns the value of a key, without accounting for it."""
         return self.values.get(key, default)
 
     def sub(self, key: str) -> Section:
-        """The dictionary of a key; empty if it holds something else."""
+        """Returns the dictionary of a key, empty if the key holds another value."""
         return self.ledger.section(*self.path, key)
 
     def subs(self) -> list[Section]:
-        """The dictionaries of what was a list of them."""
+        """Returns the dictionaries of a section that was a list of dictionaries."""
         return [self.sub(key) for key in self.values if key.startswith("[")]
 
     def carry(self, key: str, target: str, convert: Callable[[Any], Any] = lambda value: value, note: str = "") -> None:
@@ -113,26 +113,26 @@ class Section:
             self.went(key, target + (f" ({note})" if note else ""))
 
     def went(self, key: str, note: str) -> None:
-        """Notes that a key was carried over, to where the note says."""
+        """Records that a key was carried over to the place that the note names."""
         self._note(key, Fate.CARRIED, note)
 
     def same(self, key: str, wanted: Any, note: str, otherwise: str | None = None) -> None:
-        """Notes that the key says what holds here anyway; `otherwise` is the reason where its value is another."""
+        """Records that a key has the value that always holds here; `otherwise` is the reason if it has another."""
         if key in self and self.values[key] == wanted:
             self._note(key, Fate.SAME, note)
         else:
             self.drop(key, otherwise or f"here it is always {shown(wanted)}: {note}")
 
     def agree(self, key: str, note: str) -> None:
-        """Notes that what the key says holds here anyway, whatever its value."""
+        """Records that a key agrees with what always holds here, whatever its value."""
         self._note(key, Fate.SAME, note)
 
     def drop(self, key: str, reason: str) -> None:
-        """Notes that a key was not carried over."""
+        """Records that a key was not carried over."""
         self._note(key, Fate.DROPPED, reason)
 
     def drop_all(self, reason: str) -> None:
-        """Notes that nothing of this section was carried over."""
+        """Records that nothing of this section was carried over."""
         if self.path and self.values:
             self.ledger.account(self.path, dict(self.values), Fate.DROPPED, reason)
 
@@ -142,9 +142,9 @@ class Section:
 
 
 def normalized(value: Any) -> Any:
-    """The same content with each list of dictionaries as a dictionary of them by their positions.
+    """Returns the same content with each list of dictionaries as a dictionary of them by their positions.
 
-    Equal ones stand once: `[a, b, a]` becomes `{"[0, 2]": a, "[1]": b}`.
+    Equal dictionaries occur once: `[a, b, a]` becomes `{"[0, 2]": a, "[1]": b}`.
     """
     if isinstance(value, dict):
         return {str(key): normalized(part) for key, part in value.items()}
@@ -161,12 +161,12 @@ def normalized(value: Any) -> Any:
 
 
 def dotted(path: tuple[str, ...]) -> str:
-    """A path as text: `train_dataloader.dataset.datasets[0, 3].type`."""
+    """Returns a path as text: `train_dataloader.dataset.datasets[0, 3].type`."""
     return ".".join(path).replace(".[", "[")
 
 
 def shown(value: Any) -> str:
-    """A value as short text; a dictionary as its type or size, a function as its name."""
+    """Returns a value as short text; a dictionary as its type or size, a function as its name."""
     if isinstance(value, dict):
         return f"dict(type={short(value['type'])}, ...)" if "type" in value else f"dict of {len(value)}"
     if callable(value):
@@ -176,12 +176,12 @@ def shown(value: Any) -> str:
 
 
 def short(name: Any) -> str:
-    """The class in a dotted name: `Model` of `projects.models.Model.from_pretrained`; "nothing" of None."""
+    """Returns the class in a dotted name: `Model` of `projects.models.Model.from_pretrained`, "nothing" of None."""
     return "nothing" if name is None else str(name).removesuffix(".from_pretrained").rpartition(".")[2]
 
 
 def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Paths and values of everything that is not a dictionary with content."""
+    """Returns the paths and values of all nodes that are not dictionaries with content."""
     found: list[tuple[tuple[str, ...], Any]] = []
     for key, value in tree.items():
         if isinstance(value, dict) and value:

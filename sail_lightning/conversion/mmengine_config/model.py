@@ -1,4 +1,4 @@
-"""The `model` of an official config: backbone, upsampler, prompts, losses, teachers, LoRA and weights."""
+"""Converts the `model` of an official config: backbone, upsampler, prompts, losses, teachers, LoRA and weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from sail_lightning.errors import SailError
 
 MODELS: dict[str, Literal["solo", "eve"]] = {"Sa2VASTModel": "solo", "Sa2VASTEVEModel": "eve"}
 EVE_TOKENS = 8192
-"""Longest sequence of EVE here. The official `max_length` of EVE does not count the image, ours does."""
+"""Longest sequence of EVE in tokens; unlike the official `max_length` of EVE, it includes the image."""
 TEACHERS = (
     ("mask2former", "Mask2FormerTeacher", "teachers/mask2former-swin-large-coco-panoptic"),
     ("sam2", "SAM2Teacher", "teachers/sam2.1-hiera-large"),
     ("radio", "RADIOTeacher", "teachers/radio-l"),
 )
-"""Name of each teacher, here and before `_model` and `_processor` there; our class; its folder if none is named."""
+"""Name of each teacher, which official keys have before `_model` and `_processor`, with its class here and its default
+folder."""
 LORA = {"r": ("r", 8), "lora_alpha": ("alpha", 8), "lora_dropout": ("dropout", 0.0)}
-"""PEFT's names of LoRA's settings to ours, and PEFT's defaults, which differ from ours."""
+"""The names of LoRA's settings here by PEFT's names, with PEFT's defaults, which differ from those here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the data sets of an official config must agree with.
+    """The settings of the model with which the data sets of an official config must agree.
 
     Args:
-        family: Which of the two official models it is.
+        family: The official model, of the two there are.
         values: Arguments that the official data sets repeat, and their values in the model.
         prompts: Number of visual prompts.
     """
@@ -39,7 +40,7 @@ class Settings:
 
 
 def convert(ledger: Ledger, name: str) -> Settings:
-    """Converts the model; `name` is that of the file, for errors.
+    """Converts the model; `name` is the name of the file in errors.
 
     Raises:
         SailError: There is no model, or it is not Pixel-SAIL.
@@ -105,7 +106,8 @@ def _tokenizer(model: Section) -> None:
 
 
 def _upsampler(model: Section, family: str) -> None:
-    """The official blocks are one more than `patch_size / seg_pred_down_ratio` needs, and SOLO's ignore the key."""
+    """Converts the upsampler. The official one has a block more than `patch_size / seg_pred_down_ratio` needs, and
+    SOLO's ignores the key."""
     ledger = model.ledger
     ratio = model.get("seg_pred_down_ratio", 4) if family == "eve" else 4
     ledger.put("model.upsampler.class_path", "DeconvUpsampler")
@@ -232,7 +234,7 @@ def _lora(model: Section) -> None:
 
 
 def _weights(ledger: Ledger, model: Section) -> None:
-    """The checkpoint to start from: the model's, or mmengine's `load_from`, which is loaded after it."""
+    """Converts the initial checkpoint: the model's own, or mmengine's `load_from`, which is loaded after it."""
     base = model.sub("single_transformer").get("pretrained_model_name_or_path")
     root = ledger.section()
     for section, key in ((model, "pretrained_pth"), (root, "load_from")):

@@ -1,4 +1,4 @@
-"""An mmengine config file as plain data.
+"""Reads an mmengine config file as plain data.
 
 mmengine's own lazy reading is used: an import in the config becomes a name and nothing is imported, so the official
 code and its libraries need not be installed. (Modules of Python's standard library are imported.) All other statements
@@ -27,7 +27,7 @@ READ_IN_TRAINING = frozenset(
         *("experiment_name", "auto_scale_lr", "strategy", "runner_type", "compile"),
     }
 )
-"""Top-level names that mmengine's Runner reads. All others only name values for these."""
+"""Top-level names that mmengine's Runner reads; all other names are only variables for these."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class OfficialConfig:
 
     Args:
         path: The file.
-        content: What training reads, by top-level name. Imported classes and functions are their dotted names.
-        variables: Value of every other top-level name.
+        content: The values that training reads, by top-level name. Imported classes and functions are dotted names.
+        variables: The value of every other top-level name.
         uses: For each variable that the file assigns, the names in `content` whose value is made with it.
     """
 
@@ -48,7 +48,7 @@ class OfficialConfig:
 
 
 def check_path(path: Path) -> None:
-    """Refuses what is not a Python file, before anything is executed.
+    """Refuses a file that is not a Python file, before anything is executed.
 
     Raises:
         SailUsageError: The name does not end in `.py`.
@@ -89,10 +89,10 @@ def read(path: Path) -> OfficialConfig:
 
 @contextmanager
 def _standard_library_imported() -> Iterator[None]:
-    """Makes mmengine import modules of the standard library, as it means to.
+    """Makes mmengine import modules of the standard library within this context, as it intends.
 
-    It tells them by the folder they are in, and takes those of a virtual environment for other packages. The name that
-    is replaced here is private; a test reads a config that uses `os`.
+    It recognises them by their folder, and mistakes those of a virtual environment for other packages. The name that is
+    replaced here is private; a test reads a config that uses `os`.
     """
     from mmengine.config import config, utils
 
@@ -111,7 +111,7 @@ def _standard_library_imported() -> Iterator[None]:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """The error's kind and text on one line, with the line of the config that raised it where that is known."""
+    """Returns the error's type and text on one line, with the line of the config that raised it, if it is known."""
     kind, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, RuntimeError) and not text:  # of mmengine's lazy objects
         text = "it calls something that it imports, and imports are only names here; write the value out"
@@ -125,7 +125,8 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 def _uses(tree: ast.Module, read: set[str]) -> dict[str, tuple[str, ...]]:
-    """For each name that the file assigns, the names in `read` that depend on it, directly or through others."""
+    """Returns, for each name that the file assigns, the names in `read` that depend on it, directly or through
+    others."""
     needs: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         for target, values in _assignments(node):
@@ -144,7 +145,7 @@ def _uses(tree: ast.Module, read: set[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[str, list[ast.expr]]]:
-    """Names whose values a statement sets or changes, and the expressions that it does so with."""
+    """Yields the names whose values a statement sets or changes, with the expressions that it uses."""
     targets: list[ast.expr] = []
     values: list[ast.expr] = []
     if isinstance(node, ast.Assign):

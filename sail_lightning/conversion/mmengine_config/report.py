@@ -1,4 +1,4 @@
-"""The report on an imported config as text: equal lines about several data sets are one line."""
+"""Formats the report on an imported config as text; equal lines about several data sets become one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POSITIONS = re.compile(r"\[([\d, ]+)\]")
 
 
 def text(source: Path, entries: Sequence[Entry], notes: Sequence[str]) -> str:
-    """All entries by what became of their keys, then the notes."""
+    """Returns the report: all entries by the fate of their keys, then the notes."""
     lines = [f"Report on {source}"]
     for fate in Fate:
         group = [entry for entry in entries if entry.fate is fate]
@@ -24,13 +24,13 @@ def text(source: Path, entries: Sequence[Entry], notes: Sequence[str]) -> str:
 
 
 def _keys(entry: Entry) -> int:
-    """How many keys an entry is about: one for each of the equal data sets."""
+    """Returns how many keys an entry stands for: one for each of the equal data sets."""
     found = _POSITIONS.search(entry.key)
     return found[1].count(",") + 1 if found else 1
 
 
 def _keyed(entries: Iterable[Entry]) -> list[str]:
-    """One line per key, and one for a key that has the same value and fate at several positions of a list."""
+    """Returns one line per key, and one line for a key with the same value and fate at several positions of a list."""
     merged: dict[tuple[str, str, str], list[int]] = {}
     arrow = ": "
     for entry in entries:
@@ -45,7 +45,8 @@ def _keyed(entries: Iterable[Entry]) -> list[str]:
 
 
 def _names(entries: Iterable[Entry]) -> list[str]:
-    """Names whose values are reported elsewhere on one line per place; the others with their values, on their own."""
+    """Returns the lines on names: one line per place for those whose values are reported elsewhere, and a line of its
+    own, with the value, for each other."""
     elsewhere: dict[str, list[str]] = {}
     alone = []
     for entry in entries:
@@ -57,7 +58,7 @@ def _names(entries: Iterable[Entry]) -> list[str]:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers in order, neighbours as a range: `0-3, 7`."""
+    """Returns numbers in order as text, neighbours as a range: `0-3, 7`."""
     ordered = sorted(set(numbers))
     starts = [ordered[0], *(number for before, number in pairwise(ordered) if number != before + 1)]
     ends = [*(before for before, number in pairwise(ordered) if number != before + 1), ordered[-1]]

@@ -1,4 +1,4 @@
-"""Optimiser, schedule, precision and everything else of an official config that Lightning's Trainer does here."""
+"""Converts the optimiser, the schedule, the precision and all other settings that Lightning's Trainer has here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OPTIMIZERS = {
     "Adam": ("lr", "betas", "eps", "weight_decay", "amsgrad"),
     "SGD": ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
 }
-"""torch's optimisers that are carried over, and their arguments."""
+"""The optimisers of torch that are carried over, with their arguments."""
 PRECISION = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 def convert(ledger: Ledger) -> None:
-    """Converts how the model is trained."""
+    """Converts the settings of training."""
     wrapper = ledger.section("optim_wrapper")
     accumulate = int(wrapper.get("accumulative_counts", 1))
     wrapper.carry("accumulative_counts", "trainer.accumulate_grad_batches", int)
@@ -82,7 +82,7 @@ def _clipping(wrapper: Section) -> None:
 
 
 def _length(ledger: Ledger, accumulate: int) -> float | None:
-    """Converts the length of the run; returns epochs, or None where it is counted in iterations."""
+    """Converts the length of the run and returns its epochs, or None where it is counted in iterations."""
     loop = ledger.section("train_cfg")
     loop.agree("type", "Lightning's loop")
     loop.same("by_epoch", "max_epochs" in loop, "training data has no end here, runs are counted in steps")
@@ -104,7 +104,7 @@ def _length(ledger: Ledger, accumulate: int) -> float | None:
 
 
 def _schedule(ledger: Ledger, epochs: float | None, accumulate: int) -> None:
-    """A linear warm-up and a cosine become `WarmupCosine`; anything else is named."""
+    """Converts a linear warm-up and a cosine to `WarmupCosine`, and reports any other schedule."""
     schedulers = ledger.section("param_scheduler")
     parts = schedulers.subs() or ([schedulers] if schedulers else [])
     total = epochs if epochs is not None else ledger.section("train_cfg").get("max_iters")
