@@ -66,7 +66,7 @@ def mask2former(folder: Path, **changes: Any) -> Any:
 
 
 def sam2(folder: Path) -> Any:
-    """Writes a SAM 2 for pictures of 128 pixels, with its image processor; returns it."""
+    """Writes a SAM 2 for images of 128 pixels, with its image processor; returns it."""
     from transformers import Sam2Config, Sam2HieraDetConfig, Sam2ImageProcessor, Sam2Model, Sam2VisionConfig
 
     backbone = Sam2HieraDetConfig(
@@ -107,7 +107,7 @@ def radio(folder: Path, **changes: Any) -> Any:
 
 
 def cache(folder: Path, pictures: Iterable[np.ndarray], stored_as: StoredAs = "float16", channels: int = 3) -> Path:
-    """Writes random features (channels, h / 8, w / 8), for mask features, of pictures (3, h, w) uint8."""
+    """Writes random features (channels, h / 8, w / 8), for mask features, of images (3, h, w) uint8."""
     rng = np.random.default_rng(0)
     expert = {"class_path": "Expert", "init_args": {}}
     settings = Settings(expert, channels, "mask", stored_as, None, patch_size=8, max_side=48, resize="longest")
@@ -120,11 +120,11 @@ def cache(folder: Path, pictures: Iterable[np.ndarray], stored_as: StoredAs = "f
 
 
 PICTURES = IMAGES
-"""Two pictures that each teacher has something to say about."""
+"""Two images that each teacher has something to say about."""
 
 
 def cache_of_records(folder: Path) -> Path:
-    """Writes features of the pictures of `tiny_sail.records`, as its model sees them, and of `PICTURES`."""
+    """Writes features of the images of `tiny_sail.records`, as its model sees them, and of `PICTURES`."""
     seen = [resize_image(record.image, 8, 48).transpose(2, 0, 1) for record in records() if record.image is not None]
     return cache(folder, [*seen, *PICTURES.numpy()])
 

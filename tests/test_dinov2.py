@@ -174,8 +174,8 @@ def test_real_features_are_those_of_another_implementation(tmp_path: Path) -> No
     ours = teacher(str(REAL))
     Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=518).save_pretrained(tmp_path)
     save_file(renamed_back(load_file(REAL)), tmp_path / "model.safetensors", {"format": "pt"})
-    theirs, told = Dinov2Model.from_pretrained(tmp_path, output_loading_info=True)
-    assert set(told["missing_keys"]) == {"embeddings.mask_token"} and not told["unexpected_keys"]
+    theirs, result = Dinov2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(result["missing_keys"]) == {"embeddings.mask_token"} and not result["unexpected_keys"]
     pixels = (F.interpolate(photo("coffee.jpg").float(), (518, 518)).round() - ours.mean) / ours.std
     found = ours.look(pixels)
     wanted = theirs.eval()(pixels, output_hidden_states=True).hidden_states[-1]

@@ -269,8 +269,8 @@ def reach_index(uv: Path, python: Path) -> None:
     options = ["--dry-run", "--no-cache", "--no-deps", "--reinstall", "--python", python]
     asked = subprocess.run([uv, "pip", "install", *options, "filelock"], capture_output=True, text=True)
     if asked.returncode:
-        told = [line.removeprefix("error: ") for line in asked.stderr.splitlines() if line.startswith("error: ")]
-        pytest.skip(f"no package index can be reached: {told[0] if told else asked.stderr}")
+        result = [line.removeprefix("error: ") for line in asked.stderr.splitlines() if line.startswith("error: ")]
+        pytest.skip(f"no package index can be reached: {result[0] if result else asked.stderr}")
 
 
 @pytest.fixture(scope="module", params=["pinned", "newest"])

@@ -13,7 +13,7 @@ from sail_lightning.ablation.study import Study, parse_study
 from sail_lightning.generation.prediction import encode_rle
 
 ROW = 10
-"""Pixels of a picture, in one row."""
+"""Pixels of an image, in one row."""
 
 
 def study(**changes: Any) -> Study:
@@ -55,8 +55,8 @@ def write(
     (folder / "test").mkdir(parents=True)
     lines = [json.dumps(answer(number, pixels, true)) for number, pixels in enumerate(found)]
     (folder / "test" / "per_sample.jsonl").write_text("\n".join(lines) + "\n")
-    told = {"protocol": "standard", "no_target_from": "mask", "combine": "union"}
-    (folder / "test" / "report.json").write_text(json.dumps(told))
+    result = {"protocol": "standard", "no_target_from": "mask", "combine": "union"}
+    (folder / "test" / "report.json").write_text(json.dumps(result))
     ious = [pixels / true for pixels in found]
     metrics = {"ciou": sum(found) / (true * len(found)), "giou": sum(ious) / len(ious)}
     return Result(

@@ -65,9 +65,9 @@ def test_metrics_name_their_evaluation_where_there_are_several() -> None:
     ],
 )
 def test_what_cannot_be_is_told_by_its_key(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(SailUsageError) as told:
+    with pytest.raises(SailUsageError) as result:
         parse_study(LEAST | change, "mine")
-    assert str(told.value).startswith("mine: ") and words in str(told.value)
+    assert str(result.value).startswith("mine: ") and words in str(result.value)
 
 
 @pytest.mark.parametrize("missing", ["configs", "variants", "steps", "metrics"])

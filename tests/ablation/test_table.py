@@ -135,9 +135,9 @@ def test_a_star_follows_the_corrected_p(tmp_path: Path, results: list[Result]) -
     found = replace(found, table={"better": {study().metrics[0]: cell}})
     seeds, samples = "+0.0100 to +0.2000 | 0.0300 | 0.0600", "+0.0500 to +0.2000 | 0.0100 | 0.0200 *"
     assert f"| better | refer/ciou | +0.1000 | {seeds} | {samples} |" in to_markdown(found).splitlines()
-    (told,) = csv.DictReader(io.StringIO(to_csv(found)))
+    (output,) = csv.DictReader(io.StringIO(to_csv(found)))
     names = [f"test/refer/ciou {test}_{part}" for test in ("seeds", "samples") for part in ("p", "p_holm")]
-    assert [float(told[name]) for name in names] == [0.03, 0.06, 0.01, 0.02]
+    assert [float(output[name]) for name in names] == [0.03, 0.06, 0.01, 0.02]
     stored = to_json(found)["table"]["better"]["metrics"]["test/refer/ciou"]
     assert (stored["over_seeds"]["p"], stored["over_seeds"]["p_holm"]) == (0.03, 0.06)
 
@@ -169,13 +169,15 @@ def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks
     results = []
     for variant, letters in (("plain", "BBBA"), ("better", "AABA")):  # one and three of four are right
         result = write(tmp_path, variant, 0, [5])
-        told = [{"id": "c", "benchmark": "perbench/caption", "text": "a red car", "reference": ["a red car"]}]
-        told += [
+        output = [{"id": "c", "benchmark": "perbench/caption", "text": "a red car", "reference": ["a red car"]}]
+        output += [
             {"id": f"m{n}", "benchmark": "perbench/mcq", "text": letter, "answer": "A", "choices": ["x", "y"]}
             for n, letter in enumerate(letters)
         ]
-        told += [answer(0, 5) | {"benchmark": "perbench/vres"}]
-        (folders(tmp_path, [result])[variant, 0] / result.answers["test"]).write_text("\n".join(map(json.dumps, told)))
+        output += [answer(0, 5) | {"benchmark": "perbench/vres"}]
+        (folders(tmp_path, [result])[variant, 0] / result.answers["test"]).write_text(
+            "\n".join(map(json.dumps, output))
+        )
         overall = 100 * (1 + letters.count("A") / 4 + 0.5) / 3
         results.append(replace(result, metrics={"test": {"perbench": {"perbench_overall_lite": overall}}}))
     cell = compare(results, [metric], "plain", folders(tmp_path, results))["better"][metric]

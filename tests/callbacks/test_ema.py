@@ -143,7 +143,7 @@ def test_checkpoints_of_weights_only_are_refused(trainer: MakeTrainer) -> None:
         trainer(EMA(), RunCheckpoint(save_weights_only=True)).fit(tiny_model(), datamodule=tiny_data())
 
 
-@pytest.mark.parametrize(("precision", "mend"), [("bf16-true", "bf16-mixed"), ("16-true", "16-mixed")])
-def test_weights_in_half_precision_are_not_averaged(precision: str, mend: str, trainer: MakeTrainer) -> None:
-    with pytest.raises(SailUsageError, match=f"trainer.precision {precision}.*; use {mend}"):
+@pytest.mark.parametrize(("precision", "fix"), [("bf16-true", "bf16-mixed"), ("16-true", "16-mixed")])
+def test_weights_in_half_precision_are_not_averaged(precision: str, fix: str, trainer: MakeTrainer) -> None:
+    with pytest.raises(SailUsageError, match=f"trainer.precision {precision}.*; use {fix}"):
         trainer(EMA(), precision=precision).fit(tiny_model(), datamodule=tiny_data())

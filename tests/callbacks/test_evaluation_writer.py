@@ -76,8 +76,8 @@ def test_e16_what_is_to_be_ignored_is_a_mask_of_its_own() -> None:
 def test_words_are_kept_beside_their_truth() -> None:
     choice = written(Turn("which?", "red.", "choice", choices=("red", "blue")), "blue.", ())
     assert (choice["choices"], choice["answer"], choice["text"]) == (["red", "blue"], "red.", "blue.")
-    told = written(Turn("describe", "a red dot", "describe"), "a blue dot", (), benchmark="region_caption")
-    assert told["reference"] == "a red dot" and "pred" not in told and told["benchmark"] == "region_caption"
+    result = written(Turn("describe", "a red dot", "describe"), "a blue dot", (), benchmark="region_caption")
+    assert result["reference"] == "a red dot" and "pred" not in result and result["benchmark"] == "region_caption"
 
 
 def test_a_caption_keeps_the_phrases_of_both_sides() -> None:
@@ -158,7 +158,7 @@ def test_a_test_that_broke_off_lets_its_data_go(trainer: MakeTrainer, tmp_path: 
     assert figures == trainer().test(model, datamodule=data, verbose=False)[0], "the first batch is not counted twice"
 
 
-def test_a_mask_of_another_size_than_its_picture_is_named(trainer: MakeTrainer) -> None:
+def test_a_mask_of_another_size_than_its_image_is_named(trainer: MakeTrainer) -> None:
     class Wrong(LaboratorySource):
         def __getitem__(self, index: int) -> Sample:
             return replace(super().__getitem__(index), masks=(np.ones((3, 5), bool),) * 9, source="mine", id=str(index))

@@ -1,4 +1,4 @@
-"""`OverlayLogger`: one picture a run, through each logger's own image call."""
+"""`OverlayLogger`: one image a run, through each logger's own image call."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class MLflowLike:
         self.got = (run_id, image, key, step)
 
 
-def test_weights_and_biases_gets_the_picture() -> None:
+def test_weights_and_biases_gets_the_image() -> None:
     logger: Any = WandbLike()
     assert log_image(logger, "val/overlays", PICTURE, 7)
     assert logger.got == ("val/overlays", [PICTURE], 7)
 
 
-def test_mlflow_gets_the_picture() -> None:
+def test_mlflow_gets_the_image() -> None:
     logger: Any = MLflowLike()
     assert log_image(logger, "val/overlays", PICTURE, 7)
     assert logger.got == ("run", PICTURE, "val/overlays", 7)
 
 
-def test_tensorboard_gets_the_picture(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_image(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
@@ -95,7 +95,7 @@ def test_a_logger_with_images_leaves_no_file(trainer: MakeTrainer, tmp_path: Pat
     assert not list(Path(logger.log_dir).rglob("*.png"))
 
 
-def test_a_grid_holds_all_pictures_side_by_side() -> None:
+def test_a_grid_holds_all_images_side_by_side() -> None:
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
     sheet = np.asarray(grid([Image.new("RGB", (10, 6 + place), colour) for place, colour in enumerate(colours)]))
     for place, colour in enumerate(colours):

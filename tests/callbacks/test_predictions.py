@@ -25,7 +25,7 @@ MakeTrainer = Callable[..., L.Trainer]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three pictures, two of which have the same file name."""
+    """Three images, two of which have the same file name."""
     for name in ("photos/a/cat.png", "photos/b/cat.png", "photos/b/Dog.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write(writer: PredictionWriter, trainer: Any, *predictions: Prediction) -> N
     writer.on_predict_batch_end(trainer, Any, predictions, batch, 0)
 
 
-def test_predict_writes_one_line_a_picture_and_one_overlay_each(trainer: MakeTrainer, photos: Path) -> None:
+def test_predict_writes_one_line_an_image_and_one_overlay_each(trainer: MakeTrainer, photos: Path) -> None:
     writer = PredictionWriter()
     data = tiny_data(images=str(photos), text="Please segment the red circle.", prompts=["box:1,2,20,30"])
     runner = trainer(writer)
@@ -118,7 +118,7 @@ def test_what_was_answered_is_on_disk_before_the_run_ends(tmp_path: Path) -> Non
     assert len(read(writer.path)) == 2
 
 
-def test_the_files_of_several_ranks_become_one_in_the_order_of_the_pictures(tmp_path: Path) -> None:
+def test_the_files_of_several_ranks_become_one_in_the_order_of_the_images(tmp_path: Path) -> None:
     (tmp_path / "predictions-rank7.jsonl").write_text("of an earlier run\n")
     ranks = [(PredictionWriter(), Ranks(tmp_path, rank, 2)) for rank in (0, 1)]
     for writer, trainer in ranks:

@@ -273,10 +273,10 @@ def test_a_sample_over_the_budget_stands_alone_and_is_told_once(caplog: pytest.L
     batches = list(islice(stream, 12))
     long = [batch for batch in batches if len(batch) > 300]
     assert len(long) > 1 and all(len(batch.samples) == 1 for batch in long)
-    told = [record.getMessage() for record in caplog.records if "token_budget" in record.getMessage()]
-    assert len(told) == 1
+    result = [record.getMessage() for record in caplog.records if "token_budget" in record.getMessage()]
+    assert len(result) == 1
     sample = long[0].samples[0]
-    assert told[0].startswith(f"{sample.source} {sample.id} has {len(long[0])} tokens, more than token_budget 300:")
+    assert result[0].startswith(f"{sample.source} {sample.id} has {len(long[0])} tokens, more than token_budget 300:")
 
 
 def test_a_window_begun_before_is_finished_first() -> None:

@@ -51,7 +51,7 @@ def model_folder(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with three small pictures of different sizes."""
+    """A folder with three small images of different sizes."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(3):

@@ -118,8 +118,8 @@ def test_one_failed_variant_does_not_lose_the_rest(done: tuple[Path, int, str]) 
     assert "error: 2 of 6 runs failed, first broken with seed 0: fit: DeconvUpsampler doubles the grid" in printed
     rows = list(csv.DictReader((folder / "table.csv").open()))
     assert [(row["variant"], row["seeds"]) for row in rows] == [("plain", "2"), ("upsampled", "2")]
-    told = (folder / "table.md").read_text()
-    assert "- broken, seed 1: fit: DeconvUpsampler doubles the grid in every block" in told
+    result = (folder / "table.md").read_text()
+    assert "- broken, seed 1: fit: DeconvUpsampler doubles the grid in every block" in result
 
 
 def test_progress_is_told_run_by_run(done: tuple[Path, int, str]) -> None:

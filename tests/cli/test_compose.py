@@ -47,7 +47,7 @@ def test_stray_words_are_refused(args: list[str]) -> None:
         split_options(args)
 
 
-def test_pictures_prompts_and_questions_are_taken_word_by_word() -> None:
+def test_images_prompts_and_questions_are_taken_word_by_word() -> None:
     args = ["--data.images", "a.png", "b,c.png", "--data.text", "null: is it?", "--data.prompts=box:1,2,3,4"]
     config, left = composed(args, {"data": {"text": "old"}})
     assert config["data"] == {"text": "null: is it?", "images": ["a.png", "b,c.png"], "prompts": ["box:1,2,3,4"]}

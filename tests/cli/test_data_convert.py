@@ -78,7 +78,7 @@ def lines(path: str) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_file_names_the_pictures_where_they_lie(sail: Command, own: CocoInstances) -> None:
+def test_a_file_names_the_images_where_they_lie(sail: Command, own: CocoInstances) -> None:
     result = sail("data", "convert", "-c", "own.yaml", "--out", "made/data.jsonl")
     assert result.code == 0 and result.out == "made/data.jsonl: 3 samples of data.train\n" and result.err == ""
     assert [line["image"] for line in lines("made/data.jsonl")] == [
@@ -88,7 +88,7 @@ def test_a_file_names_the_pictures_where_they_lie(sail: Command, own: CocoInstan
     assert [path.name for path in Path("made").iterdir()] == ["data.jsonl"]
 
 
-def test_pictures_are_copied_once_under_their_own_names(sail: Command, own: CocoInstances) -> None:
+def test_images_are_copied_once_under_their_own_names(sail: Command, own: CocoInstances) -> None:
     Path("own").mkdir()
     result = sail(
         "data", "convert", "-c", "own.yaml", "--data.train.separate=true", "--out", "own/d.jsonl", "--copy-images"
@@ -132,7 +132,7 @@ def test_e16_regions_to_ignore_are_written_beside_their_masks(
             assert ours is None or np.array_equal(load_mask(ours), load_mask(theirs))
 
 
-def test_pictures_are_named_with_forward_slashes_on_every_system(
+def test_images_are_named_with_forward_slashes_on_every_system(
     own: CocoInstances, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsonl_writer, "PurePath", PureWindowsPath)
@@ -193,7 +193,7 @@ def test_broken_records_can_be_left_out_each_by_name(sail: Command, own: CocoIns
     assert not Path("none.jsonl").exists()
 
 
-def test_a_record_that_is_left_out_leaves_no_picture(sail: Command, own: CocoInstances) -> None:
+def test_a_record_that_is_left_out_leaves_no_image(sail: Command, own: CocoInstances) -> None:
     content = json.loads(Path("coco.json").read_text())
     content["annotations"][0]["segmentation"] = [[1, 2]]
     dump(Path("coco.json"), content)

@@ -1,4 +1,4 @@
-"""What a user does wrong is one sentence with the mend, and the right exit code."""
+"""What a user does wrong is one sentence with the fix, and the right exit code."""
 
 from __future__ import annotations
 

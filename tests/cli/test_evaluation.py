@@ -77,16 +77,16 @@ def test_every_answer_is_on_disk_with_its_score(unbroken: Path) -> None:
 
 
 def test_a_report_says_what_its_figures_were_measured_with(unbroken: Path) -> None:
-    told = report(unbroken)
+    result = report(unbroken)
     weights = Path(sail_lightning.__file__).parent / "zoo/sail-tiny/model.safetensors"
-    assert told["protocol"] == "standard" and told["no_target_from"] == "mask" and told["bootstrap"] == 20
-    assert told["weights"] == {"path": "sail-tiny", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    assert (told["dtype"], told["precision"], told["max_side"]) == ("float32", "32-true", 64)
-    assert told["attention"] == "AutoAttention (SDPAAttention)"
-    assert told["data"]["source"] == "LaboratorySource" and told["questions"] == 22
-    counts = {name: one["counts"]["answers"] for name, one in told["benchmarks"].items()}
+    assert result["protocol"] == "standard" and result["no_target_from"] == "mask" and result["bootstrap"] == 20
+    assert result["weights"] == {"path": "sail-tiny", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert (result["dtype"], result["precision"], result["max_side"]) == ("float32", "32-true", 64)
+    assert result["attention"] == "AutoAttention (SDPAAttention)"
+    assert result["data"]["source"] == "LaboratorySource" and result["questions"] == 22
+    counts = {name: one["counts"]["answers"] for name, one in result["benchmarks"].items()}
     assert sum(counts.values()) == 22 and counts["refer"] > counts["choice"] > 1
-    assert told["benchmarks"]["refer"]["intervals"]["ciou"][0] <= told["benchmarks"]["refer"]["metrics"]["ciou"]
+    assert result["benchmarks"]["refer"]["intervals"]["ciou"][0] <= result["benchmarks"]["refer"]["metrics"]["ciou"]
 
 
 def test_figures_of_the_report_are_those_that_the_test_logged(unbroken: Path) -> None:
@@ -99,7 +99,7 @@ def test_figures_of_the_report_are_those_that_the_test_logged(unbroken: Path) ->
     )
 
 
-def test_the_gallery_shows_pictures_that_are_in_no_file(unbroken: Path) -> None:
+def test_the_gallery_shows_images_that_are_in_no_file(unbroken: Path) -> None:
     drawn = sorted(path.name for path in (unbroken / "gallery").iterdir())
     assert drawn == [
         f"{name}-{kind}.png" for name in ("choice", "refer", "vres") for kind in ("best", "random", "worst")
@@ -228,8 +228,8 @@ def rle(rows: str) -> dict[str, Any]:
 
 def record(id: str, pred: list[str], target: list[str], **more: Any) -> dict[str, Any]:
     masks = {"pred": [rle(rows) for rows in pred], "target": [rle(rows) for rows in target]}
-    told = {"id": id, "benchmark": "grefcoco_val", "question": "", "text": "It is [SEG].", **masks}
-    return told | {"ignore": None, "size": [2, 2], **more}
+    result = {"id": id, "benchmark": "grefcoco_val", "question": "", "text": "It is [SEG].", **masks}
+    return result | {"ignore": None, "size": [2, 2], **more}
 
 
 def write(path: Path, *records: dict[str, Any]) -> Path:
@@ -251,18 +251,18 @@ def own_file(workdir: Path) -> Path:
 def test_anybodys_file_is_scored_without_a_model(sail: Command, own_file: Path, workdir: Path) -> None:
     shown = sail("test", "--from", own_file, "--out", "scored")
     assert shown.code == 0 and "scored/report.json" in shown.out and "| `ciou` |" in shown.out
-    told = report(workdir / "scored")
-    assert told["metrics"]["ciou"] == pytest.approx(2 / 3) and told["metrics"]["giou"] == pytest.approx(2 / 3)
-    assert told["metrics"]["n_acc"] == 0.5 and told["metrics"]["t_acc"] == 1.0
+    result = report(workdir / "scored")
+    assert result["metrics"]["ciou"] == pytest.approx(2 / 3) and result["metrics"]["giou"] == pytest.approx(2 / 3)
+    assert result["metrics"]["n_acc"] == 0.5 and result["metrics"]["t_acc"] == 1.0
     assert [line["score"]["iou"] for line in lines(workdir / "scored/per_sample.jsonl")] == [1.0, 0.0, 1.0]
-    assert len(told["from"]["own.jsonl" if "own.jsonl" in told["from"] else str(own_file)]) == 64
+    assert len(result["from"]["own.jsonl" if "own.jsonl" in result["from"] else str(own_file)]) == 64
 
 
 def test_the_text_may_say_that_nothing_is_meant(sail: Command, own_file: Path, workdir: Path) -> None:
     assert sail("test", "--from", own_file, "--out", "text", "--no-target", "text").code == 0
-    told = report(workdir / "text")
-    assert told["no_target_from"] == "text"
-    assert told["metrics"]["n_acc"] == 0.5 and told["metrics"]["giou"] == pytest.approx(2 / 3)
+    result = report(workdir / "text")
+    assert result["no_target_from"] == "text"
+    assert result["metrics"]["n_acc"] == 0.5 and result["metrics"]["giou"] == pytest.approx(2 / 3)
     second, third = (line["score"] for line in lines(workdir / "text/per_sample.jsonl")[1:])
     assert (second["no_target_mask"], second["no_target_text"]) == (False, True)
     assert (third["no_target_mask"], third["no_target_text"]) == (True, False)
@@ -270,9 +270,9 @@ def test_the_text_may_say_that_nothing_is_meant(sail: Command, own_file: Path, w
 
 def test_the_official_protocol_looks_at_the_first_mask_only(sail: Command, own_file: Path, workdir: Path) -> None:
     assert sail("test", f"--from={own_file}", "--out=official", "--protocol=official").code == 0
-    told = report(workdir / "official")
-    assert told["protocol"] == "official" and told["combine"] == "first"
-    assert told["metrics"]["ciou"] == pytest.approx(1 / 3)
+    result = report(workdir / "official")
+    assert result["protocol"] == "official" and result["combine"] == "first"
+    assert result["metrics"]["ciou"] == pytest.approx(1 / 3)
     assert "faults included" in (workdir / "official/report.md").read_text()
 
 
@@ -352,11 +352,11 @@ def test_two_runs_are_shown_side_by_side(sail: Command, unbroken: Path, workdir:
     other = write(workdir / "worse.jsonl", *worse)
     shown = sail("compare", unbroken, other, "--out", "compared", "--changed", "3")
     assert shown.code == 0 and f"A is `{unbroken}`, B is `{other}`" in shown.out
-    told = json.loads((workdir / "compared/comparison.json").read_text())["benchmarks"]["vres"]
-    figure = told["figures"]["giou"]
+    result = json.loads((workdir / "compared/comparison.json").read_text())["benchmarks"]["vres"]
+    figure = result["figures"]["giou"]
     assert figure["second"] == 0 and figure["difference"] == -figure["first"] < 0
     assert figure["low"] <= figure["difference"] <= figure["high"]
-    assert told["paired"]["worse"] == told["questions"] and len(told["changes"]) == 3
+    assert result["paired"]["worse"] == result["questions"] and len(result["changes"]) == 3
     assert (workdir / "compared/comparison.md").read_text() in shown.out
 
 
@@ -432,16 +432,16 @@ def test_unseen_pairs_are_asked_about_where_they_are_asked_for(sail: Command, wo
     for split, held_out in (("test", False), ("compositional", True)):
         assert sail("perbench", "--out", split, "--count", "12", "--split", split).code == 0
         items = json.loads((workdir / split / "perbench/STBench_Detailed_Caption.json").read_text())
-        told = [item["object_annotations"][0]["caption"] for item in items]
-        assert [any(pair in text for pair in unseen) for text in told] == [held_out] * 12
+        result = [item["object_annotations"][0]["caption"] for item in items]
+        assert [any(pair in text for pair in unseen) for text in result] == [held_out] * 12
 
 
 def test_the_packaged_model_knows_the_words_of_synthperbench(sail: Command, perbench: Path, workdir: Path) -> None:
     args = ("-c", "eval/perbench/mcq", "--ckpt_path=sail-tiny", "--data.test.words={question}", *QUIET)
     shown = sail("test", *args, "--evaluation.benchmark=synthperbench_mcq", "--evaluation.out=out")
     assert shown.code == 0, shown.err
-    told = report(workdir / "out")
-    assert told["metrics"]["mcq_accuracy"] >= 4 / 6 and told["annotations"].keys() == {
+    result = report(workdir / "out")
+    assert result["metrics"]["mcq_accuracy"] >= 4 / 6 and result["annotations"].keys() == {
         str(perbench / "STBench_MCQ.json")
     }
 
@@ -556,14 +556,14 @@ def run_benchmark(name: str, sail: Command, sets: Path, workdir: Path, monkeypat
     )
     shown = sail("test", "-c", f"eval/{name}", "--ckpt_path=sail-tiny", *QUIET, *few, "--evaluation.out=out")
     assert shown.code == 0, shown.err
-    told = report(workdir / "out")
-    assert list(told["benchmarks"]) == [told["benchmark"]] and told["metrics"]
-    assert told["annotations"] and all(Path(path).exists() for path in told["annotations"])
+    result = report(workdir / "out")
+    assert list(result["benchmarks"]) == [result["benchmark"]] and result["metrics"]
+    assert result["annotations"] and all(Path(path).exists() for path in result["annotations"])
     written = lines(workdir / "out/per_sample.jsonl")
     assert 1 <= len(written) <= 4 and all(Path(line["image"]).is_file() for line in written)
     assert (workdir / "out/gallery/random.png").is_file()
     rescored = sail("test", "--from", "out/per_sample.jsonl", "--out", "again", "--bootstrap", "20", "--gallery", "0")
-    assert rescored.code == 0 and report(workdir / "again")["benchmarks"] == told["benchmarks"]
+    assert rescored.code == 0 and report(workdir / "again")["benchmarks"] == result["benchmarks"]
 
 
 # -- one judge --------------------------------------------------------------------------------------------------------
@@ -592,11 +592,11 @@ def test_each_protocol_gives_one_number_in_log_report_answers_and_compare(
     args = (*LABORATORY, *own, "--data.test.split=compositional", f"--evaluation.protocol={protocol}")
     shown = sail(*args, "--evaluation.gallery=0", "--evaluation.out=out")
     assert shown.code == 0, shown.err
-    told, table = report(workdir / "out"), figures(workdir / "runs/test/version_0")
-    assert told["protocol"] == protocol and "biou" in told["benchmarks"]["refer"]["intervals"]
+    result, table = report(workdir / "out"), figures(workdir / "runs/test/version_0")
+    assert result["protocol"] == protocol and "biou" in result["benchmarks"]["refer"]["intervals"]
     for name in ("ciou", "giou"):
         for benchmark, prefix in (("refer", "test/"), ("vres", "test/vres_")):
-            value = told["benchmarks"][benchmark]["metrics"][name]
+            value = result["benchmarks"][benchmark]["metrics"][name]
             assert value == pytest.approx(float(table[f"{prefix}{name}"]), abs=1e-6)
     scores = [line["score"] for line in lines(workdir / "out/per_sample.jsonl")]
     by_answer = [one["biou"] for one in scores if "biou" in one]
@@ -605,12 +605,12 @@ def test_each_protocol_gives_one_number_in_log_report_answers_and_compare(
 
     again = ("--protocol", protocol, "--bootstrap", "20", "--metrics", "biou=BoundaryIoU", "--plugins", boundary_iou)
     assert sail("test", "--from", "out/per_sample.jsonl", "--out", "again", *again).code == 0
-    assert report(workdir / "again")["benchmarks"] == told["benchmarks"]
+    assert report(workdir / "again")["benchmarks"] == result["benchmarks"]
     assert sail("compare", "out", "out", "--out", "both", *again).code == 0
     compared = json.loads((workdir / "both/comparison.json").read_text())["benchmarks"]
     for benchmark in ("refer", "vres"):
         for name in ("ciou", "biou"):
-            assert compared[benchmark]["figures"][name]["first"] == told["benchmarks"][benchmark]["metrics"][name]
+            assert compared[benchmark]["figures"][name]["first"] == result["benchmarks"][benchmark]["metrics"][name]
 
 
 def test_official_answers_are_those_of_the_first_mask_in_the_log_too(

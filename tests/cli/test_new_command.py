@@ -119,7 +119,7 @@ def test_wrong_words_are_one_sentence(words: list[str], message: str, sail: Comm
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "result"),
     [
         (["--from", "a,b", "c"], "['a,b', 'c'] None None None False False 2 ()"),
         (["--from=a", "--from=b", "--seeds=0,1", "--seeds", "7"], "['a', 'b'] [0, 1, 7] None None False False 2 ()"),
@@ -131,9 +131,9 @@ def test_wrong_words_are_one_sentence(words: list[str], message: str, sail: Comm
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_types_of_a_signature_are_what_may_be_typed(words: list[str], told: str, sail: Command, probe: Path) -> None:
+def test_types_of_a_signature_are_what_may_be_typed(words: list[str], result: str, sail: Command, probe: Path) -> None:
     shown = sail("data", "probe", *words)
-    assert (shown.code, shown.out, shown.err) == (3, f"{told}\n", "")
+    assert (shown.code, shown.out, shown.err) == (3, f"{result}\n", "")
 
 
 def test_a_command_joins_a_group(sail: Command, probe: Path) -> None:

@@ -205,7 +205,7 @@ def test_predict_takes_files_prompts_and_another_folder(
     assert not (workdir / "out/overlays").exists()
 
 
-def test_broken_picture_is_named_and_the_others_are_answered(
+def test_broken_image_is_named_and_the_others_are_answered(
     sail: Command, ckpt: Path, pictures: Path, workdir: Path
 ) -> None:
     (pictures / "1.png").write_text("no picture")

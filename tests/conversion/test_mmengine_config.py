@@ -212,7 +212,7 @@ def test_teachers_of_a_run_that_does_not_distil_are_not_carried_over(imported: I
     assert fates(found, "model.mask2former_model") == {Fate.DROPPED}
 
 
-def test_eve_has_its_own_stride_picture_size_and_prompts(imported: Import) -> None:
+def test_eve_has_its_own_stride_image_size_and_prompts(imported: Import) -> None:
     start = "from projects.ST.models.sa2va_ST_eve import Sa2VASTEVEModel as SimpleEVE"
     found = imported(start, EVE, "model['seg_pred_down_ratio'] = 16")
     assert found.config["model"]["backbone"]["class_path"] == "EVEv2"

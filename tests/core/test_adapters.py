@@ -484,7 +484,7 @@ def test_without_peft_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPa
 
 
 class Records(Source):
-    """The records of these tests, pictures and words alone in turn."""
+    """The records of these tests, images and words alone in turn."""
 
     def __getitem__(self, index: int) -> Sample:
         return [*records(), *text_records()][index]

@@ -29,7 +29,7 @@ def built(**changes: object) -> SailQwen:
 
 
 def packed_inputs(backbone: SailQwen) -> tuple[Tensor, Tensor, AttentionPlan]:
-    """Three packed samples: picture and words, words, words around two pictures. Positions start at 100."""
+    """Three packed samples: image and words, words, words around two images. Positions start at 100."""
     layout = ImageLayout((1,), 2, end=(3,))
     builders = [
         SequenceBuilder(layout).image((3, 2)).text([5] * 6),

@@ -1,4 +1,4 @@
-"""The layout of pictures and words agrees with the official code, number for number (tests/golden)."""
+"""The layout of images and words agrees with the official code, number for number (tests/golden)."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_attention_mask_is_the_official_one(case: str) -> None:
     "row", json.loads((GOLDEN / "resize_table.json").read_text()), ids=lambda r: f"{r['w']}x{r['h']}"
 )
 @pytest.mark.parametrize("patch", [16, 32])
-def test_pictures_are_resized_to_the_official_size(row: dict, patch: int) -> None:
+def test_images_are_resized_to_the_official_size(row: dict, patch: int) -> None:
     width, height = row[f"p{patch}"]
-    if 0 in (width, height):  # the official rule gives an empty picture for extreme shapes; ours keeps one patch
+    if 0 in (width, height):  # the official rule gives an empty image for extreme shapes; ours keeps one patch
         assert min(resized_size((row["h"], row["w"]), patch)) == patch
     else:
         assert resized_size((row["h"], row["w"]), patch) == (height, width)
@@ -89,7 +89,7 @@ def test_what_the_official_rule_keeps_of_a_shrunk_mask_is_kept(patch: int) -> No
 
 def test_points_that_the_official_rule_loses_are_kept() -> None:
     lost = 0
-    for x in range(0, 2250, 7):  # a picture of 2250 x 1500 pixels is shrunk to 1024 x 688
+    for x in range(0, 2250, 7):  # an image of 2250 x 1500 pixels is shrunk to 1024 x 688
         mask = np.zeros((1500, 2250), bool)
         mask[700, x] = True
         lost += not patch_coverage(mask, (43, 64), 16, rule="nearest_pil").any()

@@ -116,7 +116,7 @@ def formula(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     return 2.0 * bce, 0.5 * dice
 
 
-def test_dense_mask_losses_are_the_formulas_at_the_pictures_resolution() -> None:
+def test_dense_mask_losses_are_the_formulas_at_the_images_resolution() -> None:
     logits, targets = torch.randn(3, 6, 8) * 3, random_masks(3, 21, 30)
     wanted = F.interpolate(logits.double()[:, None], (21, 30), mode="bilinear", align_corners=False)[:, 0]
     sums = MaskLoss()([logits], [targets])
@@ -262,7 +262,7 @@ def test_no_group_of_masks_at_all_is_an_error() -> None:
         MaskLoss()([], [])
 
 
-def test_distillation_is_per_picture_and_resizes_the_teacher() -> None:
+def test_distillation_is_per_image_and_resizes_the_teacher() -> None:
     student, teacher = torch.randn(3, 5, 4, 6), torch.randn(3, 5, 2, 3)
     losses = MSEDistillation()(student, teacher)
     for one, s, t in zip(losses, student, teacher, strict=True):

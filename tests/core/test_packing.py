@@ -66,7 +66,7 @@ def prompts_for(draw: st.DrawFn, height: int, width: int) -> Prompt:
 
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
-    """Words alone, one picture or two; up to two prompts and any number of masks where there is a picture."""
+    """Words alone, one image or two; up to two prompts and any number of masks where there is an image."""
     sizes = draw(st.lists(st.tuples(sides, sides), max_size=2))
     images = tuple(picture(height, width, draw(seeds)) for height, width in sizes)
     prompts: tuple[Prompt, ...] = ()
@@ -310,7 +310,7 @@ def test_masks_are_the_same_from_an_array_a_run_length_code_a_file_and_a_functio
 
 
 @pytest.mark.parametrize("name", ["p.jpg", "p.png", "grey.png", "palette.png", "transparent.png", "grey.jpg"])
-def test_a_picture_of_any_kind_is_what_pil_converts_it_to(name: str, tmp_path: Path) -> None:
+def test_an_image_of_any_kind_is_what_pil_converts_it_to(name: str, tmp_path: Path) -> None:
     image, path = Image.fromarray(picture(20, 30)), tmp_path / name
     kinds = {"grey": "L", "palette": "P", "transparent": "RGBA"}
     image.convert(kinds.get(path.stem, "RGB")).save(path)
@@ -408,11 +408,11 @@ def test_packs_are_made_while_a_stream_is_read() -> None:
 
 COCO_SIZES = ((640, 480), (640, 480), (640, 427), (640, 427), (480, 640), (640, 426), (500, 375), (612, 612))
 COCO_SIZES += ((427, 640), (640, 640), (640, 360), (375, 500), (640, 424), (333, 500), (640, 478), (428, 640))
-"""(width, height) of pictures, as often as they are in COCO, roughly."""
+"""(width, height) of images, as often as they are in COCO, roughly."""
 
 
 def questions(max_side: int) -> Iterator[Length]:
-    """Tokens of questions about such pictures at patch size 16, 30 to 300 of them words, without end."""
+    """Tokens of questions about such images at patch size 16, 30 to 300 of them words, without end."""
     rng = np.random.default_rng(0)
     while True:
         height, width = resized_size(COCO_SIZES[rng.integers(len(COCO_SIZES))][::-1], 16, max_side)
@@ -425,7 +425,7 @@ def fill(budget: int, buffer_size: int, max_side: int, packs: int = 200) -> floa
 
 
 @pytest.mark.parametrize("max_side", [512, 1024])
-def test_batches_of_pictures_fill_their_budget(max_side: int) -> None:
+def test_batches_of_images_fill_their_budget(max_side: int) -> None:
     looking, in_order = fill(16384, 32, max_side), fill(16384, 1, max_side)
     assert looking > 0.95
     assert looking > in_order
@@ -434,7 +434,7 @@ def test_batches_of_pictures_fill_their_budget(max_side: int) -> None:
 # -- vectors of the data specification --------------------------------------------------------------------------------
 
 
-def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
+def test_one_image_and_three_words_are_laid_out_as_specified() -> None:
     wanted = VECTORS["single_2x3_image_plus_3_text"]
     sequence = SequenceBuilder(ImageLayout((7,), 9, end=(8,))).image((2, 3)).text([1, 1, 1]).build()
     assert sequence.ids.tolist() == wanted["input_ids"]
@@ -445,7 +445,7 @@ def test_one_picture_and_three_words_are_laid_out_as_specified() -> None:
     assert rows == wanted["attention_mask_rows"]
 
 
-def test_pictures_of_a_batch_of_four_own_their_patches() -> None:
+def test_images_of_a_batch_of_four_own_their_patches() -> None:
     def builder() -> SequenceBuilder:
         return SequenceBuilder(ImageLayout((7,), 9, end=(8,)))
 
@@ -487,7 +487,7 @@ def test_masks_are_put_on_the_grid_as_specified(rule: Any) -> None:
 
 @pytest.mark.parametrize("row", VECTORS["resize_wh"], ids=lambda row: "{}x{}".format(*row["image_wh"]))
 @pytest.mark.parametrize("patch", [16, 32])
-def test_pictures_are_resized_as_specified(row: dict, patch: int) -> None:
+def test_images_are_resized_as_specified(row: dict, patch: int) -> None:
     width, height = row["image_wh"]
     assert list(resized_size((height, width), patch))[::-1] == row[f"patch{patch}"]
 
@@ -501,7 +501,7 @@ large = st.one_of(st.integers(1, 3000), st.sampled_from([1, 2, 3000]))
 @given(
     large, large, st.sampled_from([8, 16, 28, 32]), st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)
 )
-def test_a_prompt_of_one_pixel_keeps_a_patch_in_pictures_of_any_size(
+def test_a_prompt_of_one_pixel_keeps_a_patch_in_images_of_any_size(
     height: int, width: int, patch: int, v: float, u: float
 ) -> None:
     new_height, new_width = resized_size((height, width), patch)

@@ -28,7 +28,7 @@ Weights = dict[str, Tensor]
 
 
 def groups() -> list[list[Sample]]:
-    """Four micro-batches of very unequal words, masks and pictures; one has words alone."""
+    """Four micro-batches of very unequal words, masks and images; one has words alone."""
     first, _, third, fourth = records()
     long = Sample(
         picture(16, 24),
@@ -43,7 +43,7 @@ def groups() -> list[list[Sample]]:
 
 
 def model(**changes: Any) -> PixelSAIL:
-    """Plain gradient descent with rate 1, so that a step is the gradient; a teacher, so that pictures count too."""
+    """Plain gradient descent with rate 1, so that a step is the gradient; a teacher, so that images count too."""
     teacher = TimmTeacher("test_convnext", resize=32, weight=0.5, student_features="mask")
     return tiny(teachers={"expert": teacher}, optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0), **changes)
 

@@ -1,4 +1,4 @@
-"""LLaVA: conversations with and without a picture."""
+"""LLaVA: conversations with and without an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def said(*messages: str) -> list[dict[str, str]]:
     return [dict(zip(("from", "value"), message.split(": ", 1), strict=True)) for message in messages]
 
 
-def test_llava_reads_questions_and_answers_with_their_picture(data_root: Path) -> None:
+def test_llava_reads_questions_and_answers_with_their_image(data_root: Path) -> None:
     source = Llava()
     assert source.length == len(llava.RECORDS)
     sample = source[0]
@@ -36,7 +36,7 @@ def test_llava_reads_questions_and_answers_with_their_picture(data_root: Path) -
     assert all(source[index] == source.full_record(index) for index in range(source.length))
 
 
-def test_e28_a_conversation_without_a_picture_passes(data_root: Path) -> None:
+def test_e28_a_conversation_without_an_image_passes(data_root: Path) -> None:
     sample = Llava()[2]
     assert sample.image is None
     encoded = ENCODER.encode(sample)
@@ -48,7 +48,7 @@ def test_every_record_can_be_laid_out(data_root: Path) -> None:
     assert [len(ENCODER.encode(source[index]).patches) > 0 for index in range(3)] == [True, True, False]
 
 
-def test_pictures_are_known_by_name_and_none_is_none(data_root: Path) -> None:
+def test_images_are_known_by_name_and_none_is_none(data_root: Path) -> None:
     assert [bool(picture) for picture in Llava().image_keys()] == [True, True, False]
 
 
@@ -61,7 +61,7 @@ def test_answers_before_the_first_question_are_dropped_and_questions_in_a_row_ar
 
 
 @pytest.mark.parametrize("text", ["<image>\nWhat?", "What?\n<image>", "<image>What?", "\n<image>\nWhat?"])
-def test_the_mark_of_the_picture_is_taken_out(text: str) -> None:
+def test_the_mark_of_the_image_is_taken_out(text: str) -> None:
     assert conversation([{"from": "human", "value": text}, *said("gpt: This.")]) == [("What?", "This.")]
 
 

@@ -20,7 +20,7 @@ ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=4), patch_size=8, num_
 
 
 class Squares(Source):
-    """Record n has n masks of a quarter of the picture, and a box; the picture is 40 high and 10 * (n + 1) wide."""
+    """Record n has n masks of a quarter of the image, and a box; the image is 40 high and 10 * (n + 1) wide."""
 
     length = 4
 
@@ -67,7 +67,7 @@ def test_a_mixture_is_counted_part_by_part(data_root: Path) -> None:
     assert [line.split()[:3] for line in lines[1:]] == expected
 
 
-def test_picture_and_figures_are_written(tmp_path: Path) -> None:
+def test_image_and_figures_are_written(tmp_path: Path) -> None:
     found = gather(flatten_sources("train", Squares()), 10, ENCODER)
     assert found.write(tmp_path / "a/stats.png") == [tmp_path / "a/stats.png", tmp_path / "a/stats.json"]
     with Image.open(tmp_path / "a/stats.png") as picture:

@@ -37,7 +37,7 @@ def test_e26_no_rank_is_idle_while_there_is_a_question_for_each(
 
 
 @given(sources, sizes)
-def test_a_picture_whose_questions_fit_into_a_batch_is_read_once(pictures: np.ndarray, size: int) -> None:
+def test_an_image_whose_questions_fit_into_a_batch_is_read_once(pictures: np.ndarray, size: int) -> None:
     batches = distributed_batches(pictures, size)
     for picture in set(pictures.tolist()) - {0}:
         asked = np.flatnonzero(pictures == picture).tolist()
@@ -45,11 +45,11 @@ def test_a_picture_whose_questions_fit_into_a_batch_is_read_once(pictures: np.nd
         assert len(holding) == 1 or len(asked) > size
 
 
-def test_pictures_stay_in_the_order_in_which_they_first_appear() -> None:
+def test_images_stay_in_the_order_in_which_they_first_appear() -> None:
     assert distributed_batches(np.array([5, 0, 5, 7, 0, 7], np.uint64), 2) == [[0, 2], [1], [3, 5], [4]]
 
 
-def test_records_without_a_shared_picture_fill_batches_in_order() -> None:
+def test_records_without_a_shared_image_fill_batches_in_order() -> None:
     assert distributed_batches(np.zeros(5, np.uint64), 2) == [[0, 1], [2, 3], [4]]
     assert [distributed_batches(np.zeros(5, np.uint64), 2, rank, 2) for rank in range(2)] == [[[0, 2], [4]], [[1, 3]]]
 
@@ -64,7 +64,7 @@ def test_a_resumed_run_asks_the_batches_that_an_unbroken_one_would_have_asked(
 
 
 @given(sources, worlds)
-def test_ranks_get_as_many_questions_as_pictures_allow(pictures: np.ndarray, ranks: int) -> None:
+def test_ranks_get_as_many_questions_as_images_allow(pictures: np.ndarray, ranks: int) -> None:
     shares = [len(numbers(distributed_batches(pictures, 4, rank, ranks))) for rank in range(ranks)]
     named = sorted(pictures[pictures > 0].tolist())
     largest = max((len(list(group)) for _, group in groupby(named)), default=1)

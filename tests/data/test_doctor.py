@@ -33,7 +33,7 @@ ENCODER = Encoder(SailTokenizer("laboratory", num_prompts=4), patch_size=8, num_
 
 
 class Lines(IndexedSource):
-    """One JSON object a line: picture, size, turns, masks, boxes; `spans` may not overlap."""
+    """One JSON object a line: image, size, turns, masks, boxes; `spans` may not overlap."""
 
     def __init__(self, file: str = "lines/lines.jsonl") -> None:
         super().__init__([file])
@@ -126,7 +126,7 @@ def test_clean_sets_have_no_fault_and_are_counted(root: Path, tmp_path: Path) ->
 
 
 def turned(path: Path) -> None:
-    """Says that a picture is to be turned by a quarter, as phones do."""
+    """Says that an image is to be turned by a quarter, as phones do."""
     picture = Image.open(path)
     exif = picture.getexif()
     exif[0x0112] = 6
@@ -290,7 +290,7 @@ PUBLISHED = [
 ]
 
 
-def test_lost_pictures_of_all_published_sets_are_named_and_nothing_else(
+def test_lost_images_of_all_published_sets_are_named_and_nothing_else(
     sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAIL_DATA", str(shutil.copytree(sets, tmp_path / "data")))
@@ -337,7 +337,7 @@ def test_a_lost_panoptic_file_is_a_mask_that_cannot_be_decoded(root: Path, tmp_p
     assert len(messages(report)) == len(source.full_record(0).masks)
 
 
-def test_pictures_in_shards_are_leaked_by_the_name_that_they_had(root: Path, tmp_path: Path) -> None:
+def test_images_in_shards_are_leaked_by_the_name_that_they_had(root: Path, tmp_path: Path) -> None:
     refcoco = RefCOCO("refcoco")
     with ShardWriter(str(tmp_path / "shards")) as writer:
         for index in range(refcoco.length):
@@ -373,7 +373,7 @@ def test_a_prompt_that_is_denied_need_not_be_there(root: Path, tmp_path: Path) -
     assert check({"train": Lines()}, tmp_path / "out").faults == 0
 
 
-def test_faults_of_a_corrupt_picture_hide_no_fault_of_its_masks(root: Path, tmp_path: Path) -> None:
+def test_faults_of_a_corrupt_image_hide_no_fault_of_its_masks(root: Path, tmp_path: Path) -> None:
     row = record(500)
     IN_RECORD["empty_mask"](row)
     write_lines(root, [row])
@@ -402,7 +402,7 @@ def test_a_source_that_raises_anything_is_a_broken_record(tmp_path: Path) -> Non
 
 
 class Region(Source):
-    """A mask as a prompt, of another size than the picture."""
+    """A mask as a prompt, of another size than the image."""
 
     length = 1
 
@@ -444,7 +444,7 @@ def test_benchmarks_may_ask_twice(root: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_picture_of_the_same_name_is_leaked_only_if_it_is_the_same(root: Path, tmp_path: Path) -> None:
+def test_an_image_of_the_same_name_is_leaked_only_if_it_is_the_same(root: Path, tmp_path: Path) -> None:
     for folder in ("train", "val"):
         write_lines(root, [record(500), record(501)], folder)
     photo(502).save(root / "val/501.jpg")
@@ -473,7 +473,7 @@ def test_a_number_alone_is_no_name_of_coco(train: str, val: str, leaked: bool, r
     assert found == ["leaked_image"] * leaked
 
 
-def test_a_held_out_picture_under_another_name_is_found_by_its_bytes(root: Path, tmp_path: Path) -> None:
+def test_a_held_out_image_under_another_name_is_found_by_its_bytes(root: Path, tmp_path: Path) -> None:
     write_lines(root, [record(500), record(501)], "val")
     (root / "train").mkdir()
     shutil.copyfile(root / "val/501.jpg", root / "train/mine.jpg")

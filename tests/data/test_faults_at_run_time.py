@@ -22,7 +22,7 @@ COUNT = 40
 
 
 class Album(Source):
-    """Pictures of which some are broken."""
+    """Images of which some are broken."""
 
     def __init__(self, folder: Path, broken: tuple[int, ...] = BROKEN) -> None:
         for index in range(COUNT):
@@ -46,15 +46,15 @@ def stream(source: Source, rate: float, packing_buffer_size: int = 4) -> PackedS
 
 def test_broken_records_are_skipped_and_each_is_told_with_the_batch_that_follows(tmp_path: Path) -> None:
     seen: list[str] = []
-    told: list[str] = []
+    result: list[str] = []
     for batch in stream(Album(tmp_path), 0.1):
         seen += [sample.id for sample in batch.samples]
-        told += batch.faults
+        result += batch.faults
         if len(seen) >= COUNT - len(BROKEN):
             break
     assert sorted(map(int, seen[: COUNT - 2])) == [index for index in range(COUNT) if index not in BROKEN]
-    assert len(told) >= 2 and all("is not a readable image" in fault for fault in told)
-    assert {fault.split(":")[0] for fault in told[:2]} == {f"album {index}" for index in BROKEN}
+    assert len(result) >= 2 and all("is not a readable image" in fault for fault in result)
+    assert {fault.split(":")[0] for fault in result[:2]} == {f"album {index}" for index in BROKEN}
 
 
 def test_a_place_counts_what_was_skipped_as_read(tmp_path: Path) -> None:

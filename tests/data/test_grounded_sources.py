@@ -268,11 +268,11 @@ words = st.text("ab ", max_size=12)
 def test_marks_never_change_the_caption_and_every_span_is_kept_or_told(
     caption: str, spans: list[tuple[int, int]]
 ) -> None:
-    told = grounded(caption, [Grounding(str(place), span, ()) for place, span in enumerate(spans)])
-    assert bare(told.answer) == caption
-    assert len(told.groundings) == told.answer.count("[SEG]") == len(spans) - len(told.faults)
-    assert phrases_of(told.answer) == tuple(" ".join(caption[first:last].split()) for first, last in told.spans)
-    assert all(a[1] <= b[0] for a, b in zip(told.spans, told.spans[1:], strict=False))
+    result = grounded(caption, [Grounding(str(place), span, ()) for place, span in enumerate(spans)])
+    assert bare(result.answer) == caption
+    assert len(result.groundings) == result.answer.count("[SEG]") == len(spans) - len(result.faults)
+    assert phrases_of(result.answer) == tuple(" ".join(caption[first:last].split()) for first, last in result.spans)
+    assert all(a[1] <= b[0] for a, b in zip(result.spans, result.spans[1:], strict=False))
 
 
 @given(words, st.lists(words, max_size=5))

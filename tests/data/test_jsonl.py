@@ -27,7 +27,7 @@ THING = ONE.things[0]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One picture, and the first of its masks as PNGs: on is 255, or 3 in a palette picture that also has a 1."""
+    """One image, and the first of its masks as PNGs: on is 255, or 3 in a palette image that also has a 1."""
     ONE.save(tmp_path / "photos/0.png")
     (tmp_path / "masks").mkdir()
     Image.fromarray(THING.mask.astype(np.uint8) * 255).save(tmp_path / "masks/0.png")
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    """A line about the picture with one mask; a change of `...` takes a key away."""
+    """A line about the image with one mask; a change of `...` takes a key away."""
     line = {
         "id": "a",
         "image": "photos/0.png",
@@ -75,7 +75,7 @@ def test_a_line_is_a_sample_whose_files_lie_relative_to_the_file(folder: Path) -
     assert source.image_keys().tolist() == [source.image_keys()[0]] * 2 != [0, 0]
 
 
-def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(folder: Path) -> None:
+def test_an_image_is_named_with_its_folder_also_where_the_line_leaves_that_out(folder: Path) -> None:
     hashes = []
     for name in ("train", "val"):
         (folder / name).mkdir()
@@ -86,7 +86,7 @@ def test_a_picture_is_named_with_its_folder_also_where_the_line_leaves_that_out(
     assert other.image_keys()[0] == hashes[3], "not that of the index that was made before"
 
 
-def test_pictures_and_masks_may_lie_in_another_folder(folder: Path) -> None:
+def test_images_and_masks_may_lie_in_another_folder(folder: Path) -> None:
     path = folder / "elsewhere" / "data.jsonl"
     path.parent.mkdir()
     path.write_text(json.dumps(record(masks=["masks/0.png"])))
@@ -155,7 +155,7 @@ def test_what_a_turn_asks_follows_from_its_words_unless_it_says_so(folder: Path)
     assert (read.task, read.choices) == ("chat", ("a cat", "a dog"))
 
 
-def test_a_line_may_have_no_picture_or_several(folder: Path) -> None:
+def test_a_line_may_have_no_image_or_several(folder: Path) -> None:
     said = [turn(answer="Yes.")]
     words = written(folder, record(image=None, turns=said, masks=...))
     assert words[0].image is None and words.image_keys().tolist() == [0]
@@ -276,7 +276,7 @@ PLAIN = st.recursive(
 
 @st.composite
 def masks(draw: st.DrawFn) -> np.ndarray:
-    """A random block, empty or full too, at the size of the picture."""
+    """A random block, empty or full too, at the size of the image."""
     mask = np.zeros(ONE.size, bool)
     top, left = draw(st.integers(0, 47)), draw(st.integers(0, 63))
     mask[top : top + draw(st.integers(0, 48)), left : left + draw(st.integers(0, 64))] = True

@@ -30,11 +30,11 @@ def test_scenes_and_objects_are_the_same_whatever_they_are_drawn_as() -> None:
 
 
 def test_left_out_it_is_as_it_was() -> None:
-    plain, told = Laboratory(tasks=TASKS), Laboratory(tasks=TASKS, prompts=dict(PROMPTS))
+    plain, result = Laboratory(tasks=TASKS), Laboratory(tasks=TASKS, prompts=dict(PROMPTS))
     for index in range(10):
-        one, other = plain[index], told[index]
+        one, other = plain[index], result[index]
         assert one.turns == other.turns and list(map(type, one.prompts)) == list(map(type, other.prompts))
-    assert plain != told and PROMPTS == {"mask": 0.4, "box": 0.3, "point": 0.3}
+    assert plain != result and PROMPTS == {"mask": 0.4, "box": 0.3, "point": 0.3}
 
 
 def test_an_unknown_form_is_told() -> None:
@@ -43,13 +43,13 @@ def test_an_unknown_form_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "result"),
     [
         ({"samples": -1}, "samples must be 1 or more, not -1"),
         ({"samples": 2, "min_objects": 200, "max_objects": 200}, "200 objects do not fit in 64 x 64 pixels"),
         ({"min_objects": 200, "max_objects": 200}, "200 objects do not fit in 64 x 64 pixels"),
     ],
 )
-def test_scenes_that_cannot_be_drawn_are_told(settings: dict[str, int], told: str) -> None:
-    with pytest.raises(SailUsageError, match=f"^LaboratorySource: {told}"):
+def test_scenes_that_cannot_be_drawn_are_told(settings: dict[str, int], result: str) -> None:
+    with pytest.raises(SailUsageError, match=f"^LaboratorySource: {result}"):
         LaboratorySource(**settings)[0]  # type: ignore[arg-type]

@@ -111,12 +111,12 @@ def test_limits_are_the_same_random_records_in_every_run() -> None:
     assert {tuple(ids(two(limits={"a": 2}, seed=seed), 2)) for seed in range(9)} != {tuple(ids(other, 2))}
 
 
-def test_pictures_of_held_out_sets_are_left_out_of_all_sources() -> None:
+def test_images_of_held_out_sets_are_left_out_of_all_sources() -> None:
     mixture = two(exclude={"val": Numbers("val", 2)})
     assert set(ids(mixture, mixture.length)) == {"a:2", "a:3", "a:4", "b:2"}
 
 
-def test_coco_pictures_are_the_same_under_either_name(data_root: Path) -> None:
+def test_coco_images_are_the_same_under_either_name(data_root: Path) -> None:
     class Coco2017(Numbers):
         def __getitem__(self, index: int) -> Sample:
             return Sample(f"coco/train2017/{100 + index:012d}.jpg", (), id=str(index))

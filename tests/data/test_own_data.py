@@ -28,7 +28,7 @@ from sail_lightning.image.segmentations import decode
 from sail_lightning.sample import Sample, Turn
 
 PICTURES = {"0.jpg": 0, "1.png": 1, "1_a.png": 2, "deep/er/2.png": 3}
-"""Names of pictures, and the photos they show."""
+"""Names of images, and the photos they show."""
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
@@ -70,7 +70,7 @@ def by_phrase(sample: Sample) -> dict[str, np.ndarray]:
 PLAIN = {"questions": ["{}?"], "answers": ["[SEG]."]}
 
 
-def test_a_mask_belongs_to_the_picture_whose_name_its_own_begins_with(folder: Path) -> None:
+def test_a_mask_belongs_to_the_image_whose_name_its_own_begins_with(folder: Path) -> None:
     read = source(folder, **PLAIN)
     found = {sample.id: sample for sample in map(read.full_record, range(read.length))}
     assert list(found) == ["0", "1", "1_a", "deep/er/2"]
@@ -81,7 +81,7 @@ def test_a_mask_belongs_to_the_picture_whose_name_its_own_begins_with(folder: Pa
         "0 The thing?": photo(0).things[0].mask,
         "1 left?": photo(1).things[0].mask,
         "1 right?": photo(1).things[1].mask,
-        "1_a it?": photo(2).things[0].mask,  # not of the picture 1
+        "1_a it?": photo(2).things[0].mask,  # not of the image 1
         "1_a that?": photo(2).things[1].mask,
         "deep/er/2 things?": first | second,  # one phrase of two masks
         "deep/er/2 the second?": second,
@@ -117,7 +117,7 @@ def test_phrases_may_be_json(folder: Path) -> None:
     assert [read[index].turns[0].question for index in range(read.length)] == ["the thing?", "left?", "the left one?"]
 
 
-def test_a_share_is_held_out_by_the_names_of_pictures(tmp_path: Path) -> None:
+def test_a_share_is_held_out_by_the_names_of_images(tmp_path: Path) -> None:
     for number in range(20):
         photo(number).save(tmp_path / f"images/{number}.png")
         save_mask(tmp_path / f"masks/{number}.png", photo(number).things[0].mask)
@@ -189,7 +189,7 @@ def test_faults_of_the_whole_folder_are_one_sentence(folder: Path) -> None:
         by_phrase(source(folder)[3])
 
 
-def test_a_mask_that_may_be_of_two_pictures_is_told_and_the_others_are_read(folder: Path) -> None:
+def test_a_mask_that_may_be_of_two_images_is_told_and_the_others_are_read(folder: Path) -> None:
     before = source(folder)
     photo(1).save(folder / "images/0.png")
     read = source(folder)
@@ -201,7 +201,7 @@ def test_a_mask_that_may_be_of_two_pictures_is_told_and_the_others_are_read(fold
     )
 
 
-def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
+def test_masks_in_the_folder_of_the_images_are_no_images(tmp_path: Path) -> None:
     photo(0).save(tmp_path / "images/01.png")
     things = photo(0).things
     for name, thing in (("01_cup", 0), ("01_cup_2", 1)):
@@ -212,7 +212,7 @@ def test_masks_in_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> 
     assert by_phrase(read.full_record(0)).keys() == {"the cup?", "the other?"}
 
 
-def test_one_folder_for_pictures_and_masks_is_refused(folder: Path) -> None:
+def test_one_folder_for_images_and_masks_is_refused(folder: Path) -> None:
     with pytest.raises(SailUsageError, match=r"images and masks are one folder, .*; move the masks into a folder of"):
         FolderSource(str(folder / "images"), str(folder / "masks/../images"), str(folder / "phrases.txt"))
 
@@ -374,7 +374,7 @@ QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
 
 
 def draw_pictures(folder: Path) -> None:
-    """20 pictures as the page wants them: the first mask of each is called as the picture, one lies in a folder."""
+    """20 images as the page wants them: the first mask of each is called as the image, one lies in a folder."""
     lines = []
     for number in range(20):
         one = photo(number)
@@ -397,7 +397,7 @@ def ciou(run: str) -> float:
 
 
 def red_ious(answers: list[dict[str, Any]]) -> list[float]:
-    """How well the first mask of each answer is the red thing, of those pictures that have one."""
+    """How well the first mask of each answer is the red thing, of those images that have one."""
     found = []
     for answer in answers:
         for thing in photo(int(Path(answer["source"]).stem)).things:
@@ -407,7 +407,7 @@ def red_ious(answers: list[dict[str, Any]]) -> list[float]:
     return found
 
 
-def test_the_page_leads_from_20_pictures_to_a_model_that_finds_more(
+def test_the_page_leads_from_20_images_to_a_model_that_finds_more(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_pictures(workdir)

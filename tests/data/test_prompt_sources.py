@@ -121,7 +121,7 @@ def test_e37_e48_a_record_is_read_without_decoding_and_leaves_the_index_as_it_wa
     assert not any(isinstance(value, np.ndarray) for value in vars(source).values())
 
 
-def test_e35_a_corrupt_picture_is_one_sentence_that_names_the_record(data_root: Path, tmp_path: Path) -> None:
+def test_e35_a_corrupt_image_is_one_sentence_that_names_the_record(data_root: Path, tmp_path: Path) -> None:
     name = osprey.file_name(720)
     (tmp_path / name).write_bytes(b"no jpeg")
     source = Osprey(images=[str(tmp_path)])
@@ -226,7 +226,7 @@ def test_a_photo_of_osprey_that_moved_is_looked_up_again(tmp_path: Path, monkeyp
     old.rename(new)
     assert source[0].image == Osprey()[0].image == str(new)
     new.unlink()
-    assert source[0].image == str(old)  # gone: told as a missing picture, by its path
+    assert source[0].image == str(old)  # gone: told as a missing image, by its path
 
 
 def test_osprey_conversations_with_more_regions_than_prompts_are_left_out(data_root: Path) -> None:
@@ -312,11 +312,11 @@ def test_osprey_descriptions_and_regions_must_be_as_many(data_root: Path, tmp_pa
 # -- SAM --------------------------------------------------------------------------------------------------------------
 
 
-def test_sam_objects_are_asked_about_once_each_in_parts_of_a_picture(data_root: Path) -> None:
+def test_sam_objects_are_asked_about_once_each_in_parts_of_an_image(data_root: Path) -> None:
     source = SamPrompts(absent=0.0)
     for number, count in sam_prompts.OBJECTS.items():
         parts = [n for n in range(source.length) if source.index[n]["id"].startswith(sam_prompts.image_name(number))]
-        assert len(parts) == -(-count // 5)  # none for a picture without objects
+        assert len(parts) == -(-count // 5)  # none for an image without objects
         said = {}
         for sample in map(source.__getitem__, parts):
             prompts = by_name(sample)
@@ -366,7 +366,7 @@ def test_region_captions_are_the_phrases_of_refcocog(data_root: Path) -> None:
     assert {len(source.sample_record(0, np.random.default_rng(seed)).turns) for seed in range(40)} == {1, 2}
 
 
-def test_the_region_caption_benchmark_asks_one_question_of_each_picture(data_root: Path) -> None:
+def test_the_region_caption_benchmark_asks_one_question_of_each_image(data_root: Path) -> None:
     source = RegionCaptionBenchmark()
     assert source.length == len(region_captions.NUMBERS)
     for sample, number in zip(samples(source), region_captions.NUMBERS, strict=True):
@@ -378,7 +378,7 @@ def test_the_region_caption_benchmark_asks_one_question_of_each_picture(data_roo
         assert ENCODER.encode(sample, answers=False).regions
 
 
-def test_a_benchmark_picture_without_a_region_is_told(data_root: Path, tmp_path: Path) -> None:
+def test_a_benchmark_image_without_a_region_is_told(data_root: Path, tmp_path: Path) -> None:
     pictures = [{"id": n, "file_name": "a.jpg", "height": 4, "width": 4, "caption": "a thing"} for n in (5, 6)]
     del pictures[1]["caption"]
     regions = [{"id": 1, "image_id": 6, "segmentation": [[0, 0, 4, 0, 4, 4]]}]

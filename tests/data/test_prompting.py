@@ -321,7 +321,7 @@ def test_settings_that_cannot_be_are_told(arguments: dict[str, Any], message: st
 
 
 def covered_patches(size: tuple[int, int], masks: list[Any]) -> list[set[int]]:
-    """The vision tokens of each prompt of a picture of `size` (height, width)."""
+    """The vision tokens of each prompt of an image of `size` (height, width)."""
     prompts = tuple(Mask(mask, id) for id, mask in enumerate(masks))
     turn = Turn("what is " + " ".join(f"<Prompt{id}>" for id in range(len(masks))), "a thing")
     sample = Sample(np.zeros((*size, 3), np.uint8), (turn,), prompts=prompts)
@@ -336,7 +336,7 @@ def test_e13_two_small_objects_in_one_patch_both_stay() -> None:
     assert one == other
 
 
-def test_e14_a_point_on_a_large_picture_never_vanishes() -> None:
+def test_e14_a_point_on_a_large_image_never_vanishes() -> None:
     size = (1500, 2250)  # it shrinks to less than half: nearest neighbours lost three of four points
     rng = np.random.default_rng(0)
     lost_before = 0

@@ -172,7 +172,7 @@ def test_e37_reading_records_does_not_grow_a_worker(tmp_path: Path) -> None:
         ("x/train/0001.png", "train/0001"),  # many folders hold such
     ],
 )
-def test_a_picture_is_named_alike_wherever_it_lies(path: str, name: str) -> None:
+def test_an_image_is_named_alike_wherever_it_lies(path: str, name: str) -> None:
     assert image_name(path) == name and 0 < image_hash(path) == image_hash(f"{name}.gif") < 2**64
     assert image_hash(None) == 0
 

@@ -97,7 +97,7 @@ def test_samples_are_those_that_were_written(make: Any, data_root: Path, tmp_pat
     assert np.array_equal(shards.image_keys(), source.image_keys())  # so that `exclude` finds the same ones
 
 
-def test_pictures_without_files_and_all_kinds_of_prompts_are_kept(tmp_path: Path) -> None:
+def test_images_without_files_and_all_kinds_of_prompts_are_kept(tmp_path: Path) -> None:
     source = LaboratorySource("val", samples=40)
     shards = write(tmp_path / "set", source)
     for index in range(40):
@@ -105,7 +105,7 @@ def test_pictures_without_files_and_all_kinds_of_prompts_are_kept(tmp_path: Path
     assert not shards.image_keys().any()
 
 
-def test_words_alone_and_several_pictures_are_kept(tmp_path: Path) -> None:
+def test_words_alone_and_several_images_are_kept(tmp_path: Path) -> None:
     pictures = [photo(number).save(tmp_path / f"{number}.png") for number in range(2)]
     words = Sample(None, (Turn("Hello?", "Yes."),), id="words")
     two = Sample(tuple(pictures), (Turn("Which?", "[SEG].", "refer", (0,)),), (photo(0).things[0].mask,), id="two")
@@ -475,7 +475,7 @@ def test_a_shard_that_is_gone_from_a_remote_address_is_named(remote: str, cache:
         source[0]
 
 
-def test_a_broken_mask_names_the_picture_and_prompts_survive(tmp_path: Path) -> None:
+def test_a_broken_mask_names_the_image_and_prompts_survive(tmp_path: Path) -> None:
     mask = photo(0).things[0].mask
     sample = Sample(
         str(photo(0).save(tmp_path / "a.png")), (Turn("<Prompt1>?", "a."),), (), (Mask(mask, 1), Box(1, 2, 3, 4, 0))

@@ -1,4 +1,4 @@
-"""LLaVA-665K: conversations with and without a picture, and the irregular ones that the set has."""
+"""LLaVA-665K: conversations with and without an image, and the irregular ones that the set has."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def write(root: Path) -> None:
-    """The JSON, and the pictures in the folders of their own sets."""
+    """The JSON, and the images in the folders of their own sets."""
     for number, path in PICTURES.items():
         photo(number).save(root / layout.LLAVA_IMAGES / path)
     dump(root / layout.LLAVA, RECORDS)

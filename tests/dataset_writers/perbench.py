@@ -21,7 +21,7 @@ CHOICE = "What colour is the object?\nA. {}\nB. purple\nC. black, or nearly so\n
 
 
 def write(root: Path) -> None:
-    """The three JSON lists, and the pictures."""
+    """The three JSON lists, and the images."""
     files: dict[str, list[dict[str, Any]]] = {task: [] for task in FILES}
     for number in NUMBERS:
         one = photo(number)

@@ -1,4 +1,4 @@
-"""The benchmark of RefCOCOg region captions: COCO's layout, captions at the pictures, ids of their own."""
+"""The benchmark of RefCOCOg region captions: COCO's layout, captions at the images, ids of their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(root: Path) -> None:
         )
         content["annotations"].append(
             {
-                "id": 100 + id,  # never the picture's: what is found by it is wrong
+                "id": 100 + id,  # never the image's: what is found by it is wrong
                 "image_id": id,
                 "category_id": 1,
                 "segmentation": (thing.polygons, thing.rle(), thing.uncompressed())[id % 3],

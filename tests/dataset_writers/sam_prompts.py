@@ -1,4 +1,4 @@
-"""Described objects of SAM's pictures: one picture has more than a conversation holds, one has none."""
+"""Described objects of SAM's images: one image has more than a conversation holds, one has none."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataset_writers.scenes import Photo, Thing, dump, photo
 from sail_lightning.data.sources import layout
 
 OBJECTS = {730: 3, 731: 12, 732: 0}
-"""How many of each picture."""
+"""How many of each image."""
 
 
 def write(root: Path) -> None:
-    """The JSON list, and the pictures."""
+    """The JSON list, and the images."""
     records: list[dict[str, Any]] = []
     for number, count in OBJECTS.items():
         one = photo(number)

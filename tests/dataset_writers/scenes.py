@@ -54,7 +54,7 @@ class Photo:
     things: tuple[Thing, ...]
 
     def save(self, path: Path) -> Path:
-        """Writes the picture as a JPEG or PNG."""
+        """Writes the image as a JPEG or PNG."""
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.new("RGB", self.size[::-1], (90, 90, 90))
         draw = ImageDraw.Draw(picture)

@@ -1,4 +1,4 @@
-"""AP of grounded captions is COCOeval's, does not depend on the order of pictures, and can be drawn again."""
+"""AP of grounded captions is COCOeval's, does not depend on the order of images, and can be drawn again."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_both_figures_are_those_of_cocoeval(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_drawing_every_picture_once_gives_the_figures_themselves(seed: int) -> None:
+def test_drawing_every_image_once_gives_the_figures_themselves(seed: int) -> None:
     matches = mask_matches(coded(pictures(seed)))
     drawn = matches.resampled(np.ones((1, len(matches.truths))))
     assert {key: float(value[0]) for key, value in drawn.items()} == pytest.approx(matches.values, abs=1e-12)
 
 
-def test_a_draw_is_the_figure_of_the_pictures_drawn() -> None:
+def test_a_draw_is_the_figure_of_the_images_drawn() -> None:
     items = coded(pictures(7))
     matches = mask_matches(items)
     drawn = np.array([[2, 0, 1] * 4, [0, 0, 0] * 4])
@@ -109,7 +109,7 @@ def test_the_vector_has_its_official_and_expected_figures() -> None:
 
 @given(st.integers(0, 2**31), st.randoms(use_true_random=False))
 @settings(max_examples=15)
-def test_the_order_of_pictures_changes_no_bit(seed: int, random: Any) -> None:
+def test_the_order_of_images_changes_no_bit(seed: int, random: Any) -> None:
     named = list(enumerate(pictures(seed, count=5)))
     results = []
     for order in (named, random.sample(named, len(named))):
@@ -120,7 +120,7 @@ def test_the_order_of_pictures_changes_no_bit(seed: int, random: Any) -> None:
     assert results[0] == results[1]
 
 
-def test_pictures_named_by_whole_numbers_are_ranked_as_cocoeval_ranks_them() -> None:
+def test_images_named_by_whole_numbers_are_ranked_as_cocoeval_ranks_them() -> None:
     items = pictures(3, count=30)
     expected = stats_of_cocoeval(coded(items))
     metric = MaskAveragePrecision()

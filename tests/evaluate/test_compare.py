@@ -160,11 +160,11 @@ def test_what_changed_most_comes_first_and_what_did_not_is_left_out() -> None:
 
 
 def test_the_table_shows_both_runs_and_marks_what_chance_does_not_explain() -> None:
-    told = to_markdown(compare(run(*[RIGHT] * 20), run(*[LEFT] * 20)), "old", "new|er")
-    assert "A is `old`, B is `new|er`" in told
-    row = next(row for row in told.splitlines() if row.startswith("| `giou`"))
+    result = to_markdown(compare(run(*[RIGHT] * 20), run(*[LEFT] * 20)), "old", "new|er")
+    assert "A is `old`, B is `new|er`" in result
+    row = next(row for row in result.splitlines() if row.startswith("| `giou`"))
     assert row.startswith("| `giou` | 0.0000 | 1.0000 | +1.0000 | +1.0000 to +1.0000 |") and row.endswith("* |")
-    assert "20 better, 0 worse, 0 the same" in told
+    assert "20 better, 0 worse, 0 the same" in result
 
 
 # -- sign-flip permutation --------------------------------------------------------------------------------------------

@@ -137,10 +137,10 @@ def test_ignored_pixels_are_given_to_no_torchmetric() -> None:
 
 
 def test_states_that_are_no_sums_give_a_value_and_no_interval_and_the_report_says_so() -> None:
-    told = ("a red dog", "a red cat", "two")
+    result = ("a red dog", "a red cat", "two")
     records = [
         EvalRecord(str(number), "region_caption", prediction=text, reference=("a red dog",))
-        for number, text in enumerate(told)
+        for number, text in enumerate(result)
     ]
     report = only(records, metrics={"eed": ExtendedEditDistance()}, meteor=False)
     each = [one["eed"] for one in report.per_sample]
@@ -154,8 +154,8 @@ def test_states_that_are_no_sums_give_a_value_and_no_interval_and_the_report_say
 
 def test_texts_are_compared_with_their_reference() -> None:
     records = [
-        EvalRecord(str(number), "region_caption", prediction=told, reference=("a red dog",))
-        for number, told in enumerate(("a red dog", "a red cat"))
+        EvalRecord(str(number), "region_caption", prediction=result, reference=("a red dog",))
+        for number, result in enumerate(("a red dog", "a red cat"))
     ]
     report = only(records, metrics={"cer": CharErrorRate()}, meteor=False)
     assert report.metrics["cer"] == pytest.approx(3 / 18)

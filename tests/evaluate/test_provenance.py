@@ -47,11 +47,11 @@ def test_annotations_of_a_mixture_are_those_of_its_parts(two: list[Path], tmp_pa
 
 
 def test_two_sources_that_ask_other_questions_are_told_apart() -> None:
-    told = questions_of(LaboratorySource("test", samples=9))
-    assert (told["source"], told["questions"]) == ("LaboratorySource", 9)
-    assert told == questions_of(LaboratorySource("test", samples=9))
+    result = questions_of(LaboratorySource("test", samples=9))
+    assert (result["source"], result["questions"]) == ("LaboratorySource", 9)
+    assert result == questions_of(LaboratorySource("test", samples=9))
     for other in (LaboratorySource("val", samples=9), LaboratorySource("test", samples=9, seed=1)):
-        assert questions_of(other)["sha256"] != told["sha256"]
+        assert questions_of(other)["sha256"] != result["sha256"]
 
 
 def test_weights_are_told_by_their_files(tmp_path: Path) -> None:

@@ -48,16 +48,16 @@ def test_metrics_of_several_benchmarks_stand_by_their_names() -> None:
 
 def test_a_figure_that_two_benchmarks_have_stands_by_their_names_alone() -> None:
     other = [{**one, "benchmark": "refcocog_val"} for one in LINES[:1]]
-    told = to_json(scored(*LINES, *other, CHOICE), {})["metrics"]
-    assert "ciou" not in told and told["mcq_accuracy"] == 1.0
-    assert (told["refcoco_val/ciou"], told["refcocog_val/ciou"]) == (pytest.approx(2 / 3), 1.0)
+    result = to_json(scored(*LINES, *other, CHOICE), {})["metrics"]
+    assert "ciou" not in result and result["mcq_accuracy"] == 1.0
+    assert (result["refcoco_val/ciou"], result["refcocog_val/ciou"]) == (pytest.approx(2 / 3), 1.0)
 
 
 def test_the_overall_score_of_perbench_stands_by_its_own_name() -> None:
     caption = {"id": "c", "benchmark": "PerBench_caption", "text": "a dog", "reference": "a dog"}
     choice, vres = {**CHOICE, "benchmark": "perbench/mcq"}, line("v", [LEFT], [LEFT], benchmark="perbench vres")
-    told = to_json(scored(caption, choice, vres), {})["metrics"]
-    assert [key for key in told if key.startswith("perbench_overall")]
+    result = to_json(scored(caption, choice, vres), {})["metrics"]
+    assert [key for key in result if key.startswith("perbench_overall")]
     assert len(published("perbench caption")) == len(published("PerBench/caption")) == 6
 
 
@@ -105,8 +105,8 @@ def test_figures_are_on_disk_before_the_gallery_is_drawn(tmp_path: Path) -> None
 
 
 def test_a_report_says_that_questions_are_missing() -> None:
-    told = to_markdown(scored(*LINES), {"questions": 5})
-    assert "**Incomplete: 3 of 5 questions were answered.**" in told
+    result = to_markdown(scored(*LINES), {"questions": 5})
+    assert "**Incomplete: 3 of 5 questions were answered.**" in result
     assert "Incomplete" not in to_markdown(scored(*LINES), {"questions": 3})
 
 
@@ -128,8 +128,8 @@ def test_what_the_paper_does_not_measure_has_no_published_rows() -> None:
 
 
 def test_a_text_with_bars_does_not_break_a_table() -> None:
-    told = to_markdown(scored(*LINES), {"weights": {"path": "a|b"}})
-    assert "| weights path | a\\|b |" in told
+    result = to_markdown(scored(*LINES), {"weights": {"path": "a|b"}})
+    assert "| weights path | a\\|b |" in result
 
 
 # -- the paper's figures ----------------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ def test_answers_without_a_score_are_neither_best_nor_worst() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "value"), [({"iou": 0.25}, 0.25), ({"correct": True}, 1.0), ({"meteor_lite": 0.5, "cider": 9.0}, 0.5)]
+    ("result", "value"), [({"iou": 0.25}, 0.25), ({"correct": True}, 1.0), ({"meteor_lite": 0.5, "cider": 9.0}, 0.5)]
 )
-def test_an_answers_own_score(told: dict[str, Any], value: float) -> None:
-    assert main_score(told) == value
+def test_an_answers_own_score(result: dict[str, Any], value: float) -> None:
+    assert main_score(result) == value
 
 
-def test_gallery_is_one_picture_for_each_kind_and_each_benchmark(tmp_path: Path) -> None:
+def test_gallery_is_one_image_for_each_kind_and_each_benchmark(tmp_path: Path) -> None:
     one = write_report(tmp_path / "one", scored(*LINES), {}, cases=2)
     assert [path.name for path in one.gallery] == ["best.png", "worst.png", "random.png"]
     assert "![worst](gallery/worst.png)" in one.markdown.read_text()
@@ -192,7 +192,7 @@ def test_truth_stands_left_and_the_answer_right() -> None:
     assert not red[10, 260 + 40] and red[10, 260 + half + 40]
 
 
-def test_a_picture_that_is_not_there_or_of_another_size_is_left_out(tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_or_of_another_size_is_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (4, 2), (9, 9, 9)).save(tmp_path / "right.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "other.png")
     (tmp_path / "broken.png").write_text("no picture")

@@ -257,7 +257,7 @@ def test_e22_recall_goes_on_after_a_pair_that_misses_and_stops_officially() -> N
     assert official == pytest.approx(wanted | {"gcg_ap": theirs["AP"]}, abs=1e-4)
 
 
-def test_e22_a_mask_without_a_phrase_loses_the_whole_picture_officially() -> None:
+def test_e22_a_mask_without_a_phrase_loses_the_whole_image_officially() -> None:
     left, right = FULL.copy(), FULL.copy()
     left[:, 3:], right[:, :3] = False, False
     masks = {"pred": coded([left, right]), "target": coded([left, right]), "reference_phrases": ("a", "b")}
@@ -370,9 +370,9 @@ def test_an_embedding_is_asked_for_each_pair_of_phrases_once() -> None:
 
 
 def test_yes_and_no_are_counted_as_pope_does() -> None:
-    told = (("Yes, a dog.", "yes"), ("no", "yes"), ("yes", "no"), ("There is not.", "no"))
+    result = (("Yes, a dog.", "yes"), ("no", "yes"), ("yes", "no"), ("There is not.", "no"))
     answers = [
-        EvalRecord(str(n), "pope_random", prediction=text, true_answer=true) for n, (text, true) in enumerate(told)
+        EvalRecord(str(n), "pope_random", prediction=text, true_answer=true) for n, (text, true) in enumerate(result)
     ]
     standard, official = only(answers), only(answers, protocol="official")
     assert standard.metrics == {"accuracy": 0.25, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
@@ -471,9 +471,10 @@ def everything(seed: int) -> list[EvalRecord]:
     """Answers of several kinds, mixed."""
     masks = random_answers(seed, 6)
     vres = [dataclasses.replace(one, benchmark="perbench_vres") for one in random_answers(seed + 1, 4)]
-    told = ["a red car", "two dogs", "the man's hat", ""]
+    result = ["a red car", "two dogs", "the man's hat", ""]
     words = [
-        EvalRecord(f"c{n}", "region_caption", prediction=told[n], reference=(told[(seed + n) % 3],)) for n in range(4)
+        EvalRecord(f"c{n}", "region_caption", prediction=result[n], reference=(result[(seed + n) % 3],))
+        for n in range(4)
     ]
     grounded = [
         dataclasses.replace(

@@ -71,7 +71,7 @@ def test_without_masks_there_is_nothing_to_learn() -> None:
         class_names(Listed([Sample(picture(8, 8), (Turn("?", "nothing."),))]), 1, 1)
 
 
-def test_instances_are_the_pictures_and_masks_at_the_experts_size() -> None:
+def test_instances_are_the_images_and_masks_at_the_experts_size() -> None:
     data = InstanceDataset(Listed([sample()]), ["circle", "cross"], 1, lambda size: (2 * size[0], 2 * size[1]), 1)
     found = data[0]
     assert found is not None

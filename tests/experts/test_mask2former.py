@@ -40,7 +40,7 @@ def trained(expert: Mask2FormerExpert, **settings: Any) -> Mask2FormerExpert:
     return expert
 
 
-def test_a_training_step_is_the_librarys_loss_on_normalised_pictures() -> None:
+def test_a_training_step_is_the_librarys_loss_on_normalised_images() -> None:
     expert = made()
     batch = collate([expert.dataset(expert.source, 2)[place] for place in range(2)])
     assert batch is not None
@@ -57,7 +57,7 @@ def test_a_training_step_is_the_librarys_loss_on_normalised_pictures() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
 
 
-def test_it_learns_one_picture_by_heart() -> None:
+def test_it_learns_one_image_by_heart() -> None:
     recipe = Recipe(steps=60, batch=2, size=64, width=32, queries=5, lr=2e-3)
     expert = Mask2FormerExpert(LaboratorySource(**SCENES, samples=2), SHAPES, recipe)
     before = expert.evaluate(expert.source, 2)
@@ -112,8 +112,8 @@ def test_the_command_trains_measures_and_goes_on(tmp_path: Path, capsys: pytest.
     out = tmp_path / "shapes"
     words = ["-c", "data/laboratory_scenes", "--data.train.max_objects=3", *SMALL, f"--out={out}", "--steps=3"]
     assert dispatch(["expert", *words]) == 0
-    told = capsys.readouterr().out
-    assert "4 classes; on 4 held-out images: AP " in told and "Mask2FormerTeacher" in told
+    result = capsys.readouterr().out
+    assert "4 classes; on 4 held-out images: AP " in result and "Mask2FormerTeacher" in result
     report = json.loads((out / mask2former.REPORT).read_text())
     assert report["classes"] == SHAPES and report["recipe"]["steps"] == 3
     assert report["held_out"].keys() == {"split", "images", "map", "map_50"}
@@ -192,7 +192,7 @@ def test_another_run_does_not_go_on_from_what_was_stopped(tmp_path: Path, interr
         dispatch(["expert", *words])
 
 
-def test_held_out_pictures_without_masks_are_not_judged() -> None:
+def test_held_out_images_without_masks_are_not_judged() -> None:
     expert = made()
     assert expert.evaluate(LaboratorySource(samples=2, tasks={"describe": 1.0}), 2) is None
 

@@ -44,7 +44,7 @@ def filled(folder: Path, teacher: Teacher, stored_as: str, stride: int | None = 
 
 
 def trained(teacher: Teacher) -> tuple[list[float], PixelSAIL]:
-    """Distillation losses of a few steps on pictures of the source, alone and together."""
+    """Distillation losses of a few steps on images of the source, alone and together."""
     model = tiny(teachers={"expert": teacher}, max_side=64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
@@ -93,7 +93,7 @@ def test_a_cache_is_in_no_checkpoint(tmp_path: Path) -> None:
     assert [name for name in model.state_dict() if "expert" in name] == ["distill.expert.weight", "distill.expert.bias"]
 
 
-def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     teacher_folders.cache(tmp_path / "f", [picture(24, 40, 9).transpose(2, 0, 1)])
     model = tiny(teachers={"expert": CachedTeacher(str(tmp_path / "f"))})
     with pytest.raises(SailError) as caught:
@@ -104,7 +104,7 @@ def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
-def test_records_of_pictures_that_are_not_there_are_named_and_no_others(tmp_path: Path) -> None:
+def test_records_of_images_that_are_not_there_are_named_and_no_others(tmp_path: Path) -> None:
     shown = [picture(24, 40, seed) for seed in range(8)]
     teacher_folders.cache(tmp_path / "f", [shown[number].transpose(2, 0, 1) for number in (1, 3)])
     model = tiny(teachers={"expert": CachedTeacher(str(tmp_path / "f"), tasks=["refer"])})
@@ -118,7 +118,7 @@ def test_records_of_pictures_that_are_not_there_are_named_and_no_others(tmp_path
         model.losses(packed(model, [nameless]))
 
 
-def test_another_size_of_the_student_is_another_picture(tmp_path: Path) -> None:
+def test_another_size_of_the_student_is_another_image(tmp_path: Path) -> None:
     filled(tmp_path / "f", live(), "float16")
     model = tiny(teachers={"expert": CachedTeacher(str(tmp_path / "f"))}, max_side=48)
     with pytest.raises(SailError, match="of 48 x 48 pixels is not among the 6 in .* a longest side of 64 pixels"):
@@ -132,7 +132,7 @@ def test_faults_of_a_cache_are_one_sentence(tmp_path: Path) -> None:
         CachedTeacher("f", every_n_steps=0)
 
 
-def test_live_and_cached_teachers_are_measured_on_the_same_pictures(tmp_path: Path) -> None:
+def test_live_and_cached_teachers_are_measured_on_the_same_images(tmp_path: Path) -> None:
     expert = live()
     summary = filled(tmp_path / "f", expert, "int8")
     cached = CachedTeacher(str(tmp_path / "f"))

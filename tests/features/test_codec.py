@@ -40,7 +40,7 @@ def test_float16_is_off_by_at_most_half_a_thousandth(seed: int, spread: float) -
 
 
 @pytest.mark.parametrize("stored_as", ["float16", "int8"])
-def test_the_error_is_the_largest_and_the_relative_one_over_all_pictures(stored_as: str) -> None:
+def test_the_error_is_the_largest_and_the_relative_one_over_all_images(stored_as: str) -> None:
     pictures = [features(seed, 100.0) for seed in range(3)]
     entries = [encode(exact, stored_as) for exact in pictures]  # type: ignore[arg-type]
     error = sum((error for _, error in entries), Error())

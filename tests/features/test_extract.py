@@ -1,4 +1,4 @@
-"""`extract`: each picture once, as the student sees it, in any number of processes, resumed where it was stopped."""
+"""`extract`: each image once, as the student sees it, in any number of processes, resumed where it was stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENCODER = Encoder(SailTokenizer("laboratory", 4), patch_size=8, max_side=48)
 
 
 class Album(Source):
-    """Given pictures, one or several a record."""
+    """Given images, one or several a record."""
 
     def __init__(self, images: list[Any]) -> None:
         self.images = images
@@ -41,7 +41,7 @@ class Album(Source):
 
 
 class Averages(Teacher):
-    """Averages pixels of 4 x 4; counts the pictures, and stops like a killed process after `stop` of them."""
+    """Averages pixels of 4 x 4; counts the images, and stops like a killed process after `stop` of them."""
 
     stop: int | None = None
 
@@ -83,7 +83,7 @@ def as_seen(image: ImageRef) -> np.ndarray:
     return resize_image(array, 8, 48).transpose(2, 0, 1)
 
 
-def test_e47_each_picture_is_looked_at_once_as_the_student_sees_it(album: Album, tmp_path: Path) -> None:
+def test_e47_each_image_is_looked_at_once_as_the_student_sees_it(album: Album, tmp_path: Path) -> None:
     teacher, done = run(album, tmp_path / "f")
     assert teacher.count == done.computed == 6
     stored = FeatureStore(tmp_path / "f")
@@ -133,7 +133,7 @@ def test_files_that_are_done_are_not_read_again(album: Album, tmp_path: Path, mo
     run(album, tmp_path / "f")
 
 
-def test_broken_pictures_are_told_and_left_out(album: Album, tmp_path: Path) -> None:
+def test_broken_images_are_told_and_left_out(album: Album, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("no picture")
     album.images[1:1] = [tmp_path / "missing.png", tmp_path / "broken.jpg"]
     _, done = run(album, tmp_path / "f")
@@ -165,13 +165,13 @@ def test_a_stride_finer_than_the_teachers_changes_nothing(album: Album, tmp_path
 
 
 def test_what_is_told_reaches_the_number_of_all(album: Album, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    run(album, tmp_path / "f", tell=lambda done, total: told.append((done, total)))
-    assert told[-1] == (7, 7)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    told.clear()
-    run(album, tmp_path / "f", tell=lambda done, total: told.append((done, total)))
-    assert told == [(7, 7)]
+    result: list[tuple[int, int]] = []
+    run(album, tmp_path / "f", tell=lambda done, total: result.append((done, total)))
+    assert result[-1] == (7, 7)
+    assert [done for done, _ in result] == sorted(done for done, _ in result)
+    result.clear()
+    run(album, tmp_path / "f", tell=lambda done, total: result.append((done, total)))
+    assert result == [(7, 7)]
 
 
 def test_when_and_how_much_a_teacher_teaches_does_not_change_its_features() -> None:

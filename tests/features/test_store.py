@@ -49,7 +49,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert stored.read(image_key(picture(8, 8).transpose(2, 0, 1))) is None
 
 
-def test_a_picture_is_known_by_its_size_and_pixels() -> None:
+def test_an_image_is_known_by_its_size_and_pixels() -> None:
     pixels = picture(16, 24).transpose(2, 0, 1)
     other = pixels.copy()
     other[2, 7, 9] ^= 1

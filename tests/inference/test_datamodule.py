@@ -21,7 +21,7 @@ TEXT = "please segment the red circle."
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Five pictures in two folders, one of them broken, and a text beside them."""
+    """Five images in two folders, one of them broken, and a text beside them."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for index, name in enumerate(["b.png", "a.JPG", "more/c.png", "more/d.bmp"]):
@@ -51,7 +51,7 @@ def names(answers: list[list[Prediction]]) -> list[str]:
     return [Path(answer.source).name for batch in answers for answer in batch]
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 def test_folders_are_searched_whole_and_in_order(pictures: Path) -> None:
@@ -64,7 +64,7 @@ def test_files_and_folders_keep_the_order_in_which_they_are_named(pictures: Path
     assert [path.name for path in found] == ["b.png", "c.png", "d.bmp", "a.JPG"]
 
 
-def test_a_folder_that_is_called_like_a_picture_is_none(pictures: Path) -> None:
+def test_a_folder_that_is_called_like_an_image_is_none(pictures: Path) -> None:
     (pictures / "album.png").mkdir()
     Image.fromarray(picture(9)).save(pictures / "album.png" / "e.png")
     assert [path.name for path in find_images(str(pictures))][:2] == ["a.JPG", "e.png"]
@@ -75,7 +75,7 @@ def test_a_missing_name_is_a_fault(pictures: Path) -> None:
         find_images([str(pictures), "gone.png"])
 
 
-def test_a_folder_without_pictures_is_a_fault(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(SailError, match=r"no image in .*; known file name endings: .png"):
         find_images(str(tmp_path))
 
@@ -83,7 +83,7 @@ def test_a_folder_without_pictures_is_a_fault(tmp_path: Path) -> None:
 # -- predict ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_picture_is_reported_once_and_all_others_are_answered(
+def test_a_broken_image_is_reported_once_and_all_others_are_answered(
     tiny: PixelSAIL, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = SailDataModule(images=str(pictures), text=TEXT, eval_batch_size=2)
@@ -95,8 +95,8 @@ def test_a_broken_picture_is_reported_once_and_all_others_are_answered(
     assert data.broken == [
         f"{pictures / 'broken.png'} is not a readable image (of no known format); replace or remove it"
     ]
-    told = [record.getMessage() for record in caplog.records if "broken.png" in record.getMessage()]
-    assert told == [f"skipped: {data.broken[0]}"]
+    result = [record.getMessage() for record in caplog.records if "broken.png" in record.getMessage()]
+    assert result == [f"skipped: {data.broken[0]}"]
 
 
 def test_a_second_run_forgets_what_was_broken_before(tiny: PixelSAIL, pictures: Path) -> None:
@@ -107,12 +107,12 @@ def test_a_second_run_forgets_what_was_broken_before(tiny: PixelSAIL, pictures: 
         assert len(data.broken) == 1
 
 
-def test_only_broken_pictures_give_no_answer(tiny: PixelSAIL, pictures: Path) -> None:
+def test_only_broken_images_give_no_answer(tiny: PixelSAIL, pictures: Path) -> None:
     data = SailDataModule(images=[str(pictures / "broken.png")], text=TEXT)
     assert not names(predict(tiny, data)) and len(data.broken) == 1
 
 
-def test_a_prompt_outside_one_picture_skips_that_picture(tiny: PixelSAIL, pictures: Path) -> None:
+def test_a_prompt_outside_one_image_skips_that_image(tiny: PixelSAIL, pictures: Path) -> None:
     data = SailDataModule(images=str(pictures / "more"), text=TEXT, prompts=["box:0,45,9,60"])
     with script(tiny):
         answers = predict(tiny, data)
@@ -127,7 +127,7 @@ def test_a_wrong_question_stops_at_once(tiny: PixelSAIL, pictures: Path) -> None
 
 
 @pytest.mark.parametrize("given", [{}, {"images": "x.png"}, {"text": TEXT}, {"images": [], "text": TEXT}])
-def test_predict_needs_pictures_and_a_question(given: dict[str, Any], tiny: PixelSAIL) -> None:
+def test_predict_needs_images_and_a_question(given: dict[str, Any], tiny: PixelSAIL) -> None:
     with pytest.raises(SailUsageError, match=r"predict needs --data.images .* and --data.text"):
         predict(tiny, SailDataModule(**given))
 

@@ -58,7 +58,7 @@ SAMPLES = (
         prompts=(Mask(np.eye(40, 24, dtype=bool)),),
     ),
 )
-"""Pictures of several sizes, shared with and without prompts, histories, text only, two pictures."""
+"""Images of several sizes, shared with and without prompts, histories, text only, two images."""
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ POOL = tuple(
         (HISTORY, "is it", "green"),
     )
 )
-"""Questions on three pictures and on none, short and long."""
+"""Questions on three images and on none, short and long."""
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_any_mixture_is_answered_as_one_at_a_time(
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_more_questions_on_a_picture_than_a_row_takes(static: bool, model: PixelSAIL) -> None:
+def test_more_questions_on_an_image_than_a_row_takes(static: bool, model: PixelSAIL) -> None:
     words = ("red", "blue", "green", "large", "small")
     samples = [
         Sample(SHARED, (Turn(f"{verb} the {a} {b}."),)) for verb in ("segment", "find") for a in words for b in words
@@ -324,7 +324,7 @@ def caches() -> Iterator[list[int]]:
         yield rows
 
 
-def test_keys_of_a_picture_are_kept_once_for_all_questions_on_it(model: PixelSAIL) -> None:
+def test_keys_of_an_image_are_kept_once_for_all_questions_on_it(model: PixelSAIL) -> None:
     questions = [Sample(SHARED, (Turn(f"segment the {word} circle."),)) for word in ("red", "blue", "green")]
     other = Sample(picture(5, 8, 60), (Turn("segment the circle."),))
     with script(model), caches() as made:
@@ -469,7 +469,7 @@ class TestOnCUDA:
 # -- the prefix -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_read_once_for_all_questions_on_it(model: PixelSAIL) -> None:
+def test_an_image_is_read_once_for_all_questions_on_it(model: PixelSAIL) -> None:
     other = picture(1, 16, 16)
     questions = [Sample(SHARED, (Turn(f"segment the {word} circle."),)) for word in ("red", "blue", "green")]
     items = encoded(model, *questions, Sample(other, (Turn("segment the circle."),)))
@@ -480,7 +480,7 @@ def test_a_picture_is_read_once_for_all_questions_on_it(model: PixelSAIL) -> Non
     assert read == [prefix + len(items[3]), sum(len(item) - prefix for item in items[:3]), 4]
 
 
-def test_a_picture_is_embedded_once_for_all_questions_on_it(model: PixelSAIL) -> None:
+def test_an_image_is_embedded_once_for_all_questions_on_it(model: PixelSAIL) -> None:
     with patch.object(model.model.backbone, "embed_patches", wraps=model.model.backbone.embed_patches) as embed:
         answered(model, *SAMPLES, limit=1)
     (call,) = embed.call_args_list
@@ -489,7 +489,7 @@ def test_a_picture_is_embedded_once_for_all_questions_on_it(model: PixelSAIL) ->
     assert len(patches) == sum(rows * columns for rows, columns in grids)
 
 
-def test_a_picture_is_read_once_for_each_set_of_prompts_on_it(model: PixelSAIL) -> None:
+def test_an_image_is_read_once_for_each_set_of_prompts_on_it(model: PixelSAIL) -> None:
     items = encoded(model, *SAMPLES[:5])
     with script(model, model.tokens.seg), passes(model) as read:
         generate(model.model, model.tokens, items, 12)
@@ -497,7 +497,7 @@ def test_a_picture_is_read_once_for_each_set_of_prompts_on_it(model: PixelSAIL) 
     assert read == [2 * prefix + len(items[4]), sum(len(item) - prefix for item in items[:4]), 5]
 
 
-def test_equal_patches_of_pictures_of_different_sizes_give_masks_of_each_size(model: PixelSAIL) -> None:
+def test_equal_patches_of_images_of_different_sizes_give_masks_of_each_size(model: PixelSAIL) -> None:
     flat = [np.full((height, width, 3), 90, np.uint8) for height, width in ((24, 32), (48, 64))]
     model.max_side = 32
     samples = [Sample(image, (Turn("segment the circle."),)) for image in flat]
@@ -509,7 +509,7 @@ def test_equal_patches_of_pictures_of_different_sizes_give_masks_of_each_size(mo
     assert read[0] == 3 * 4 + 2 and read[1] == suffix
 
 
-def test_only_pictures_that_own_a_mask_are_upsampled(model: PixelSAIL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_images_that_own_a_mask_are_upsampled(model: PixelSAIL, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     upsampler = model.model.upsampler
     original = upsampler.apply_head
@@ -551,14 +551,14 @@ def test_a_seg_that_is_the_last_allowed_token_has_its_mask(limit: int, model: Pi
     assert np.array_equal(found.masks, free.masks) and len(found.masks) == 1
 
 
-def test_a_seg_without_a_picture_has_no_mask(model: PixelSAIL) -> None:
+def test_a_seg_without_an_image_has_no_mask(model: PixelSAIL) -> None:
     with script(model, model.tokens.seg):
         first, second = answered(model, SAMPLES[7], SAMPLES[0])
     assert first.ids == second.ids == [model.tokens.seg]
     assert (len(first.masks), len(second.masks)) == (0, 1)
 
 
-def test_masks_belong_to_the_first_of_several_pictures(model: PixelSAIL) -> None:
+def test_masks_belong_to_the_first_of_several_images(model: PixelSAIL) -> None:
     with script(model, model.tokens.seg):
         assert answered(model, SAMPLES[8])[0].masks.shape == (1, 16, 24)
 

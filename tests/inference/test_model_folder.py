@@ -178,15 +178,15 @@ def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], No
     return damage
 
 
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any], told: bool = True) -> Callable[[Path], None]:
-    """Changes the weights and, if `told`, their sum in the config."""
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], Any], with_sum: bool = True) -> Callable[[Path], None]:
+    """Changes the weights and, if `with_sum`, their sum in the config."""
 
     def damage(folder: Path) -> None:
         path = folder / "model.safetensors"
         state = load_file(path)
         change(state)
         save_file(state, path)
-        if told:
+        if with_sum:
             edit_sums(lambda sums: sums.update({path.name: safetensors_io.digest(path)}))(folder)
 
     return damage
@@ -237,7 +237,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "half the weights": (truncate("model.safetensors", 0.5), ["copy/model.safetensors is damaged"]),
     "no byte of the weights": (truncate("model.safetensors", 0), ["copy/model.safetensors is damaged"]),
     "one weight is another": (
-        edit_weights(lambda s: s[NORM][0].add_(1), told=False),
+        edit_weights(lambda s: s[NORM][0].add_(1), with_sum=False),
         ["copy/model.safetensors is damaged or was changed"],
     ),
     "half the weights of an older folder": (
@@ -587,15 +587,15 @@ def test_its_config_is_one_for_the_command_line(saved: Path, workdir: Path, caps
     assert shown["tokenizer"] == str(saved / "tokenizer.json") and shown["mask_channels"] == 16
 
 
-def test_the_command_line_names_a_broken_picture_once(
+def test_the_command_line_names_a_broken_image_once(
     saved: Path, workdir: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (workdir / "broken.png").write_text("no picture")
     args = ["predict", f"--ckpt_path={saved}", "--data.images=broken.png", f"--data.text={TEXT}"]
     assert main([*args, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]) == 1
-    told = capsys.readouterr()
-    assert (told.out + told.err + caplog.text).count("broken.png") == 1
-    assert "broken.png is not a readable image (of no known format)" in told.err
+    result = capsys.readouterr()
+    assert (result.out + result.err + caplog.text).count("broken.png") == 1
+    assert "broken.png is not a readable image (of no known format)" in result.err
 
 
 def test_a_tokenizer_beside_a_config_is_meant_and_a_name_stays_a_name(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_file_and_its_pixels_are_answered_alike(photo: Path) -> None:
     assert [answer.source for answer in answers] == [str(photo), str(photo), ""]
 
 
-def test_grey_and_transparent_pictures_are_answered(tiny: PixelSAIL, tmp_path: Path) -> None:
+def test_grey_and_transparent_images_are_answered(tiny: PixelSAIL, tmp_path: Path) -> None:
     for mode in ("L", "RGBA", "P", "1"):
         Image.fromarray(picture(0)).convert(mode).save(tmp_path / f"{mode}.png")
         assert tiny.predict(tmp_path / f"{mode}.png", TEXT, max_new_tokens=1).image is not None
@@ -172,7 +172,7 @@ def is_one_sentence(error: SailError, *words: str) -> bool:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_picture_that_cannot_be_read_is_a_fault_that_names_it_once(
+def test_an_image_that_cannot_be_read_is_a_fault_that_names_it_once(
     fault: str, tiny: PixelSAIL, tmp_path: Path
 ) -> None:
     make, words = FAULTS[fault]
@@ -222,15 +222,13 @@ def test_a_wrong_question_is_a_fault_of_usage(case: str, tiny: PixelSAIL, photo:
     ],
     ids=str,
 )
-def test_a_prompt_that_does_not_fit_its_picture_names_both(
-    prompt: Any, words: str, tiny: PixelSAIL, photo: Path
-) -> None:
+def test_a_prompt_that_does_not_fit_its_image_names_both(prompt: Any, words: str, tiny: PixelSAIL, photo: Path) -> None:
     with pytest.raises(SailError) as caught:
         tiny.predict(photo, "describe <Prompt0> .", [prompt])
     assert is_one_sentence(caught.value, words, f"{photo}: ")
 
 
-def test_a_mask_file_that_is_no_picture_is_named(tiny: PixelSAIL, photo: Path, tmp_path: Path) -> None:
+def test_a_mask_file_that_is_no_image_is_named(tiny: PixelSAIL, photo: Path, tmp_path: Path) -> None:
     broken = write(tmp_path / "mask.png", b"no mask")
     with pytest.raises(SailError) as caught:
         tiny.predict(photo, "describe <Prompt0> .", [Mask(broken)])
@@ -238,7 +236,7 @@ def test_a_mask_file_that_is_no_picture_is_named(tiny: PixelSAIL, photo: Path, t
     assert str(caught.value).count("mask.png") == 1
 
 
-def test_prompts_without_a_picture_are_refused(tiny: PixelSAIL) -> None:
+def test_prompts_without_an_image_are_refused(tiny: PixelSAIL) -> None:
     with pytest.raises(SailUsageError, match="visual prompts need an image"):
         tiny.predict(None, "describe <Prompt0> .", [Point(1, 1)])
 
@@ -295,6 +293,6 @@ def test_only_orientations_that_turn_are_told(turn: int, wanted: int, tmp_path: 
     assert orientation(tmp_path / "a.tif") == 1, "PIL turns it"
 
 
-def test_a_damaged_orientation_leaves_a_picture_as_it_is(tmp_path: Path) -> None:
+def test_a_damaged_orientation_leaves_an_image_as_it_is(tmp_path: Path) -> None:
     Image.fromarray(picture(0, 30, 44)).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage", quality=100)
     assert np.array_equal(ExifImage(tmp_path / "a.jpg")(), load_image(tmp_path / "a.jpg"))

@@ -1,4 +1,4 @@
-"""A `Prediction` as text, phrases, COCO records and a picture."""
+"""A `Prediction` as text, phrases, COCO records and an image."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_coco_records_are_plain_json() -> None:
     assert json.loads(json.dumps(record)) == record
 
 
-def test_without_a_picture_there_are_phrases_but_no_records() -> None:
+def test_without_an_image_there_are_phrases_but_no_records() -> None:
     text_only = Prediction("<p> a circle </p> [SEG]", np.zeros((0, 0, 0), bool))
     assert text_only.phrases == ["a circle"] and text_only.to_coco() == []
 
@@ -111,7 +111,7 @@ def test_a_mask_tints_its_pixels_and_no_other() -> None:
     assert np.array_equal(changed, mask[0].repeat(2, 0).repeat(2, 1))
 
 
-def test_contours_are_drawn_at_the_edge_of_the_picture() -> None:
+def test_contours_are_drawn_at_the_edge_of_the_image() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     tint(pixels, np.ones((8, 8), bool), (200, 100, 50), 0.5)
     assert (pixels[0] == (200, 100, 50)).all() and (pixels[4, 4] == (100, 50, 25)).all()
@@ -131,7 +131,7 @@ def test_a_prompt_from_a_file_is_outlined(tmp_path: Path) -> None:
     assert np.array_equal(*map(np.asarray, drawn))
 
 
-def test_an_answer_without_a_picture_is_a_card_of_text() -> None:
+def test_an_answer_without_an_image_is_a_card_of_text() -> None:
     card = np.asarray(Prediction("a red circle.", masks(0)[:, :0, :0], question="what ?").overlay())
     assert card.shape[1] >= 240 and (card < 128).all(-1).any()
 
@@ -149,7 +149,7 @@ def test_wrapped_text_keeps_every_letter_within_its_width(text: str, width: int)
     assert all(FONT.getlength(line) <= width for line in lines)
 
 
-def test_a_caption_makes_room_below_the_picture() -> None:
+def test_a_caption_makes_room_below_the_image() -> None:
     one = Image.new("RGB", (50, 40), "red")
     assert captioned(one, []).size == one.size
     sheet = captioned(one, ["many words that do not fit into one line"], 100)
@@ -157,7 +157,7 @@ def test_a_caption_makes_room_below_the_picture() -> None:
     assert (np.asarray(sheet)[:40, 25:75] == (255, 0, 0)).all()
 
 
-def test_pictures_stand_in_rows_without_overlap() -> None:
+def test_images_stand_in_rows_without_overlap() -> None:
     sheet = np.asarray(grid([Image.new("RGB", (10 + n, 5), (n, 0, 0)) for n in range(5)], columns=2, margin=3))
     assert [int((sheet == (n, 0, 0)).all(-1).sum()) for n in range(5)] == [5 * (10 + n) for n in range(5)]
 

@@ -1,7 +1,7 @@
 """Ours against the official code, stage by stage, on recorded runs of it; one function per group of stages.
 
 `tests/golden/official` holds weights, inputs and results of tiny official models (float32, CPU): `SOLO` has one set of
-weights and positions on a grid, `EVE` has weights by modality. The weights pass through the converter. Texts, pictures
+weights and positions on a grid, `EVE` has weights by modality. The weights pass through the converter. Texts, images
 and prompts pass through the encoder, and the ids, positions and labels it makes are compared too. Every recorded sample
 is read once alone and once in a pack of all the others.
 """
@@ -126,7 +126,7 @@ class Recorded:
 
 @functools.cache
 def recorded(family: str) -> tuple[Recorded, ...]:
-    """All batches of a family; of the batch of two different pictures, also each alone."""
+    """All batches of a family; of the batch of two different images, also each alone."""
     batches = {name: load_file(GOLDEN / f"{name}.safetensors") for name in CASES[family]}
     if family == "SOLO":
         both = batches["case3_batch2_corrected"]
@@ -144,7 +144,7 @@ def recorded(family: str) -> tuple[Recorded, ...]:
 
 
 def encode(family: str, tensors: dict[str, Tensor], place: int) -> EncodedSample:
-    """One recorded sample through our encoder: the text from its ids, the picture from its normalised pixels."""
+    """One recorded sample through our encoder: the text from its ids, the image from its normalised pixels."""
     model = model_of(family)
     encoder = model.encoder
     chat, patch_size = model.tokens.chat, encoder.patch_size
@@ -164,21 +164,21 @@ def encode(family: str, tensors: dict[str, Tensor], place: int) -> EncodedSample
     wanted = sum(turn.answer.count("[SEG]") for turn in turns)
     empty = () if picture is None else tuple(np.zeros(picture.shape[:2], bool) for _ in range(wanted))
     encoded = encoder.encode(Sample(picture, turns, empty, prompts))
-    # The picture is as the official code resized it; its masks are of the original's size, as losses want them.
+    # The image is as the official code resized it; its masks are of the original's size, as losses want them.
     masks = tensors.get(f"in.masks.{place}", torch.empty(0)).bool().numpy()
     factor = 0.1 if any(key.startswith("in.masks") for key in tensors) else 1.0  # official: of the whole batch
     return replace(encoded, masks=tuple(masks), target_weight=factor)
 
 
 def official_ids(tensors: dict[str, Tensor], place: int) -> list[int]:
-    """Ids without padding; EVE's have one -200 in place of a picture."""
+    """Ids without padding; EVE's have one -200 in place of an image."""
     mask = tensors["in.attention_mask"][place]
     length = int(mask.sum() if mask.dim() == 1 else mask[0].any(-1).sum())
     return tensors["in.input_ids"][place, :length].tolist()
 
 
 def official_grid(family: str, tensors: dict[str, Tensor], place: int) -> tuple[int, int] | None:
-    """Rows and columns of patches; None without a picture."""
+    """Rows and columns of patches; None without an image."""
     rows, columns = tensors["in.patch_nums_per_images"][place].tolist()
     if rows == 0:
         return None
@@ -186,7 +186,7 @@ def official_grid(family: str, tensors: dict[str, Tensor], place: int) -> tuple[
 
 
 def official_pixels(family: str, tensors: dict[str, Tensor], place: int) -> Tensor:
-    """The normalised picture (3, height, width)."""
+    """The normalised image (3, height, width)."""
     if family == "EVE":
         return tensors[f"in.pixel_values.{place}"]
     index = tensors["in.vision_patch_indices"][place]
@@ -206,7 +206,7 @@ def official_prompts(family: str, tensors: dict[str, Tensor], place: int) -> Ten
 
 
 def one_per_picture(item: EncodedSample) -> np.ndarray:
-    """Our ids as EVE's inputs have them: -200 in place of a picture."""
+    """Our ids as EVE's inputs have them: -200 in place of an image."""
     ids = np.where(item.sequence.vision, -200, item.sequence.ids)
     inside = np.flatnonzero(item.sequence.vision)[1:]
     return np.delete(ids, inside)
@@ -224,7 +224,7 @@ def labels_of(item: EncodedSample) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reading:
-    """Our states of one sample; None for features (C, h, w) of no picture, and mask logits (n, h, w) of no `[SEG]`."""
+    """Our states of one sample; None for features (C, h, w) of no image, and mask logits (n, h, w) of no `[SEG]`."""
 
     unprompted: Tensor
     embeddings: Tensor
@@ -294,7 +294,7 @@ def readings(family: str, together: bool) -> dict[str, list[Reading]]:
 
 
 def preprocessing(family: str, together: bool) -> Iterator[Row]:
-    """Pictures to normalised patches, and prompt masks to patches. (Packs come later; both ways are one.)"""
+    """Images to normalised patches, and prompt masks to patches. (Packs come later; both ways are one.)"""
     model = model_of(family)
     if family == "EVE":
         for name, file, place in (("eve_case2_batch2", "20x36", 0), ("eve_case2_batch2", "40x28", 1)):
@@ -322,7 +322,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def layout(family: str, together: bool) -> Iterator[Row]:
-    """What the encoder makes of texts and pictures."""
+    """What the encoder makes of texts and images."""
     batches = recorded(family)
     samples = [item for batch in batches for item in batch.samples]
     packed = pack(samples) if together else None
@@ -389,7 +389,7 @@ def states(family: str, together: bool) -> Iterator[Row]:
 
 @contextmanager
 def sampled_at(points: Sequence[Tensor]) -> Iterator[MaskLoss]:
-    """The mask loss on points, at these instead of drawn ones, picture by picture."""
+    """The mask loss on points, at these instead of drawn ones, image by image."""
     left = iter(points)
     with patch.object(losses, "uncertain_points", lambda *_: next(left)):
         yield MaskLoss(num_points=POINTS)
@@ -480,7 +480,7 @@ def gradients(family: str, together: bool) -> Iterator[Row]:
 
 
 class RecordedTeacher(Teacher):
-    """Recorded features, by the size of the picture."""
+    """Recorded features, by the size of the image."""
 
     def __init__(self, tap: str, maps: dict[tuple[int, int], Tensor]) -> None:
         super().__init__()
@@ -490,12 +490,12 @@ class RecordedTeacher(Teacher):
         return dims
 
     def forward(self, images: Tensor) -> Tensor:
-        """One picture (1, 3, height, width) to its map."""
+        """One image (1, 3, height, width) to its map."""
         return self.maps[tuple(images.shape[-2:])]
 
 
 def distillation(family: str, together: bool) -> Iterator[Row]:
-    """The training step's own losses of the batch of two pictures, with two teachers, of both or of the first alone."""
+    """The training step's own losses of the batch of two images, with two teachers, of both or of the first alone."""
     if family != "SOLO":
         return
     model, facts = model_of(family), load_file(GOLDEN / "distill.safetensors")
@@ -535,7 +535,7 @@ RUNS = {"SOLO": ("gen1_noprompt", "gen2_two_prompts", "gen3_prefix_answer"), "EV
 
 
 def question(family: str, name: str) -> EncodedSample:
-    """A recorded question: its picture, text, prompts, and how the answer begins."""
+    """A recorded question: its image, text, prompts, and how the answer begins."""
     facts = META["eve"]["gen1"] if family == "EVE" else META["generation"][name]
     given = facts.get("kwargs", {})
     prompts = tuple(
@@ -570,7 +570,7 @@ def answers(family: str, together: bool) -> Iterator[Row]:
         for name, item in zip(names, items, strict=True):
             yield from _answers(family, (name,), [item])
         return
-    if family == "EVE":  # one run was recorded; another picture, with a prompt, is its company
+    if family == "EVE":  # one run was recorded; another image, with a prompt, is its company
         picture = GOLDEN / "eve_image_40x28.png"
         region = np.ones(read_picture(picture).shape[:2], bool)
         company = Sample(picture, (Turn("What is <Prompt2> there?"),), prompts=(Mask(region, 2),))
@@ -658,7 +658,7 @@ def asked(
     orders = [order]
     for count, (given, out) in enumerate(zip(decode.given, decode.returned, strict=True)):
         owners: list[tuple[int]] = []
-        if sharing:  # the own tokens of those that share a picture come first
+        if sharing:  # the own tokens of those that share an image come first
             lengths = []
             while sum(lengths) < len(out):
                 owners.append((sharing.pop(0),))

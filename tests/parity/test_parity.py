@@ -37,7 +37,7 @@ def test_official_values_are_reproduced(family: str, stage: str, together: bool)
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "packed"])
 def test_the_official_fault_of_batches_is_not_reproduced(together: bool) -> None:
-    """The official collate reads patches of the second picture one too early; alone, it does not."""
+    """The official collate reads patches of the second image one too early; alone, it does not."""
     fault = load_file(stages.GOLDEN / "case3_batch2_quirk_and_persample.safetensors")["quirk.out.hidden_states.2"]
     first, second = stages.readings("SOLO", together)["case3_batch2_corrected"]
     assert stages.compare("hidden", "first", first.hidden, fault[0, : len(first.hidden)]).share <= 1

@@ -73,7 +73,7 @@ def ring() -> np.ndarray:
     ("prompt", "box"),
     [
         (Box(10, 6, 20, 24), (10, 6, 20, 24)),
-        (Box(-5, 2.5, 50, 30), (0, 2, 40, 24)),  # what lies in the picture, whole pixels
+        (Box(-5, 2.5, 50, 30), (0, 2, 40, 24)),  # what lies in the image, whole pixels
         (Point(39, 0), (39, 0, 40, 1)),
         (Mask(ring()), (10, 3, 30, 21)),
         (Scribble(((4, 5), (8, 5), (8, 9))), (4, 5, 9, 10)),

@@ -35,7 +35,7 @@ from sail_lightning.sample import Sample, Turn
 
 
 class Expert(Teacher):
-    """Averages pixels; remembers how often it was asked, about which pictures, and in what surroundings."""
+    """Averages pixels; remembers how often it was asked, about which images, and in what surroundings."""
 
     def __init__(self, **schedule: Any) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_e47_a_teacher_that_rests_is_not_asked_and_its_projection_has_gradients_
     assert all(grad is not None and not grad.any() for grad in own)
 
 
-def test_pictures_without_masks_are_not_upsampled_for_a_teacher_that_rests() -> None:
+def test_images_without_masks_are_not_upsampled_for_a_teacher_that_rests() -> None:
     described = [record for record in records() if record.image is not None and not record.masks]
     asked = []
     for step in (0, 1):
@@ -117,7 +117,7 @@ def test_a_teacher_that_rests_shows_no_loss_and_one_that_does_not_shows_that_of_
 # -- about some tasks -------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_of_some_tasks_sees_the_pictures_of_their_samples_alone() -> None:
+def test_a_teacher_of_some_tasks_sees_the_images_of_their_samples_alone() -> None:
     pictures = [record for record in records() if record.image is not None]
     tasks = [{turn.task for turn in record.turns} for record in pictures]
     assert tasks == [{"vres", "refer"}, {"chat"}, {"refer"}]
@@ -130,7 +130,7 @@ def test_a_teacher_of_some_tasks_sees_the_pictures_of_their_samples_alone() -> N
         assert sum(len(images) for images in teacher.seen) == sum(bool(own & set(wanted)) for own in tasks)
 
 
-def test_pictures_that_are_not_taught_still_count_so_that_the_others_weigh_as_before() -> None:
+def test_images_that_are_not_taught_still_count_so_that_the_others_weigh_as_before() -> None:
     model = model_at(0, Expert(tasks=["chat"]))
     batch = packed(model, records())
     sums, counts = model.losses(batch)
@@ -358,7 +358,7 @@ def test_cosine_is_blind_to_length_and_two_for_opposites(seed: int) -> None:
     torch.testing.assert_close(loss(-lengths * teacher, teacher), torch.full((2,), 2.0), atol=1e-5, rtol=0)
 
 
-def test_cosine_is_the_mean_angle_per_picture_on_the_students_grid() -> None:
+def test_cosine_is_the_mean_angle_per_image_on_the_students_grid() -> None:
     student, teacher = torch.randn(2, 5, 4, 6), torch.randn(2, 5, 2, 3)
     wanted = F.interpolate(teacher, (4, 6), mode="bilinear", align_corners=False)
     product = (student * wanted).sum(1) / (student.norm(dim=1) * wanted.norm(dim=1))
@@ -377,7 +377,7 @@ def test_distillation_of_half_precision_is_computed_in_float32(loss: Any) -> Non
 
 
 @pytest.mark.parametrize("loss", [MSEDistillation(), CosineDistillation()])
-def test_thirty_steps_on_fixed_pictures_bring_a_beginner_nearer_to_the_packaged_model(loss: Any) -> None:
+def test_thirty_steps_on_fixed_images_bring_a_beginner_nearer_to_the_packaged_model(loss: Any) -> None:
     teachers: dict[str, Any] = {
         "mask_features": StudentTeacher("sail-tiny", "mask"),
         "vision_tokens": StudentTeacher("sail-tiny", "vision"),

@@ -36,7 +36,7 @@ def built(encoder: str = "test_vit", **settings: Any) -> EncoderBackbone:
 
 
 def pictures(patch: int, grids: list[tuple[int, int]] = GRIDS) -> tuple[Tensor, list[np.ndarray]]:
-    """Pictures (H, W, 3) of these grids, and their patches in one row."""
+    """Images (H, W, 3) of these grids, and their patches in one row."""
     images = [picture(rows * patch, columns * patch, seed) for seed, (rows, columns) in enumerate(grids)]
     return torch.from_numpy(np.concatenate([patchify(image, patch)[0] for image in images])), images
 
@@ -58,7 +58,7 @@ def stored(encoder: str, folder: Path, dtype: torch.dtype = torch.float32) -> tu
 
 
 def by_hand(model: nn.Module, image: np.ndarray, size: tuple[int, int] | None, layer: int) -> Tensor:
-    """Features (C, h, w) of a picture (H, W, 3), from the whole classifier."""
+    """Features (C, h, w) of an image (H, W, 3), from the whole classifier."""
     config = timm.data.resolve_model_data_config(model)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     pixels = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 - mean) / std
@@ -113,7 +113,7 @@ def test_features_are_resized_to_the_grid_of_another_patch_size(patch: int, tmp_
 
 
 @pytest.mark.parametrize("encoder", ["test_vit", "test_vit_relpos"])
-def test_pictures_are_resized_where_a_size_is_asked_for(encoder: str, tmp_path: Path) -> None:
+def test_images_are_resized_where_a_size_is_asked_for(encoder: str, tmp_path: Path) -> None:
     model, path = stored(encoder, tmp_path)
     backbone = built(encoder, weights=path, input_size=160)
     patches, (image,) = pictures(16, [(2, 3)])
@@ -130,7 +130,7 @@ def test_an_encoder_of_one_size_is_made_for_another() -> None:
     assert seen == [(2, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)], "pictures of one grid go together"
 
 
-def test_an_encoder_that_cannot_read_small_pictures_gets_them_at_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_cannot_read_small_images_gets_them_at_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def picky(self: nn.Module, pixels: Tensor) -> list[Tensor]:
         if pixels.shape[-1] < 100:
             raise RuntimeError("too small")
@@ -308,7 +308,7 @@ def test_a_frozen_encoder_does_not_change_and_is_in_no_optimiser(encoder: str) -
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in projector.parameters())
 
 
-def test_a_trained_encoder_gives_a_picture_the_same_features_whatever_it_is_packed_with() -> None:
+def test_a_trained_encoder_gives_an_image_the_same_features_whatever_it_is_packed_with() -> None:
     backbone = built("test_resnet", layer=2).train()
     assert backbone.encoder.training
     before = {name: value.clone() for name, value in backbone.encoder.named_buffers()}

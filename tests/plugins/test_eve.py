@@ -41,7 +41,7 @@ from sail_lightning.training.optim import parameter_groups
 GOLDEN = Path(__file__).parents[1] / "golden" / "official"
 META = json.loads((GOLDEN / "meta.json").read_text())["eve"]
 PLACEHOLDER = -200
-"""Stands for a picture in the official ids."""
+"""Stands for an image in the official ids."""
 SMALL, WIDE = GOLDEN / "eve_image_20x36.png", GOLDEN / "eve_image_40x28.png"
 
 
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Official tokens of each sample, a picture being one; the rest is padding."""
+        """Official tokens of each sample, an image being one; the rest is padding."""
         return tuple(self.golden["in.attention_mask"].sum(1).tolist())
 
 
@@ -76,7 +76,7 @@ def case(name: str) -> Case:
         return tuple(mask.numpy() for mask in golden[f"in.masks.{place}"].bool())
 
     def prompts(place: int) -> tuple[Mask, ...]:
-        """Masks that cover the patches of the recorded indices: a patch of the 32 x 40 picture is 7 x 8 pixels."""
+        """Masks that cover the patches of the recorded indices: a patch of the 32 x 40 image is 7 x 8 pixels."""
         cells = golden[f"in.visual_prompt_indexes.{place}"][1:].view(4, 6)[:, :5].numpy()
         pixels = cells.repeat(7, 0).repeat(8, 1)
         return tuple(Mask(pixels == id, int(id)) for id in np.unique(cells) if id >= 0)
@@ -154,7 +154,7 @@ def test_sequences_are_the_official_ones(official: PixelSAIL, recorded: Case) ->
         assert all(span.kind == "text" for span in sequence.spans)
 
 
-def test_pictures_are_resized_to_the_official_size_and_vision_tokens_are_the_official_ones(
+def test_images_are_resized_to_the_official_size_and_vision_tokens_are_the_official_ones(
     official: PixelSAIL, recorded: Case
 ) -> None:
     backbone = official.model.backbone
@@ -278,7 +278,7 @@ def extended(item: EncodedSample, ids: list[int]) -> EncodedSample:
     ("size", "wanted"),  # (height, width)
     [((32, 32), (32, 32)), ((640, 480), (40, 32)), ((3, 3000), (8, 1016)), ((5, 7), (32, 40)), ((1, 1), (32, 32))],
 )
-def test_the_picture_has_about_the_area_whatever_its_size(
+def test_the_image_has_about_the_area_whatever_its_size(
     size: tuple[int, int], wanted: tuple[int, int], official: PixelSAIL
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -453,7 +453,7 @@ def test_decoding_with_a_cache_equals_the_full_pass() -> None:
     rows, masks = [], []
     for index, (length, steps) in enumerate(zip(given, more, strict=True)):
         vision = torch.rand(length + steps, generator=torch.Generator().manual_seed(index)) < 0.5
-        vision[length:] = False  # after the picture there are words only
+        vision[length:] = False  # after the image there are words only
         rows.append(torch.randn(length + steps, 32))
         masks.append(vision)
     places = [torch.arange(len(row)).expand(3, -1) for row in rows]
@@ -463,7 +463,7 @@ def test_decoding_with_a_cache_equals_the_full_pass() -> None:
         torch.testing.assert_close(states, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_patches_are_two_convolutions_of_the_normalised_picture() -> None:
+def test_patches_are_two_convolutions_of_the_normalised_image() -> None:
     backbone = built(patch_stride=3, dense_stride=4)
     patches = torch.randint(0, 256, (6, 3 * 12 * 12), dtype=torch.uint8)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -576,7 +576,7 @@ def test_sizes_that_do_not_divide_are_named(changes: dict[str, int]) -> None:
         built(**changes)
 
 
-def test_the_picture_stands_inside_the_first_question(official: PixelSAIL) -> None:
+def test_the_image_stands_inside_the_first_question(official: PixelSAIL) -> None:
     image = load_image(SMALL)
     pair = official.encoder.encode(Sample((image, image), (Turn("a", "b"), Turn("c", "d"))))
     runs = "".join("x" if seen else "." for seen in pair.sequence.vision)

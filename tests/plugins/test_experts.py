@@ -31,7 +31,7 @@ EXPERTS: dict[str, type[Any]] = {
     "RADIOTeacher": RADIOTeacher,
 }
 EXACT, RESAMPLING = 1e-5, 2e-2
-"""Relative errors. Where a picture is resized, both round to whole levels, and differ by one at few of the pixels."""
+"""Relative errors. Where an image is resized, both round to whole levels, and differ by one at few of the pixels."""
 SMALL = {"Mask2FormerTeacher": {"resize": 64}}
 
 
@@ -43,7 +43,7 @@ def built(name: str, folder: Path | str | None = None, **changes: Any) -> Any:
 
 
 def smooth(height: int, width: int) -> Tensor:
-    """A picture (1, 3, height, width) uint8 without hard edges, as photographs are."""
+    """An image (1, 3, height, width) uint8 without hard edges, as photographs are."""
     coarse = torch.from_numpy(picture(5, 7)).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     return pixels.round().clamp(0, 255).to(torch.uint8)
@@ -117,7 +117,7 @@ def test_official_sizes_are_the_defaults(tmp_path: Path) -> None:
     assert Sam2VisionConfig().backbone_config.image_size == [1024, 1024]
 
 
-def test_radio_takes_a_picture_at_the_nearest_size_that_it_knows_or_as_a_square() -> None:
+def test_radio_takes_an_image_at_the_nearest_size_that_it_knows_or_as_a_square() -> None:
     assert built("RADIOTeacher").input_size((30, 70)) == (32, 64)
     assert built("RADIOTeacher").input_size((3, 70)) == (16, 64)
     assert built("RADIOTeacher", resize=64).input_size((30, 70)) == (64, 64)
@@ -275,7 +275,7 @@ def test_an_expert_is_frozen_and_stays_in_evaluation_mode(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_many_pictures_are_looked_at_a_few_at_once_with_the_same_result(name: str) -> None:
+def test_many_images_are_looked_at_a_few_at_once_with_the_same_result(name: str) -> None:
     teacher = built(name)
     whole = teacher(teacher_folders.PICTURES)
     teacher.at_once = 1
@@ -335,7 +335,7 @@ def test_a_model_teaches_what_it_sees_itself_whatever_is_asked(tap: Any, expert:
     torch.testing.assert_close(features, group.maps, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_is_shown_pictures_at_the_size_it_was_made_for(expert: tuple[Any, str]) -> None:
+def test_a_model_is_shown_images_at_the_size_it_was_made_for(expert: tuple[Any, str]) -> None:
     teacher = StudentTeacher(expert[1])
     teacher.build(Dims())
     assert teacher.input_size((96, 60)) == (48, 32)

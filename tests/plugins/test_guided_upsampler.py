@@ -42,7 +42,7 @@ def test_the_tent_is_bilinear_interpolation(ratio: int) -> None:
     torch.testing.assert_close(found, wanted[2 * ratio : 3 * ratio, 2 * ratio : 3 * ratio])
 
 
-def test_without_a_picture_it_starts_about_as_bilinear_interpolation() -> None:
+def test_without_an_image_it_starts_about_as_bilinear_interpolation() -> None:
     upsampler = built(stride=4)
     features = upsampler._around(torch.randn(1, 4, 5, 6))
     weights = upsampler._weights(torch.zeros(1, 4, 5, 4, 32), torch.zeros(1, 4, 5, 32))
@@ -52,7 +52,7 @@ def test_without_a_picture_it_starts_about_as_bilinear_interpolation() -> None:
     assert features.shape == (1, 4, 5, 9, 6)
 
 
-def test_weights_are_a_mean_over_tokens_within_the_picture() -> None:
+def test_weights_are_a_mean_over_tokens_within_the_image() -> None:
     upsampler = built(stride=2, window=5)
     weights = upsampler._weights(torch.randn(2, 3, 4, 16, 32), torch.randn(2, 3, 4, 32))
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 16))
@@ -87,7 +87,7 @@ def test_features_follow_an_edge_that_lies_within_a_patch() -> None:
     assert blind[0, :2, 5].argmax(0).tolist() != row.tolist()
 
 
-def test_another_picture_gives_other_features_and_pictures_do_not_see_each_other() -> None:
+def test_another_image_gives_other_features_and_images_do_not_see_each_other() -> None:
     upsampler = built()
     features, images = torch.randn(2, 6, 3, 4), shown(3, 4, 2)
     both = upsampler(features, images)
@@ -108,7 +108,7 @@ def test_patches_are_put_together_as_they_were_cut() -> None:
     assert np.array_equal(unpatchify(torch.from_numpy(cells)[None], grid)[0].permute(1, 2, 0).numpy(), image)
 
 
-def test_a_packed_batch_gives_each_picture_the_masks_that_it_has_alone() -> None:
+def test_a_packed_batch_gives_each_image_the_masks_that_it_has_alone() -> None:
     model = tiny(upsampler=GuidedUpsampler())
     with torch.no_grad():
         together = model.model(packed(model, records())).mask_logits
@@ -129,6 +129,6 @@ def test_masks_of_answers_are_those_of_training() -> None:
         wanted = model.model(pack(items)).mask_logits
     for prediction, logits in zip(found, wanted, strict=True):
         assert np.array_equal(prediction.masks[0], (resize(logits, (24, 40)) > 0)[0].numpy())
-    batched = model.predict_batch([(s.image, "find it.") for s in questions], 1, "it is [SEG].")  # two share a picture
+    batched = model.predict_batch([(s.image, "find it.") for s in questions], 1, "it is [SEG].")  # two share an image
     assert all(np.array_equal(one.masks[0], other.masks[0]) for one, other in zip(batched, found, strict=True))
     assert not np.array_equal(found[0].masks[0], found[1].masks[0])

@@ -197,7 +197,7 @@ def test_reading_in_strips_is_reading_the_whole(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strip_never_holds_the_whole_image(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deconv, "TILE_ELEMENTS", {False: 2 * 12 * 4 * 8})  # two rows of the last block's input
     upsampler, _ = built(DeconvUpsampler(), Dims(hidden_size=8, patch_size=16))
     heights: list[int] = []
@@ -212,7 +212,7 @@ def test_a_strip_never_holds_the_whole_picture(training: bool, monkeypatch: pyte
     assert max(heights) < 24
 
 
-def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_taken_a_few_at_a_time(
+def test_without_gradients_no_map_of_the_last_block_is_whole_and_images_are_taken_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deconv, "TILE_ELEMENTS", {False: 4 * 2 * 12 * 4 * 8})  # eight rows of the last block's input
@@ -232,7 +232,7 @@ def test_without_gradients_no_map_of_the_last_block_is_whole_and_pictures_are_ta
     monkeypatch.setattr(UpsampleBlock, "refine", watched_refine)
     with torch.no_grad():
         upsampler.apply_head(torch.randn(10, 8, 6, 6), lambda features: features[:, :1])
-    # The block before: whole pictures, a few at a time. The last: two rows a tile, each row made once, and read with
+    # The block before: whole images, a few at a time. The last: two rows a tile, each row made once, and read with
     # the next row of each neighbour.
     assert [shape for shape in expanded if shape[2] == 6] == [(2, 6, 6)] * 5
     assert [rows for count, rows, width in expanded if (count, width) == (10, 12)] == [3, 2, 2, 2, 2, 1]

@@ -60,9 +60,9 @@ def test_a_preset_s_arguments_are_an_encoders_too() -> None:
     assert set(arguments_of(SailQwen)) < set(arguments_of(EncoderBackbone))
 
 
-@pytest.mark.parametrize(("cls", "told"), [(Child, False), (EncoderBackbone, False), (SDPAAttention, True)])
-def test_whether_a_class_takes_names_that_nobody_lists(cls: type, told: bool) -> None:
-    assert is_open_ended(cls) is told
+@pytest.mark.parametrize(("cls", "result"), [(Child, False), (EncoderBackbone, False), (SDPAAttention, True)])
+def test_whether_a_class_takes_names_that_nobody_lists(cls: type, result: bool) -> None:
+    assert is_open_ended(cls) is result
 
 
 @pytest.mark.parametrize(

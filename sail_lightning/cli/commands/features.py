@@ -151,5 +151,5 @@ def _measured(
 
     cached = CachedTeacher(str(out))
     cached.build(Dims())
-    pictures = [one.pixels for one in load_images(source, encoder, wanted[:MEASURED], 0) if one.pixels is not None]
-    return measure(teacher, cached, pictures, bytes_per_image, device).to_text()
+    images = [one.pixels for one in load_images(source, encoder, wanted[:MEASURED], 0) if one.pixels is not None]
+    return measure(teacher, cached, images, bytes_per_image, device).to_text()

@@ -1,4 +1,4 @@
-"""How a decoder reads a picture: wholly or looking back only, by rows and columns or in one row of tokens."""
+"""How a decoder reads an image: wholly or looking back only, by rows and columns or in one row of tokens."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_hidden_states_are_those_of_dense_attention(switches: dict[str, Any]) ->
     torch.testing.assert_close(hidden(ours), hidden(theirs), atol=1e-10, rtol=1e-10)
 
 
-def test_a_causal_picture_is_read_in_one_call_like_words() -> None:
+def test_a_causal_image_is_read_in_one_call_like_words() -> None:
     model = tiny(backbone=SailQwen(**BACKBONE, bidirectional=False))
     plan = packed(model, records()).plan
     assert [call.causal for call in plan.calls] == [True]
@@ -70,7 +70,7 @@ def test_a_causal_picture_is_read_in_one_call_like_words() -> None:
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_a_first_patch_knows_of_the_last_only_if_the_picture_is_read_wholly(bidirectional: bool) -> None:
+def test_a_first_patch_knows_of_the_last_only_if_the_image_is_read_wholly(bidirectional: bool) -> None:
     model = tiny(backbone=SailQwen(**BACKBONE, bidirectional=bidirectional))
     batch = packed(model, records()[:1])
     changed = batch.patches.clone()
