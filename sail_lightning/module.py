@@ -243,7 +243,7 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
         return loss
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Returns weighted loss sums by name, float32 scalars, and the field of `Counts` by which each is divided.
+        """Returns weighted loss sums by name, as scalars, and the field of `Counts` by which each is divided.
 
         Raises:
             SailError: A teacher fails on an image; the message names the record.

@@ -223,7 +223,7 @@ def _adds_up(hint: Any) -> bool:
 
 
 def _described(schema: Schema, text: str) -> Schema:
-    """Returns a schema with a description; a reference is wrapped, because other keys beside `$ref` are ignored."""
+    """Returns a schema with a description; it is wrapped, because other keys beside `$ref` are ignored."""
     return {"allOf": [schema], "description": text}
 
 

@@ -79,7 +79,7 @@ class NamedRichProgressBar(RichProgressBar):
 
 
 def batch_progress(trainer: L.Trainer) -> Any:
-    """Returns the progress of an epoch's batches: how many were started (`current.ready`) and finished
+    """Returns the progress of an epoch: how many batches were handed out (`current.ready`) and trained on
     (`current.processed`), and whether that was the last one (`is_last_batch`)."""
     return trainer.fit_loop.epoch_loop.batch_progress
 

@@ -91,10 +91,10 @@ def _rows(text: str, table: int, metric: str = "") -> Iterator[Published]:
     head, *lines = text.strip().splitlines()
     columns = [(name, given or metric) for name, _, given in (column.partition(":") for column in head.split())]
     for line in lines:
-        model, size, figures = (cell.strip() for cell in line.split("|"))
-        for (benchmark, name), figure in zip(columns, figures.split(), strict=True):
-            if figure != "-":
-                yield Published(model, size, benchmark, name, float(figure), table)
+        model, size, values = (cell.strip() for cell in line.split("|"))
+        for (benchmark, name), value in zip(columns, values.split(), strict=True):
+            if value != "-":
+                yield Published(model, size, benchmark, name, float(value), table)
 
 
 PUBLISHED: tuple[Published, ...] = (

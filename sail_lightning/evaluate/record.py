@@ -79,7 +79,7 @@ class EvalRecord:
     phrases: tuple[str, ...] | None = None
     reference_phrases: tuple[str, ...] | None = None
     listed: bool | None = None
-    """Whether the record lists masks, even none. None decides it: where there are masks, or no truth in words."""
+    """Whether the record lists masks, even empty lists; None means yes where it has masks or no truth in words."""
     kind: Kind | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
