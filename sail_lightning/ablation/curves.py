@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-from sail_lightning.evaluate.curves import Curve, read_curves
+from sail_lightning.evaluate.curves import Curve, draw_panels, read_curves
 
 SMOOTH = 20
 """A curve with more than 2 * SMOOTH points is drawn as a moving average over a SMOOTH-th of them."""
@@ -37,21 +36,13 @@ def draw_curves(tables: Mapping[str, Sequence[Path]], columns: Sequence[str], ou
             panels[column] = {variant: curves for variant, curves in drawn.items() if curves}
     if not panels:
         return None
-    drawing = Drawing(figsize=(5.6 * len(panels), 4.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(drawing)
     colours = {variant: f"C{index % 10}" for index, variant in enumerate(tables)}
-    for index, (column, variants) in enumerate(panels.items()):
-        axes = drawing.add_subplot(1, len(panels), index + 1)
+
+    def drawn(variants: dict[str, list[Curve]], axes: Axes) -> None:
         for variant, runs in variants.items():
             _draw(axes, variant, runs, colours[variant])
-        axes.set_xlabel("step")
-        axes.set_ylabel(column)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(out)
-    return out
+
+    return draw_panels({column: partial(drawn, variants) for column, variants in panels.items()}, out)
 
 
 def _draw(axes: Axes, variant: str, runs: Sequence[Curve], colour: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,29 @@ def draw_learning_curve(metrics_csv: Path, out: Path, columns: Sequence[str] | N
     losses = {name: curve for name, curve in chosen.items() if name.startswith("train/")}
     metrics = {name: curve for name, curve in chosen.items() if name not in losses}
     panels = [(label, part) for label, part in (("training loss", losses), ("validation", metrics)) if part]
-    figure = Figure(figsize=(5.2 * len(panels), 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, (label, part) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+
+    def drawn(part: dict[str, Curve], axes: Axes) -> None:
         for name, curve in part.items():
             _draw(axes, name.partition("/")[2] or name, curve, smooth=part is losses)
+
+    return draw_panels({label: partial(drawn, part) for label, part in panels}, out)
+
+
+def draw_panels(panels: Mapping[str, Callable[[Axes], None]], out: Path) -> Path:
+    """Draws panels over the step side by side, each by a function of its axes.
+
+    Args:
+        panels: For each label of a vertical axis, the function that draws its labelled lines.
+        out: Image file to write, in the format that its suffix names; its folder is made if missing.
+
+    Returns:
+        The path `out`.
+    """
+    figure = Figure(figsize=(5.4 * len(panels), 3.8), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (label, draw) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        draw(axes)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)

@@ -150,6 +150,13 @@ def test_plugins_and_all_below_the_module_leave_lightning_alone() -> None:
     assert found == LIGHTNING_BELOW_MODULE
 
 
+@pytest.mark.parametrize("name", ["experts", "module"])
+def test_what_works_with_any_plugin_imports_none(name: str) -> None:
+    users = {module: targets for module, targets in arrows().items() if room(module) == name}
+    assert users
+    assert {room(target) for targets in users.values() for target in targets} & {"plugins", "callbacks"} == set()
+
+
 def test_the_door_imports_nothing_but_old_names() -> None:
     at_once = [node for node in modules()[""].body if isinstance(node, ast.Import | ast.ImportFrom)]
     found = {target for node in at_once for target in imports(node, modules())} & modules().keys()
