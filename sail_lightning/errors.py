@@ -31,6 +31,24 @@ class SailUsageError(SailError):
     """A fault in how a command or a call was written (exit code 2)."""
 
 
+def refusal_within(error: BaseException) -> SailError | None:
+    """Returns the fault that a library wrapped in errors of its own, once or more; None if there is none.
+
+    jsonargparse does so with what the constructor of an optional argument raises, once for each union around it.
+    """
+    queue: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while queue:
+        one = queue.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, SailError):
+            return one
+        seen.add(id(one))
+        queue += [one.__cause__, one.__context__]
+    return None
+
+
 def choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
     """What to write in place of a wrong name: the nearest one, and all there are unless that list is long.
 

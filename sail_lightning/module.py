@@ -371,11 +371,22 @@ class PixelSAIL(Pretrained, Checked, L.LightningModule):
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
             )
         checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
+        model = cls.from_checkpoint_content(checkpoint, strict, **kwargs)
+        return model.to(next((tensor.device for tensor in checkpoint["state_dict"].values()), "cpu"))
+
+    @classmethod
+    def from_checkpoint_content(cls, checkpoint: dict[str, Any], strict: bool | None = None, **kwargs: Any) -> Self:
+        """Makes the model of a checkpoint that was read, with its `state_dict` and `hyper_parameters`, on the CPU.
+
+        Settings may have names of earlier versions; `kwargs` replace those of the same names.
+        """
         registry.discover()
         stored = {"model": checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})}
-        checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY] = renames.current_keys(stored, registry.find)["model"]
-        model: Self = module_of_checkpoint(cls, checkpoint, strict, **kwargs)
-        return model.to(next((tensor.device for tensor in checkpoint["state_dict"].values()), "cpu"))
+        current = renames.current_keys(stored, registry.find)["model"]
+        model: Self = module_of_checkpoint(
+            cls, {**checkpoint, cls.CHECKPOINT_HYPER_PARAMS_KEY: current}, strict, **kwargs
+        )
+        return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The checkpoint holds all weights, so it must load where the files from which training started are gone.

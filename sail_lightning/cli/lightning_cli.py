@@ -38,7 +38,7 @@ from sail_lightning.cli.renamed import rename_options, rename_sections
 from sail_lightning.cli.run_folder import RunCheckpoint, SaveRunConfig, default_loggers, next_run_folder
 from sail_lightning.compat.lightning import ComposedCLI
 from sail_lightning.data.datamodule import SailDataModule
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailError, SailUsageError, refusal_within
 from sail_lightning.evaluate.report import MARKDOWN
 from sail_lightning.module import PixelSAIL
 from sail_lightning.pretrained import model_folder
@@ -84,8 +84,8 @@ class SailParser(LightningArgumentParser):
 class SailCLI(ComposedCLI):
     """One verb of LightningCLI on a composed config."""
 
-    def __init__(self, verb: str, config: Config, options: Sequence[Option], name: str) -> None:
-        self.verb, self.composed, self.options, self.name = verb, config, options, name
+    def __init__(self, verb: str, config: Config, options: Sequence[Option], name: str, dry: bool = False) -> None:
+        self.verb, self.composed, self.options, self.name, self.dry = verb, config, options, name, dry
         self.exit_code = 0
         super().__init__(
             PixelSAIL,
@@ -203,11 +203,12 @@ class SailCLI(ComposedCLI):
             self.exit_code = 1
 
 
-def run(args: Sequence[str]) -> SailCLI:
+def run(args: Sequence[str], dry: bool = False) -> SailCLI:
     """Runs a verb.
 
     Args:
         args: The verb and its options.
+        dry: Makes the model, the data and the callbacks, so that what they refuse is refused, and runs nothing.
 
     Raises:
         SailUsageError: A wrong command or config.
@@ -224,12 +225,12 @@ def run(args: Sequence[str]) -> SailCLI:
     check_config(compose.with_options(config, [o for o in options if o.name not in flags]), SECTIONS, PLAIN)
     silence_lightning()
     try:
-        return SailCLI(verb, config, [Option("help")] if full_help else options, configs[0] if configs else verb)
+        return SailCLI(verb, config, [Option("help")] if full_help else options, configs[0] if configs else verb, dry)
     except MisconfigurationException as error:
         raise SailUsageError(" ".join(str(error).split())) from None
-    except ValueError as error:  # jsonargparse wraps what the constructor of an optional argument raises
-        if isinstance(error.__cause__, SailError):
-            raise error.__cause__ from None
+    except ValueError as error:
+        if fault := refusal_within(error):
+            raise fault from None
         raise
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):

@@ -44,10 +44,25 @@ def module_of_checkpoint(
 
 
 class ComposedCLI(LightningCLI):
-    """A LightningCLI for a config that was composed before, over which it does not put a checkpoint's settings."""
+    """A LightningCLI for a config that was composed before, over which it does not put a checkpoint's settings.
+
+    With `dry`, it makes what the config names, but no trainer, and runs nothing.
+    """
+
+    dry = False
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing, because a checkpoint's settings are the lowest layer of the composed config."""
+
+    def instantiate_classes(self) -> None:
+        if self.dry:
+            self.config_init = self.parser.instantiate(self.config)
+        else:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.dry:
+            super()._run_subcommand(subcommand)
 
     def verb_parser(self, verb: str) -> LightningArgumentParser:
         """Returns the parser of one verb, after the parsers are set up."""

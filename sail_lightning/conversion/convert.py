@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from sail_lightning import registry
-from sail_lightning.compat.lightning import module_of_checkpoint
 from sail_lightning.conversion import official
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.module import PixelSAIL
@@ -55,12 +54,11 @@ def open_model(source: str | Path, base: Path | None = None, special_tokens: Seq
 
 def _from_lightning(found: Checkpoint) -> PixelSAIL:
     try:
-        model = module_of_checkpoint(
-            PixelSAIL, {"state_dict": found.tensors, "hyper_parameters": found.hyper_parameters}
+        model = PixelSAIL.from_checkpoint_content(
+            {"state_dict": found.tensors, "hyper_parameters": found.hyper_parameters}
         )
     except RuntimeError as error:  # torch names the keys, over many lines
         raise SailError(f"{found.source} does not fit its own settings: {' '.join(str(error).split())}") from None
-    assert isinstance(model, PixelSAIL)
     return model.eval()
 
 

@@ -281,6 +281,21 @@ def wait_for(true: Any, process: subprocess.Popen[bytes]) -> None:
         ({"variants": {"bad": {"modle": {}}}}, ("s, variant bad", "no setting modle")),
         ({"base": {"data": {"token_budget": "many"}}}, ("variant plain", "token_budget")),
         ({"evaluate": {"test": {"data": {"test": {"init_args": {"split": "tset"}}}}}}, ("evaluate.test", "split")),
+        (
+            {"evaluate": {"test": {"evaluation": {"protocol": "official", "no_target": "text"}}}},
+            ("evaluate.test", "the official protocol does not go with no_target"),
+        ),
+        (
+            {
+                "base": {
+                    "model": {
+                        "upsampler": "IdentityUpsampler",
+                        "teachers": {"edge": {"class_path": "TimmTeacher", "init_args": {"model": "x", "tasks": []}}},
+                    }
+                }
+            },
+            ("variant plain", "tasks"),
+        ),
         ({"seeded": ["data.train.init_args.sed"]}, ("variant plain", "sed")),
         ({"metrics": ["ciou"]}, ("s: metrics", "BENCHMARK/METRIC")),
         ({"configs": ["quikstart"]}, ("quikstart", "did you mean quickstart?")),

@@ -21,6 +21,10 @@ from sail_lightning.cli.config_validation import explain
         (["--model.upsampler=null"], ["model.upsampler cannot be null", "IdentityUpsampler"]),
         (["--model.mask_chanels=3"], ["model has no argument 'mask_chanels'", "did you mean mask_channels?"]),
         (["--modl.x=3"], ["no setting modl", "did you mean model?"]),
+        (
+            ["--model.teachers.a=TimmTeacher", "--model.teachers.a.model=x", "--model.teachers.a.tasks=[]"],
+            ["TimmTeacher: tasks must not be empty"],
+        ),
         (["--model.max_side=wide"], ["model.max_side must be a whole number, 1 or more, not 'wide'"]),
         (["--model.prompt_encoder.num_prompts=-1"], ["model.prompt_encoder.num_prompts must be 1 or more, not -1"]),
         (["--model.backbone.size=5b"], ["model.backbone.size must be one of tiny, 0.5b, 3b"]),

@@ -55,6 +55,8 @@ def test_the_command_line_reads_checkpoints_and_keeps_parsers_under_the_names_we
     assert list(inspect.signature(LightningCLI._parse_ckpt_path).parameters) == ["self"], VERSION
     assert "self._parse_ckpt_path()" in source, f"{VERSION} calls no _parse_ckpt_path"
     assert "self._subcommand_parsers[subcommand]" in source, f"{VERSION} keeps no _subcommand_parsers"
+    assert list(inspect.signature(LightningCLI._run_subcommand).parameters) == ["self", "subcommand"], VERSION
+    assert "self._run_subcommand(self.subcommand)" in source, f"{VERSION} calls no _run_subcommand"
 
 
 def test_the_progress_bar_asks_for_its_name() -> None:

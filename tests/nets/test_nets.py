@@ -126,7 +126,7 @@ def earlier_run(request: pytest.FixtureRequest, workdir: Path) -> tuple[str, Pat
     return request.param, folder / "config.yaml", checkpoint
 
 
-def told(model: PixelSAIL) -> list[Any]:
+def answers_of(model: PixelSAIL) -> list[Any]:
     """What a model says to twelve held-out questions, its answers begun so that there are masks."""
     source = LaboratorySource(split="test", samples=12)
     found = model.predict_batch([source[index] for index in range(12)], answer_prefix="it is [SEG]. and")
@@ -135,11 +135,11 @@ def told(model: PixelSAIL) -> list[Any]:
 
 def test_an_earlier_checkpoint_loads_and_answers_as_before(earlier_run: tuple[str, Path, Path]) -> None:
     name, _, checkpoint = earlier_run
-    assert told(PixelSAIL.load_from_checkpoint(checkpoint).eval()) == EXPECTED[f"{name}_answers"]
+    assert answers_of(PixelSAIL.load_from_checkpoint(checkpoint).eval()) == EXPECTED[f"{name}_answers"]
 
 
 def test_an_earlier_model_folder_loads_and_answers_as_before() -> None:
-    assert told(PixelSAIL.from_pretrained(BEFORE / "model-folder")) == EXPECTED["plain_answers"]
+    assert answers_of(PixelSAIL.from_pretrained(BEFORE / "model-folder")) == EXPECTED["plain_answers"]
 
 
 def test_an_earlier_run_resumes_from_its_own_config(earlier_run: tuple[str, Path, Path]) -> None:
@@ -147,6 +147,14 @@ def test_an_earlier_run_resumes_from_its_own_config(earlier_run: tuple[str, Path
     steps = ("--trainer.max_steps=6", "--trainer.log_every_n_steps=1", "--name=resumed")
     assert main(["fit", "-c", str(config), "--ckpt_path", str(checkpoint), *steps]) == 0
     assert_losses(read_losses(Path("runs/resumed/version_0/metrics.csv")), EXPECTED[f"{name}_resumed"])
+
+
+def test_an_earlier_checkpoint_becomes_a_model_folder_that_answers_as_before(
+    earlier_run: tuple[str, Path, Path], workdir: Path
+) -> None:
+    name, _, checkpoint = earlier_run
+    assert main(["convert", str(checkpoint), str(workdir / "folder")]) == 0
+    assert answers_of(PixelSAIL.from_pretrained(workdir / "folder")) == EXPECTED[f"{name}_answers"]
 
 
 def test_an_earlier_checkpoint_is_tested_from_the_command_line(earlier_run: tuple[str, Path, Path]) -> None:

@@ -202,6 +202,8 @@ def _resolved(study: Study, variant: str, seed: int, evaluation: str | None = No
             path.write_text(yaml.safe_dump(patch), encoding="utf-8")
             layers.append(f"-c={path}")
         try:
+            if seed == study.seeds[0]:  # what only the classes themselves refuse
+                run_verb(["fit", *layers, *options], dry=True)
             with contextlib.redirect_stdout(printed):
                 run_verb(["fit", *layers, *options, "--print_config"])
         except SystemExit:  # --print_config ends the process
