@@ -27,6 +27,7 @@ from sail_lightning.encoding.transform import EncodedSample
 from sail_lightning.model.losses import MaskLoss, resize
 from sail_lightning.model.model import SailModel
 from sail_lightning.plugins.upsamplers import DeconvUpsampler
+from sail_lightning.settings.renames import renamed
 
 
 class DenseAttention:
@@ -168,3 +169,6 @@ def at_image_size(logits: Tensor, item: EncodedSample) -> np.ndarray:
     """Mask logits (n, h, w) to masks (n, H, W) bool."""
     assert item.image_size is not None
     return (resize(logits.float(), item.image_size) > 0).cpu().numpy()
+
+
+__getattr__ = renamed(__name__, {"at_picture_size": "at_image_size"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 if __name__ != "sail_lightning.callbacks":
     # From the repository's root, `import callbacks` would make a second copy whose classes are not the package's.
     raise ImportError("import sail_lightning.callbacks, not callbacks: the folder belongs to the package")
@@ -16,7 +14,7 @@ from sail_lightning.callbacks.overlays import OverlayLogger
 from sail_lightning.callbacks.predictions import PredictionWriter
 from sail_lightning.callbacks.throughput import Throughput
 from sail_lightning.evaluate.curves import draw_learning_curve
-from sail_lightning.settings.renames import warn
+from sail_lightning.settings.renames import renamed
 
 __all__ = [
     "EMA",
@@ -29,9 +27,4 @@ __all__ = [
     "draw_learning_curve",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "AnswerWriter":
-        warn(f"{__name__}.AnswerWriter", f"{__name__}.EvaluationWriter")
-        return EvaluationWriter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed(__name__, {"AnswerWriter": "EvaluationWriter"})

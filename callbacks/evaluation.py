@@ -26,6 +26,7 @@ from sail_lightning.image.preprocessing import load_image
 from sail_lightning.module import PixelSAIL
 from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, NonNegativeInt
+from sail_lightning.settings.renames import renamed
 
 
 @register
@@ -204,3 +205,6 @@ def _metadata(trainer: L.Trainer, model: PixelSAIL, source: Source, benchmark: B
         "max_side": model.max_side,
         "max_new_tokens": model.max_new_tokens,
     }
+
+
+__getattr__ = renamed(__name__, {"AnswerWriter": "EvaluationWriter"})

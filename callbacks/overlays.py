@@ -15,6 +15,7 @@ from sail_lightning.generation.prediction import Prediction
 from sail_lightning.image.drawing import grid
 from sail_lightning.registry import register
 from sail_lightning.settings.ranges import Checked, NonNegativeInt
+from sail_lightning.settings.renames import renamed
 
 WIDTH = 256
 """Largest width of a drawn answer in pixels."""
@@ -99,3 +100,6 @@ def thumbnail(image: Image.Image) -> Image.Image:
     if image.width <= WIDTH:
         return image
     return image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))))
+
+
+__getattr__ = renamed(__name__, {"log_picture": "log_image"})

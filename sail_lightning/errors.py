@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class SailError(Exception):
@@ -21,10 +23,6 @@ class ImageError(SailError):
     def __init__(self, message: str, indices: Sequence[int]) -> None:
         super().__init__(message)
         self.indices = tuple(indices)
-
-
-PictureError = ImageError
-"""Old name, kept for one version."""
 
 
 class SailUsageError(SailError):
@@ -66,3 +64,13 @@ def choice(name: str, names: Iterable[str], verb: str, shown: int = 12) -> str:
         return near
     rest = f" and {len(every) - shown} more" if len(every) > shown else ""
     return f"{near} {verb} {', '.join(every[:shown]) or 'none'}{rest}".strip()
+
+
+def __getattr__(name: str) -> Any:
+    """Returns what an old name is today, with a warning; `settings.renames` does the same for all other modules, but
+    imports this one."""
+    if name != "PictureError":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"{__name__}.PictureError is now {__name__}.ImageError; the old name goes with the next version"
+    warnings.warn(message, FutureWarning, stacklevel=2)
+    return ImageError

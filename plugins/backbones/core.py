@@ -19,6 +19,7 @@ from sail_lightning.model import contract
 from sail_lightning.plugins.attention import resolve
 from sail_lightning.sequence.attention_plan import AttentionPlan
 from sail_lightning.settings.ranges import PositiveFloat, PositiveInt
+from sail_lightning.settings.renames import renamed
 
 NAME = "sail_lightning"
 """Name of our attention function in Hugging Face's registry, where it has no mask function: no mask is built."""
@@ -340,3 +341,14 @@ class Pixels(Float32Buffers):
     def forward(self, patches: Tensor) -> Tensor:
         """Maps pixel values 0..255 to (value / 255 - mean) / std."""
         return torch.addcmul(self.shift.to(patches.device), patches.float(), self.scale.to(patches.device))
+
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Exact": "sail_lightning.compat.torch:Float32Buffers",
+        "Packed": "PackedAttention",
+        "cached": "cached_attention",
+        "uncompiled": "sail_lightning.compat.torch:uncompiled",
+    },
+)

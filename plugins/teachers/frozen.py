@@ -14,6 +14,7 @@ from sail_lightning.image.resizing import resize_batch
 from sail_lightning.interfaces import Dims, Teacher
 from sail_lightning.sample import Task
 from sail_lightning.settings.ranges import NonNegativeFloat, PositiveInt, refuse_empty
+from sail_lightning.settings.renames import renamed
 
 DType = Literal["float32", "bfloat16", "float16"]
 StudentFeatures = Literal["vision", "mask"]
@@ -128,3 +129,6 @@ def _real_weights() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+__getattr__ = renamed(__name__, {"resized": "sail_lightning.image.resizing:resize_batch"})

@@ -13,6 +13,7 @@ import torch
 from sail_lightning.compat.transformers_logging import quiet_transformers
 from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import IMAGE_MEAN, IMAGE_STD
+from sail_lightning.settings.renames import renamed
 from sail_lightning.weights.state_dict import truncate_list
 
 
@@ -105,3 +106,6 @@ def _json(who: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SailError(f"{who}: {path} is damaged; copy it again")
     return content
+
+
+__getattr__ = renamed(__name__, {"quiet": "sail_lightning.compat.transformers_logging:quiet_transformers"})

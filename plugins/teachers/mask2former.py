@@ -12,6 +12,7 @@ from sail_lightning.plugins.teachers import hugging_face
 from sail_lightning.plugins.teachers.frozen import FrozenTeacher, StudentFeatures
 from sail_lightning.registry import register
 from sail_lightning.settings.ranges import PositiveInt
+from sail_lightning.settings.renames import renamed
 
 SHORTER = 800
 """Shorter side in pixels that the published models were trained with."""
@@ -67,3 +68,6 @@ class Mask2FormerTeacher(FrozenTeacher):
     def look(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(pixels).decoder_last_hidden_state
         return features
+
+
+__getattr__ = renamed(__name__, {"input_size": "sail_lightning.image.resizing:mask2former_size"})

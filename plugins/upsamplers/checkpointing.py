@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from sail_lightning.settings.renames import renamed
+
 PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default})
 
 
@@ -31,3 +33,6 @@ def checkpoint_activations(function: Callable[..., Tensor], *tensors: Tensor) ->
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
     result: Tensor = checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
+
+
+__getattr__ = renamed(__name__, {"lean": "checkpoint_activations"})

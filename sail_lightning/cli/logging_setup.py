@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from sail_lightning.settings.renames import renamed
+
 NOISE = (
     ".*does not have many workers.*",
     ".*treespec, LeafSpec.*",
@@ -27,3 +29,6 @@ def silence_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+__getattr__ = renamed(__name__, {"quiet": "silence_lightning"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sail_lightning.cli.folders import output_folder
 from sail_lightning.errors import SailError
+from sail_lightning.settings.renames import renamed
 
 if TYPE_CHECKING:
     from jsonargparse.typing import NonNegativeInt
@@ -101,3 +102,6 @@ def rescore(*, from_: list[Path], out: Path, gallery: NonNegativeInt = 8, **scor
     written = write_report(folder, reports, {"from": file_sums(from_)}, named_image, gallery)
     print(written.markdown.read_text(encoding="utf-8"))
     print(f"report: {written.markdown}, {written.json}, {written.per_sample}")
+
+
+__getattr__ = renamed(__name__, {"asks_for": "is_rescoring", "held_answers": "load_records"})

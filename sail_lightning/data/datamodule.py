@@ -23,6 +23,7 @@ from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import IMAGE_SUFFIXES, ExifImage
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import Checked, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from sail_lightning.settings.renames import renamed
 
 logger = logging.getLogger(__name__)
 
@@ -278,3 +279,6 @@ def find_images(images: str | Sequence[str]) -> list[Path]:
     if not found:
         raise SailError(f"no image in {images}; known file name endings: {' '.join(IMAGE_SUFFIXES)}")
     return found
+
+
+__getattr__ = renamed(__name__, {"find_pictures": "find_images"})

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sail_lightning.settings.renames import renamed
+
 Indices = list[int]
 """Indices of records in their source."""
 
@@ -85,3 +87,6 @@ def _batches(groups: Sequence[Indices], size: int) -> Iterator[Indices]:
                 batch = []
     if batch:
         yield batch
+
+
+__getattr__ = renamed(__name__, {"deal": "distributed_batches"})

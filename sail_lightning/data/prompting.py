@@ -24,6 +24,7 @@ from sail_lightning.image.preprocessing import load_mask
 from sail_lightning.sample import BoolMask, Mask, MaskRef, Sample, Turn
 from sail_lightning.sequence.chat_template import prompt_token
 from sail_lightning.settings.ranges import Checked, NonNegativeFloat, PositiveInt, UnitInterval
+from sail_lightning.settings.renames import renamed
 
 Shape = Literal["mask", "box", "point", "scribble"]
 MIN_EDGE_DISTANCE = 16
@@ -278,3 +279,8 @@ def _chances(shapes: Mapping[Shape, float] | None) -> tuple[tuple[Shape, float],
     if not used:
         raise SailUsageError("shapes must give at least one shape a weight above 0; null is always the mask")
     return tuple((shape, weight / sum(rest for _, rest in used[at:])) for at, (shape, weight) in enumerate(used))
+
+
+__getattr__ = renamed(
+    __name__, {"Shaped": "SimulatedPrompt", "denial": "negative_turn", "depths": "distance_transform"}
+)

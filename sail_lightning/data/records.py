@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sail_lightning.errors import SailError
+from sail_lightning.settings.renames import renamed
 
 Row = dict[str, Any]
 ROWS, OFFSETS, IMAGE_HASHES = "rows.jsonl", "offsets.npy", "pictures.npy"
@@ -190,3 +191,6 @@ def opened(
         raise SailError(
             f"the index cannot be written to {place} ({reason}); set SAIL_CACHE to another folder"
         ) from None
+
+
+__getattr__ = renamed(__name__, {"picture_hash": "image_hash", "picture_name": "image_name"})

@@ -15,6 +15,7 @@ from sail_lightning.encoding.batch import Counts, PackedBatch, ShardCursor
 from sail_lightning.encoding.collate import pack, pack_stream
 from sail_lightning.encoding.transform import EncodedSample, Encoder
 from sail_lightning.errors import SailError
+from sail_lightning.settings.renames import renamed
 
 logger = logging.getLogger(__name__)
 
@@ -218,3 +219,6 @@ class AccumulationWindows:
         """The index in the epoch at which the window of the next batch ends."""
         end = (done // self.size + 1) * self.size
         return end if self.limit is None else min(end, self.limit)
+
+
+__getattr__ = renamed(__name__, {"Progress": "StreamState", "Windows": "AccumulationWindows"})

@@ -12,6 +12,7 @@ from torch import Tensor
 from sail_lightning.interfaces import Regions
 from sail_lightning.sample import Sample
 from sail_lightning.sequence.attention_plan import AttentionPlan
+from sail_lightning.settings.renames import renamed
 
 
 class OpaqueBatch:
@@ -137,3 +138,6 @@ class PackedBatch:
         parts = [getattr(self.regions, item.name).pin_memory() for item in fields(self.regions)]
         masks = tuple(mask.pin_memory() for mask in self.masks)
         return replace(self, **pinned, regions=Regions(*parts), masks=masks)
+
+
+__getattr__ = renamed(__name__, {"Place": "ShardCursor", "Sealed": "OpaqueBatch"})

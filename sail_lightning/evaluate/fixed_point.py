@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sail_lightning.settings.renames import renamed
+
 FIXED_POINT_ONE = 1 << 40
 """The integer that stands for a score of 1: a resolution of 1e-12, and eight million scores fit into an int64."""
 
@@ -43,3 +45,6 @@ def mean(units: Any, count: Any) -> Any:
 def scalar(value: float | int) -> Tensor:
     """Returns a result as a tensor without dimensions, float64 (int64 for a count), on the CPU: MPS has no float64."""
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+__getattr__ = renamed(__name__, {"to_units": "to_fixed_point"})

@@ -20,6 +20,7 @@ from sail_lightning.image.drawing import Colour, captioned, draw_prompt, enlarge
 from sail_lightning.image.preprocessing import load_image
 from sail_lightning.image.segmentations import decode
 from sail_lightning.sample import BoolMask, Box, Mask, Point, Prompt, Scribble
+from sail_lightning.settings.renames import renamed
 
 ImageFinder = Callable[[EvalRecord], NDArray[np.uint8] | None]
 """Returns the image (H, W, 3) uint8, RGB, of an answer, or None where it is not available."""
@@ -185,3 +186,6 @@ def named_image(record: EvalRecord) -> NDArray[np.uint8] | None:
     except SailError:
         return None
     return pixels if record.size is None or pixels.shape[:2] == tuple(record.size) else None
+
+
+__getattr__ = renamed(__name__, {"named_picture": "named_image"})

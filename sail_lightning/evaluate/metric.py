@@ -27,6 +27,7 @@ from sail_lightning.errors import SailError
 from sail_lightning.evaluate.fixed_point import FIXED_POINT_ONE, mean, scalar, to_fixed_point
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.registry import swap_point
+from sail_lightning.settings.renames import renamed
 
 Floats = NDArray[np.float64]
 Takes = Literal["masks", "words", "everything"]
@@ -281,3 +282,6 @@ class GatheredMetric(Metric):
     def _named(self, record: EvalRecord) -> Any:
         with record.named():
             return self.entry(record)
+
+
+__getattr__ = renamed(__name__, {"Options": "sail_lightning.evaluate.rules:Rules"})

@@ -43,6 +43,8 @@ from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.image.segmentations import decode
 from sail_lightning.sample import BoolMask, Task
 from sail_lightning.sequence.chat_template import phrases_of
+from sail_lightning.settings.ranges import before_init
+from sail_lightning.settings.renames import RenamedAttribute, renamed
 
 MAX_IMAGE_SIDE = 100_000
 """Longest accepted side of an image, in pixels; a larger number is a mistake."""
@@ -82,6 +84,11 @@ class EvalRecord:
     """Whether the record lists masks, even empty lists; None means yes where it has masks or no truth in words."""
     kind: Kind | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    text = RenamedAttribute("prediction")
+    answer = RenamedAttribute("true_answer")
+    masked = RenamedAttribute("has_masks")
+    held = RenamedAttribute("present_keys")
 
     @property
     def name(self) -> str:
@@ -233,6 +240,9 @@ class EvalRecord:
         extra = {key: value for key, value in record.items() if key not in _KEYS and key != "score"}
         fields = {_FIELDS.get(key, key): value for key, value in read.items()}
         return cls(**fields, extra=extra, listed=bool({"pred", "target", "masks"} & _held(record)))
+
+
+before_init(EvalRecord, lambda self, init, bound: None)  # takes the arguments text and answer of version 0.1.0
 
 
 def read_records(path: str | Path) -> Iterator[EvalRecord]:
@@ -389,3 +399,6 @@ _KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "phrases": ("a list of text", _texts),
     "reference_phrases": ("a list of text", _texts),
 }
+
+
+__getattr__ = renamed(__name__, {"Answer": "EvalRecord", "read_answers": "read_records"})

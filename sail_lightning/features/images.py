@@ -18,6 +18,7 @@ from sail_lightning.encoding.transform import Encoder
 from sail_lightning.errors import SailError
 from sail_lightning.features.store import image_key
 from sail_lightning.image.preprocessing import load_image, resize_image
+from sail_lightning.settings.renames import renamed
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,8 @@ class _Images(Dataset[LoadedImage]):
             return LoadedImage(location, fault=str(error))
         turned = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return LoadedImage(location, image_key(turned), turned)
+
+
+__getattr__ = renamed(
+    __name__, {"Place": "ImageLocation", "Read": "LoadedImage", "places": "locate_images", "read": "load_images"}
+)

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from sail_lightning import registry
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.features.codec import Entry, Error, StoredAs
-from sail_lightning.settings.renames import current_node
+from sail_lightning.settings.renames import current_node, renamed
 
 SUMMARY = "features.json"
 SHARD = "features-{:05d}.safetensors"
@@ -309,3 +309,6 @@ def _open(path: Path) -> _Shard:
         return _Shard(path, file, keys, note["names"], Error(**note["error"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise SailError(f"{path} is damaged; remove it and run sail-lightning features again") from None
+
+
+__getattr__ = renamed(__name__, {"picture_key": "image_key"})

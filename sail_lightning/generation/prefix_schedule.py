@@ -17,7 +17,9 @@ MAX_SEQUENCES_PER_ROW = 16
 """Questions in one row of the cache. Each of them attends over the slots of the others, which are masked, so an image
 with many more questions gets several rows."""
 
-__getattr__ = renamed(__name__, {"Seating": "PrefixSchedule", "ROW_QUESTIONS": "MAX_SEQUENCES_PER_ROW"})
+__getattr__ = renamed(
+    __name__, {"Group": "PrefixGroup", "Seating": "PrefixSchedule", "ROW_QUESTIONS": "MAX_SEQUENCES_PER_ROW"}
+)
 
 
 @dataclass(frozen=True)

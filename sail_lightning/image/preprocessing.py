@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 from sail_lightning.errors import SailError
 from sail_lightning.image.segmentations import decode_rle
 from sail_lightning.sample import BoolMask, Box, ImageRef, Mask, MaskRef, Point, Prompt
+from sail_lightning.settings.renames import renamed
 
 MAX_SIDE = 1024
 """Default longest side of a resized image, in pixels (as in the official code)."""
@@ -269,3 +270,6 @@ def _shown(prompt: Prompt) -> str:
         named = f"Mask({prompt.mask})" if isinstance(prompt.mask, str | Path) else "Mask"
         return named if prompt.id is None else f"{named} of <Prompt{prompt.id}>"
     return repr(prompt)
+
+
+__getattr__ = renamed(__name__, {"Upright": "ExifImage"})

@@ -80,4 +80,4 @@ def phrases_of(text: str) -> tuple[str, ...]:
     return tuple(" ".join((match[1] or "").split()) for match in _MASK_OF_PHRASE.finditer(text))
 
 
-__getattr__ = renamed(__name__, {"Chat": "ChatTemplate"})
+__getattr__ = renamed(__name__, {"without_picture_mark": "without_image_marker", "Chat": "ChatTemplate"})

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.sequence import chat_template
 from sail_lightning.sequence.layout import ImageLayout
+from sail_lightning.settings.renames import renamed
 
 PACKAGED = {"laboratory": ("sail_lightning.data.synthetic", "tokenizer.json")}
 """Tokenizers that ship with the package, by name."""
@@ -146,3 +147,6 @@ def _read(source: str) -> PreTrainedTokenizerFast:
     raise SailError(
         f"no tokenizer {source}: give a packaged name ({', '.join(PACKAGED)}), a tokenizer.json or a folder"
     )
+
+
+__getattr__ = renamed(__name__, {"Tokens": "SailTokenizer"})

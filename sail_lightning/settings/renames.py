@@ -29,6 +29,9 @@ MODULES: dict[str, str] = {
     "callbacks.learning_curve": "evaluate.curves",
     "card": "pretrained.card",
     "checkpoint": "pretrained.model_folder",
+    "cli.errors": "cli.config_validation",
+    "cli.noise": "cli.logging_setup",
+    "cli.packaged": "cli.configs",
     "conversion.deepspeed": "weights.deepspeed",
     "conversion.pickles": "weights.pickles",
     "conversion.reading": "weights.reading",
@@ -37,17 +40,21 @@ MODULES: dict[str, str] = {
     "data.choosing": "data.samplers",
     "data.collate": "encoding.collate",
     "data.dealing": "data.distributed_sampler",
+    "data.doctor.across": "data.doctor.duplicates",
+    "data.prompts": "data.prompt_syntax",
     "data.run_lengths": "image.run_lengths",
     "data.sample": "sample",
     "data.segmentations": "image.segmentations",
     "data.shard_store": "data.webdataset.store",
     "data.shards": "data.webdataset.writer",
+    "data.sources.pictures": "data.sources.images",
     "data.transform": "encoding.transform",
     "data.wording": "encoding.prompt_templates",
     "decode_step": "generation.decode_step",
     "distillation": "training.distillation",
     "drawing": "image.drawing",
     "evaluation": "evaluate.measure",
+    "features.pictures": "features.images",
     "hub": "pretrained.hub",
     "losses": "model.losses",
     "metrics": "evaluate",
@@ -96,14 +103,15 @@ MODULES: dict[str, str] = {
     "vision": "image.preprocessing",
     "vocabulary": "pretrained.embedding_remap",
 }
-"""Old module to new module, both below the package. `scoring.score` and `scoring.compare` are left out: as modules
-below `evaluate` they would hide its functions of these names."""
+"""Old module to new module, both below the package. `scoring.score`, `scoring.compare` and `data.doctor.leaves` are
+left out: as modules below `evaluate` and `data.doctor` they would hide functions of these names."""
 CLASSES: dict[str, str] = {
     "LoudPrompts": "NormMatchedPrompts",
 }
 """Registered classes that changed, old name to new name; configs and checkpoints may hold the old one."""
 ARGUMENTS: dict[str, dict[str, str]] = {
     "ChatTemplate": {"picture_inside": "image_inside"},
+    "EvalRecord": {"answer": "true_answer", "text": "prediction"},
     "NormMatchedPrompts": {"loudness": "norm_scale"},
     "PromptInjection": {"coverage": "rasterization"},
     "SailDataModule": {"look_ahead": "packing_buffer_size", "max_fault_rate": "max_error_rate"},

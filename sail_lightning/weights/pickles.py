@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sail_lightning.errors import SailError
+from sail_lightning.settings.renames import renamed
 
 DENYLIST = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|shutil|socket|importlib|runpy|ctypes|pickle|_pickle|webbrowser)\..*"
@@ -135,3 +136,6 @@ def tensors_of(content: Any, where: Path) -> dict[str, Tensor]:
             kind = "an object of a class that is not read" if isinstance(value, UnpickledStub) else type(value).__name__
             raise SailError(f"{where}: {name} is no tensor but {kind}; {FIX}")
     return tensors
+
+
+__getattr__ = renamed(__name__, {"Inert": "UnpickledStub"})

@@ -170,11 +170,13 @@ def test_the_sections_are_those_of_the_command_line() -> None:
 def test_every_entry_names_an_argument_of_today(owner: str) -> None:
     from sail_lightning import PixelSAIL, interfaces
     from sail_lightning.data.datamodule import SailDataModule
+    from sail_lightning.evaluate import EvalRecord
     from sail_lightning.plugins.teachers import frozen
 
     registry.load_shipped()
     known: dict[str, Any] = {
         **vars(interfaces),
+        "EvalRecord": EvalRecord,
         "PixelSAIL": PixelSAIL,
         "SailDataModule": SailDataModule,
         "ScheduledTeacher": frozen.ScheduledTeacher,

@@ -19,6 +19,7 @@ from sail_lightning.data.doctor.state import COUNTS, Chunk
 from sail_lightning.data.sources.base import Source
 from sail_lightning.errors import SailError
 from sail_lightning.sample import ImageRef, Sample
+from sail_lightning.settings.renames import renamed
 
 HELD_OUT = ("val", "test")
 COCO_NAME = re.compile(r"COCO_\w+_\d{12}")
@@ -183,3 +184,6 @@ def _content(image: ImageRef) -> bytes | None:
     except (OSError, SailError):
         return None
     return content if isinstance(content, bytes) else content.tobytes()
+
+
+__getattr__ = renamed(__name__, {"Seen": "SourceScan"})

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sail_lightning.settings.renames import renamed
+
 
 @dataclass(frozen=True)
 class Category:
@@ -62,3 +64,6 @@ def everyday_name(name: str) -> str:
 
 CATEGORIES = {id: Category(everyday_name(name), id in _THINGS) for id, name in _COCO.items()}
 """All 133 classes by category id."""
+
+
+__getattr__ = renamed(__name__, {"said": "everyday_name"})

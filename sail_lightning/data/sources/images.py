@@ -11,6 +11,7 @@ from sail_lightning.errors import SailError
 from sail_lightning.image.preprocessing import image_size
 from sail_lightning.image.segmentations import Encoded, Segmentation
 from sail_lightning.sample import BoolMask
+from sail_lightning.settings.renames import renamed
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,6 @@ def required_image(row: Row, key: str) -> str:
     if path is None:
         raise SailError(f"it names no image; give it `{key}`")
     return path
+
+
+__getattr__ = renamed(__name__, {"picture_of": "required_image", "picture_path": "listed_image"})

@@ -17,6 +17,7 @@ from sail_lightning.image.segmentations import Segmentation
 from sail_lightning.registry import register
 from sail_lightning.sample import Sample, Turn
 from sail_lightning.settings.ranges import PositiveInt
+from sail_lightning.settings.renames import renamed
 
 BENCHMARK_QUESTION = "Please segment {} in this image."
 """Question that benchmarks ask about every phrase; one of those used in training."""
@@ -153,3 +154,6 @@ def as_phrase(text: str) -> str:
     if not phrase:
         raise SailError("a phrase is empty; remove its sentence")
     return phrase
+
+
+__getattr__ = renamed(__name__, {"photo_row": "image_row", "photo_rows": "image_rows"})

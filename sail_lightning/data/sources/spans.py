@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sail_lightning.sequence.chat_template import PHRASE_END, PHRASE_START, SEG
+from sail_lightning.settings.renames import renamed
 
 Span = tuple[int, int]
 
@@ -109,3 +110,6 @@ def occurrences(caption: str, phrase: str) -> list[Span]:
         return []
     pattern = r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"
     return [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)]
+
+
+__getattr__ = renamed(__name__, {"places": "occurrences"})

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from sail_lightning.data.records import cache_root
 from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.settings.renames import renamed
 
 INDEX = "index.npy"
 ENTRY = np.dtype([("shard", "<u4"), ("json", "<u4"), ("start", "<u8"), ("end", "<u8"), ("picture", "<u8")])
@@ -260,3 +261,6 @@ class ShardImage:
 
     def __str__(self) -> str:
         return f"{self.store.address_of(shard_name(self.shard))}/{self.name}"
+
+
+__getattr__ = renamed(__name__, {"ShardPicture": "ShardImage"})

@@ -31,6 +31,7 @@ from sail_lightning.data.webdataset.store import (
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.image.preprocessing import load_image
 from sail_lightning.sample import ImageRef, Sample
+from sail_lightning.settings.renames import renamed
 
 KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
 """Formats of image files that are stored unchanged, and their endings."""
@@ -185,3 +186,6 @@ def _key(image: ImageRef | None) -> int:
     if isinstance(image, ShardImage):
         return image.key
     return image_hash(image) if isinstance(image, str | Path) else 0
+
+
+__getattr__ = renamed(__name__, {"picture_file": "image_file"})

@@ -26,6 +26,7 @@ from sail_lightning.evaluate.metrics.masks import Masks, as_masks
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.image.run_lengths import encode_rle
 from sail_lightning.registry import register
+from sail_lightning.settings.renames import renamed
 
 Rle = dict[str, Any]
 Image = tuple[Sequence[Rle], Sequence[Rle]]
@@ -156,3 +157,6 @@ def _as_text(rle: Rle) -> Rle:
     if not isinstance(rle["counts"], list):
         return rle
     return {"size": rle["size"], "counts": coco.frPyObjects(rle, *rle["size"])["counts"].decode("ascii")}
+
+
+__getattr__ = renamed(__name__, {"picture_order": "sail_lightning.evaluate.metrics.image_order:image_order"})

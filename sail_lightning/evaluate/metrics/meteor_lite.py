@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sail_lightning.evaluate.metrics.stemming import stem
+from sail_lightning.settings.renames import renamed
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
 """The weight of recall, and the exponent and the weight of the penalty."""
@@ -70,3 +71,6 @@ def _longest_run(left: list[str], right: list[str], matched: dict[int, int]) -> 
                         best = (place - length + 1, other - length + 1, length)
         before = here
     return best
+
+
+__getattr__ = renamed(__name__, {"MeteorLite": "sail_lightning.evaluate.metrics.captions:MeteorLite"})

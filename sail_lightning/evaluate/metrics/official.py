@@ -21,6 +21,7 @@ from sail_lightning.evaluate.metrics.masks import Masks
 from sail_lightning.evaluate.metrics.pairing import greedy_pairs
 from sail_lightning.evaluate.rules import Similarity
 from sail_lightning.sample import BoolMask
+from sail_lightning.settings.renames import renamed
 
 UNION_OF_ONE, UNION_OF_ALL = 1e-5, 1e-10
 """The numbers of pixels added to an expression's union and to the pooled union before division."""
@@ -89,3 +90,6 @@ def recalled_officially(
             break
         found += 1
     return found
+
+
+__getattr__ = renamed(__name__, {"figures": "compute_metrics", "judged_officially": "score_officially"})

@@ -28,6 +28,7 @@ from sail_lightning.evaluate.metrics.text import says_no_target
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import Combine, NoTargetFrom, ProtocolName, Rules
 from sail_lightning.registry import register
+from sail_lightning.settings.renames import renamed
 
 
 @register
@@ -121,3 +122,13 @@ class VisualTextReferring(ReferringSegmentation):
         if not self.rules.official and len(record.target) > 1:
             found["ious"] = [one["iou_units"] / FIXED_POINT_ONE for one in score_pairs(*record.masks())]
         return found
+
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "figures": "sail_lightning.evaluate.metrics.expressions:compute_metrics",
+        "judged": "sail_lightning.evaluate.metrics.expressions:score_expression",
+        "judged_each": "sail_lightning.evaluate.metrics.expressions:score_pairs",
+    },
+)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from sail_lightning.errors import SailError
+from sail_lightning.settings.renames import renamed
 
 _MARKUP = re.compile(r"<[|/]?[A-Za-z_]\w*\|?>|\[SEG\]")
 _SAYS = r"(?:\b(?:answer|option|choice)(?:\s+is\b\s*[:\-]?|\s*[:\-])|\bchoose\b)\s*"
@@ -122,3 +123,13 @@ def parse_yes_no_pope(text: str) -> bool:
     """Whether an answer says yes by POPE's own rule: no word of its first sentence is `No`, `not` or `no`."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
+
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "ExactMatch": "sail_lightning.evaluate.metrics.captions:ExactMatch",
+        "MultipleChoiceAccuracy": "sail_lightning.evaluate.metrics.choices:MultipleChoiceAccuracy",
+        "TokenF1": "sail_lightning.evaluate.metrics.captions:TokenF1",
+    },
+)
