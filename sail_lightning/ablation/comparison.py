@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from sail_lightning.ablation.runs import REPORT, Result
 from sail_lightning.ablation.statistics import Floats, Paired, Spread, holm, over_samples, over_seeds, spread
 from sail_lightning.ablation.study import TableMetric
-from sail_lightning.evaluate import own, read_records, score
+from sail_lightning.evaluate import read_records, score
 from sail_lightning.evaluate.benchmarks import perbench_name
-from sail_lightning.evaluate.report import OWN_METRICS
+from sail_lightning.evaluate.stored_rules import stored_rules
 
 ROUNDS = 1000
 """Draws of the bootstrap over samples."""
@@ -127,8 +126,8 @@ class _Scores:
     def _draws(self, run: Result, metric: TableMetric) -> tuple[frozenset[str], Floats | None]:
         """The questions that the metric is about, and its draws."""
         path = self.folders[run.variant, run.seed] / run.answers[metric.evaluation]
-        report = path.with_name(REPORT)
-        if not path.is_file() or not report.is_file():
+        stored = stored_rules(path.with_name(REPORT))
+        if not path.is_file() or stored is None:
             return frozenset(), None
         if path not in self._kept:
             wanted = self.wanted[metric.evaluation]
@@ -139,10 +138,8 @@ class _Scores:
                 answers += [record] if about else []
                 for name in about:
                     asked[name].add(record.dedup_key)
-            stored = json.loads(report.read_text(encoding="utf-8"))
-            rules = {key: stored[key] for key in ("protocol", "no_target_from", "combine")}  # as in the table
-            metrics = own.build(stored.get(OWN_METRICS) or {})
-            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, metrics=metrics, **rules)
+            metrics = stored.own_metrics()
+            reports = score(answers, bootstrap=ROUNDS, meteor=self.meteor, metrics=metrics, **stored.rules)
             questions = {name: frozenset(truths) for name, truths in asked.items()}
             self._kept[path] = questions, {name: report.replicates for name, report in reports.items()}
         questions, draws = self._kept[path]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,15 +26,18 @@ class ScoringOptions:
     """The options of scoring, which are the same for every command that scores answers.
 
     Args:
-        protocol: The definitions of the metrics: the field's, or the official code's.
-        no_target: What means "no target" in an answer: an empty mask, or the text.
+        protocol: The definitions of the metrics: the field's (standard), or the official code's. Default: standard;
+            compare takes that of the tests.
+        no_target: What means "no target" in an answer: an empty mask, or the text. Default: mask; compare takes that
+            of the tests.
         combine: How several masks of an answer count (standard: their union; official: the first).
         bootstrap: Number of resamples for the intervals.
-        metrics: Your own metrics, NAME=CLASS, such as biou=BoundaryIoU; --plugins names their file.
+        metrics: Your own metrics, NAME=CLASS, such as biou=BoundaryIoU; --plugins names their file. Default: none;
+            compare takes those of the tests.
     """
 
-    protocol: Literal["standard", "official"] = "standard"
-    no_target: Literal["mask", "text"] = "mask"
+    protocol: Literal["standard", "official"] | None = None
+    no_target: Literal["mask", "text"] | None = None
     combine: Literal["union", "first"] | None = None
     bootstrap: NonNegativeInt = 1000
     metrics: list[str] = field(default_factory=list)
@@ -41,8 +45,8 @@ class ScoringOptions:
     def arguments(self) -> dict[str, Any]:
         """Returns the options as arguments of `evaluate.score` and `evaluate.compare`."""
         return {
-            "protocol": self.protocol,
-            "no_target_from": self.no_target,
+            "protocol": self.protocol or "standard",
+            "no_target_from": self.no_target or "mask",
             "combine": self.combine,
             "bootstrap": self.bootstrap,
         }
@@ -65,6 +69,13 @@ class ScoringOptions:
 def is_rescoring(words: Sequence[str]) -> bool:
     """Whether the words that follow `test` ask for stored answers to be scored again."""
     return any(word == OPTION or word.startswith(f"{OPTION}=") for word in words)
+
+
+def option_names() -> list[str]:
+    """Returns the options of `test --from` beside its files and `--out`, as they are typed, from the signatures."""
+    own = [name for name, one in inspect.signature(rescore).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    named = [*(one.name for one in fields(ScoringOptions)), *(name for name in own if name not in ("from_", "out"))]
+    return [f"--{name.replace('_', '-')}" for name in [*named, "plugins"]]
 
 
 def load_records(file: Path) -> Iterator[EvalRecord]:

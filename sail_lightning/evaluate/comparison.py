@@ -12,7 +12,7 @@ Differences are tested in pairs, question by question, which finds far smaller o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,8 @@ class Comparison:
     figures: dict[str, Difference]
     paired: Paired | None
     changes: list[Change]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The rules by which both runs were scored, as `Report.settings`."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as values that JSON holds."""
@@ -167,7 +169,14 @@ def _compared(first: Report, second: Report, mine: int, theirs: int, changed: in
     changes = [_change(first, second, *pair) for pair in largest if pair[1] != pair[2]]
     questions = first.counts["answers"]
     return Comparison(
-        first.benchmark, questions, mine - questions, theirs - questions, figures, _paired(first, pairs, seed), changes
+        first.benchmark,
+        questions,
+        mine - questions,
+        theirs - questions,
+        figures,
+        _paired(first, pairs, seed),
+        changes,
+        first.settings,
     )
 
 
@@ -230,6 +239,7 @@ def _change(first: Report, second: Report, index: int, before: float, after: flo
 def to_markdown(comparisons: dict[str, Comparison], first: str, second: str) -> str:
     """Returns comparisons as a Markdown report, in which `first` and `second` name the runs."""
     lines = ["# Comparison", "", f"A is `{first}`, B is `{second}`; a difference is B less A.", ""]
+    lines += _rule_lines(next(iter(comparisons.values())).settings) if comparisons else []
     for name, one in comparisons.items():
         lines += [f"## {name}", "", f"On the {one.questions:,} questions that both answered"]
         lines[-1] += (
@@ -245,6 +255,18 @@ def to_markdown(comparisons: dict[str, Comparison], first: str, second: str) -> 
         lines += [_row(key, difference) for key, difference in one.figures.items()]
         lines += ["", *_paired_lines(one.paired), *_change_lines(one.changes)]
     return "\n".join(lines) + "\n"
+
+
+def _rule_lines(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the lines that state the rules by which both runs were scored."""
+    named = {
+        "protocol": "protocol",
+        "no_target_from": "no target from",
+        "combine": "several masks",
+        "similarity": "similarity of phrases",
+    }
+    rules = ", ".join(f"{name} `{settings[key]}`" for key, name in named.items())
+    return [f"Both are scored by: {rules}.", ""]
 
 
 def _row(name: str, one: Difference) -> str:

@@ -12,55 +12,12 @@ from torch import nn
 
 from sail_lightning.errors import SailUsageError
 from sail_lightning.evaluate import own
+from sail_lightning.evaluate.benchmark_metrics import METRICS, logged
 from sail_lightning.evaluate.benchmarks import Benchmark, Kind, check_benchmark, kind_of, kind_of_task, named_kind
 from sail_lightning.evaluate.metric import Metric
-from sail_lightning.evaluate.metrics.captions import ExactMatch, MeteorLite, TokenF1
-from sail_lightning.evaluate.metrics.choices import MultipleChoiceAccuracy
-from sail_lightning.evaluate.metrics.expressions import PRECISIONS
-from sail_lightning.evaluate.metrics.grounded import GroundedCaption
-from sail_lightning.evaluate.metrics.segmentation import ReferringSegmentation, VisualTextReferring
-from sail_lightning.evaluate.metrics.yes_no import YesNo
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import Rules
 from sail_lightning.evaluate.scoring import Report, reports_of
-
-Panel = list[tuple[Metric, dict[str, str]]]
-"""Metrics that are logged together, each with a mapping of its values' names to the names under which they are
-logged."""
-_PANEL_OF: dict[Kind, str] = {
-    "gcg": "caption",
-    "region_caption": "describe",
-    "perbench_caption": "describe",
-    "perbench_mcq": "choice",
-    "mcq": "choice",
-    "perbench_vres": "vres",
-    "pope": "pope",
-}
-"""The panel of each kind of benchmark; all other kinds have the panel `refer`."""
-
-
-def _panels(rules: Rules) -> dict[str, Panel]:
-    protocol = rules.protocol
-    referring = ReferringSegmentation(protocol, rules.no_target_from, rules.combine)
-
-    def same(*names: str) -> dict[str, str]:
-        return {name: name for name in names}
-
-    return {
-        "refer": [(referring, same("ciou", "giou", "n_acc", "t_acc", *PRECISIONS))],
-        "vres": [(VisualTextReferring(protocol), {"ciou": "vres_ciou", "giou": "vres_giou"})],
-        "describe": [
-            (ExactMatch(protocol), same("exact_match")),
-            (TokenF1(protocol), same("token_f1")),
-            (MeteorLite(protocol), same("meteor_lite")),
-        ],
-        "choice": [(MultipleChoiceAccuracy(protocol), same("mcq_accuracy"))],
-        "caption": [
-            (GroundedCaption(protocol, rules.cached_similarity()), same("gcg_miou", "gcg_recall")),
-            (TokenF1(protocol), {"token_f1": "caption_f1"}),
-        ],
-        "pope": [(YesNo(protocol), same("accuracy", "precision", "recall", "f1", "yes_ratio"))],
-    }
 
 
 class Judge(nn.Module):
@@ -70,13 +27,14 @@ class Judge(nn.Module):
     |---|---|
     | masks (`refer`) | `ciou giou n_acc t_acc pr@0.5 ... pr@0.9` |
     | `perbench_vres`, `vres` | `vres_ciou vres_giou` |
-    | captions (`describe`) | `exact_match token_f1 meteor_lite` |
+    | captions (`describe`) | `meteor_lite token_f1`, and `exact_match` except of `perbench_caption` |
     | multiple choice (`choice`) | `mcq_accuracy` |
     | `gcg` (`caption`) | `gcg_miou gcg_recall caption_f1` |
     | `pope` | `accuracy precision recall f1 yes_ratio` |
     | `chat` | none, unless the benchmark's name says what it is |
 
-    A report (`score`) has all of these, and the metrics that need all answers at once.
+    A report (`score`) has all of these, from the same table (`benchmark_metrics`), and the metrics that need all
+    answers at once.
 
     Args:
         rules: Rules by which answers are judged; None means the standard protocol.
@@ -97,14 +55,16 @@ class Judge(nn.Module):
         super().__init__()
         check_benchmark(benchmark)
         self.rules, self.benchmark = rules or Rules(), benchmark
-        self.panels = _panels(self.rules)
+        self.logged = logged(replace(self.rules, similarity=self.rules.cached_similarity()))
+        """The built-in metrics that are logged, by their entry in the table `benchmark_metrics.METRICS`."""
         self.own = own.checked(metrics)
+        own.check_rules(self.own, self.rules)
         self._modules_of_metrics = nn.ModuleList(self._all_metrics())
         self._kinds: dict[str, Kind] = {}
 
     def _all_metrics(self) -> list[Metric]:
         """Returns every metric, in the same order on every rank."""
-        return [metric for panel in self.panels.values() for metric, _ in panel] + list(self.own.values())
+        return [*self.logged.values(), *self.own.values()]
 
     def update(self, record: EvalRecord) -> None:
         """Adds one answer to the metrics of its benchmark.
@@ -116,17 +76,17 @@ class Judge(nn.Module):
         kind = record.kind or kind_of(record.benchmark, record.present_keys, [record.true_answer or ""], record.task)
         self._check_kind(record)
         record = replace(record, kind=kind)
-        for metric, _ in self._panel(record, kind):
+        for metric in self._logged_of(record, kind):
             metric.update(record)
         for name, metric in self.own.items():
             with own.failing_as(name, record):
                 if metric.judges(record):
                     metric.update(record)
 
-    def _panel(self, record: EvalRecord, kind: Kind) -> Panel:
+    def _logged_of(self, record: EvalRecord, kind: Kind) -> list[Metric]:
         if record.task == "chat" and named_kind(record.benchmark) is None:
             return []
-        return self.panels[_PANEL_OF.get(kind, "refer")]
+        return [self.logged[entry] for entry in METRICS[kind] if entry in self.logged]
 
     def _check_kind(self, record: EvalRecord) -> None:
         kind = kind_of_task(record.task)
@@ -148,10 +108,9 @@ class Judge(nn.Module):
         with warnings.catch_warnings():
             # Other ranks may have met a task that this rank never saw.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            for panel in self.panels.values():
-                for metric, names in panel:
-                    values = metric.compute()
-                    found |= {name: float(values[key]) for key, name in names.items()}
+            for entry, metric in self.logged.items():
+                values = metric.compute()
+                found |= {name: float(values[key]) for key, name in entry.logged.items()}
             for name, metric in self.own.items():
                 with own.failing_as(name):
                     found |= {key: float(value) for key, value in own.named_values(name, metric.compute()).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sail_lightning import registry
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate.metric import Metric, MetricResult
 from sail_lightning.evaluate.record import EvalRecord
+from sail_lightning.evaluate.rules import Rules
 from sail_lightning.evaluate.torch_metric import Form, TorchMetric
 
 _VALUES = """
@@ -51,6 +53,26 @@ def checked(metrics: Mapping[str, torchmetrics.Metric | None] | None) -> dict[st
             raise SailUsageError(f"model.metrics: {name} is a name of the built-in metrics; choose another")
         found[name] = metric if isinstance(metric, Metric) else _wrapped(name, metric)
     return found
+
+
+def check_rules(metrics: Mapping[str, Metric], rules: Rules) -> None:
+    """Checks that built-in metrics under other names were not left at rules that the evaluation does not go by.
+
+    Raises:
+        SailUsageError: A rule of a metric is the default, and that of the evaluation is not.
+    """
+    default = Rules()
+    for name, metric in metrics.items():
+        if not isinstance(mine := getattr(metric, "rules", None), Rules):
+            continue
+        taken = inspect.signature(type(metric).__init__).parameters
+        for rule in ("protocol", "no_target_from", "combine"):
+            value, wanted = getattr(mine, rule), getattr(rules, rule)
+            if rule in taken and value == getattr(default, rule) != wanted:
+                raise SailUsageError(
+                    f"model.metrics.{name}: {type(metric).__name__} has {rule} {value}, but the evaluation has "
+                    f"{wanted}; give the metric init_args: {{{rule}: {wanted}}}, or leave it out"
+                )
 
 
 def _wrapped(name: str, metric: torchmetrics.Metric) -> TorchMetric:
@@ -105,7 +127,7 @@ def build(specs: Mapping[str, Any]) -> dict[str, Metric]:
         except (ArgumentError, ValueError, TypeError, ImportError) as error:
             if isinstance(error.__cause__, SailError):
                 raise error.__cause__ from None
-            shown = spec if isinstance(spec, str) else dict(spec).get("class_path", spec)
+            shown = spec.get("class_path", spec) if isinstance(spec, Mapping) else spec
             raise SailUsageError(
                 f"metric {name}: {shown} is no metric that can be made; name a class, with --plugins the file it is in "
                 f"({_brief(error)})"

@@ -11,27 +11,12 @@ import torchmetrics
 
 from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate import own
-from sail_lightning.evaluate.benchmarks import (
-    CAPTION_KINDS,
-    CHOICE_KINDS,
-    Kind,
-    kind_of,
-    kind_of_task,
-    named_kind,
-    perbench_name,
-)
+from sail_lightning.evaluate.benchmark_metrics import reported
+from sail_lightning.evaluate.benchmarks import Kind, kind_of, kind_of_task, named_kind, perbench_name
 from sail_lightning.evaluate.bootstrap import intervals, replicates
 from sail_lightning.evaluate.metric import Floats, Metric, MetricResult
-from sail_lightning.evaluate.metrics.average_precision import MaskAveragePrecision
-from sail_lightning.evaluate.metrics.captions import ExactMatch, MeteorLite, TokenF1
-from sail_lightning.evaluate.metrics.choices import MultipleChoiceAccuracy
-from sail_lightning.evaluate.metrics.cider import Cider
-from sail_lightning.evaluate.metrics.grounded import GroundedCaption
 from sail_lightning.evaluate.metrics.image_order import image_order
-from sail_lightning.evaluate.metrics.meteor import Meteor, meteor_program
-from sail_lightning.evaluate.metrics.segmentation import ReferringSegmentation, VisualTextReferring
 from sail_lightning.evaluate.metrics.text import token_f1
-from sail_lightning.evaluate.metrics.yes_no import YesNo
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import Combine, NoTargetFrom, ProtocolName, Rules, Similarity
 
@@ -107,6 +92,7 @@ def reports_of(
     """Judges records as `score` does, with given rules and checked metrics."""
     if bootstrap < 0:
         raise SailUsageError(f"bootstrap must be 0 or more draws, not {bootstrap}")
+    own.check_rules(metrics, rules)
     settings = rules.to_json() | {"bootstrap": bootstrap, "seed": seed}
     rules = replace(rules, similarity=rules.cached_similarity())
     groups: dict[str, list[EvalRecord]] = {}
@@ -202,33 +188,13 @@ def _judged(
     records: Sequence[EvalRecord], kind: Kind, rules: Rules, own_metrics: Mapping[str, Metric]
 ) -> list[_Judged]:
     everything = list(range(len(records)))
-    judged = [_Judged(metric.evaluate(records), everything) for metric in metrics_of(kind, records, rules)]
+    judged = [_Judged(metric.evaluate(records), everything) for metric in reported(kind, records, rules)]
     for name, metric in own_metrics.items():
         with own.failing_as(name):
             places = [place for place, record in enumerate(records) if metric.judges(record)]
         if places:
             judged.append(_Judged(own.evaluate(name, metric, [records[place] for place in places]), places, name))
     return judged
-
-
-def metrics_of(kind: Kind, records: Sequence[EvalRecord], rules: Rules) -> list[Metric]:
-    """Returns the built-in metrics of a kind of benchmark, with METEOR where the rules ask for it and Java and
-    pycocoevalcap are installed."""
-    protocol = rules.protocol
-    meteor = [Meteor(protocol)] if rules.meteor and meteor_program() else []
-    captions = [*meteor, MeteorLite(protocol), Cider(protocol), TokenF1(protocol)]
-    if kind == "gcg":
-        masks = [MaskAveragePrecision(), GroundedCaption(protocol, rules.similarity)]
-        return [*masks, *(captions if all(record.reference for record in records) else [])]
-    if kind in CAPTION_KINDS:
-        return [*captions, *([ExactMatch(protocol)] if kind == "region_caption" else [])]
-    if kind in CHOICE_KINDS:
-        return [MultipleChoiceAccuracy(protocol)]
-    if kind == "pope":
-        return [YesNo(protocol)]
-    if kind == "perbench_vres":
-        return [VisualTextReferring(protocol)]
-    return [ReferringSegmentation(protocol, rules.no_target_from, rules.combine)]
 
 
 def _overall(reports: Mapping[str, Report], protocol: ProtocolName, settings: Mapping[str, Any]) -> dict[str, Report]:

@@ -21,9 +21,12 @@ Data = Mapping[str, str] | Sequence[str]
 TAGS = ["pixel-sail", "sail-lightning", "image-segmentation", "referring-segmentation", "visual-prompts"]
 UNSTATED = "not stated"
 PROTOCOLS = {
-    "default": "the definitions of `sail_lightning.evaluate`",
+    "standard": "the definitions of `sail_lightning.evaluate`",
     "official": "the official code's definitions, faults included, for comparison with published figures",
 }
+"""What each protocol of an evaluation (`evaluate.rules.ProtocolName`) goes by."""
+_OLD_PROTOCOLS = {"default": "standard"}
+"""Names by which rows of older cards call a protocol."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def _metrics(metrics: Metrics | None) -> str:
             raise SailUsageError(
                 f"metrics are rows of numbers, such as {{'RefCOCO val': {{'ciou': 0.7}}}}; see {name!r}"
             )
-        protocol = str(row.get("protocol", "default"))
+        protocol = str(row.get("protocol", "standard"))
+        protocol = _OLD_PROTOCOLS.get(protocol, protocol)
         protocols.add(protocol)
         rows[f"{name} ({protocol} protocol)"] = {key: float(value) for key, value in values.items()}
     lines = [f"- Protocol `{name}`: {PROTOCOLS[name]}." for name in sorted(protocols & PROTOCOLS.keys())]

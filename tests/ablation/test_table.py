@@ -21,7 +21,7 @@ from sail_lightning.ablation.runs import Result
 from sail_lightning.ablation.statistics import Paired, Spread, holm
 from sail_lightning.ablation.study import TableMetric
 from sail_lightning.ablation.table import Findings, to_csv, to_json, to_markdown
-from sail_lightning.evaluate import scoring
+from sail_lightning.evaluate import benchmark_metrics
 
 PLAIN = ([2, 4, 6, 8], [3, 5, 5, 7])  # means 0.5 and 0.5
 BETTER = ([4, 6, 8, 9], [4, 7, 6, 8])  # means 0.675 and 0.625
@@ -164,7 +164,9 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path, results: list[Resu
 def test_perbenchs_overall_score_is_paired_over_the_questions_of_its_three_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "meteor_program", lambda: pytest.fail("no metric is METEOR's: it need not start"))
+    monkeypatch.setattr(
+        benchmark_metrics, "meteor_program", lambda: pytest.fail("no metric is METEOR's: it need not start")
+    )
     metric = TableMetric("test", "perbench", "perbench_overall_lite")
     results = []
     for variant, letters in (("plain", "BBBA"), ("better", "AABA")):  # one and three of four are right

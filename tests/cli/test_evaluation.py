@@ -21,7 +21,8 @@ from PIL import Image
 import sail_lightning
 from sail_lightning import module
 from sail_lightning.callbacks import EvaluationWriter
-from sail_lightning.cli import main
+from sail_lightning.cli import main, rescoring
+from sail_lightning.cli.command_parser import CommandParser
 from sail_lightning.cli.configs import config_names, config_root
 from sail_lightning.data.sources import PerBench
 from sail_lightning.generation.prediction import Prediction, encode_rle
@@ -323,6 +324,14 @@ def test_wrong_options_are_one_sentence(args: list[str], words: list[str], sail:
     assert sail("test", "--from", own_file, *args).is_one_sentence(2, *words)
 
 
+def test_help_names_every_option_of_scoring_again(sail: Command) -> None:
+    shown = sail("test", "--help").out
+    parser = CommandParser("test", rescoring.rescore)
+    assert len(parser.actions) > 6
+    listed = shown.partition("--from FILE ")[2].partition("examples:")[0]
+    assert [parser.shown(name) for name in parser.actions if name != "from_" and parser.shown(name) not in listed] == []
+
+
 def test_a_missing_file_is_one_sentence(sail: Command) -> None:
     assert sail("test", "--from", "gone.jsonl", "--out", "x").is_one_sentence(1, "gone.jsonl")
 
@@ -376,6 +385,56 @@ def test_compare_refuses(args: list[str], code: int, words: list[str], sail: Com
     Path("empty").mkdir()
     write(Path("other.jsonl"), record("1", [], [], benchmark="refcoco_val"))
     assert sail("compare", *args).is_one_sentence(code, *words)
+
+
+@pytest.fixture
+def tested(sail: Command, own_file: Path, workdir: Path) -> dict[str, Path]:
+    """One file of answers, scored under each protocol."""
+    for protocol in ("standard", "official"):
+        args = ("--out", protocol, "--protocol", protocol, "--gallery", "0", "--bootstrap", "10")
+        assert sail("test", "--from", own_file, *args).code == 0
+    return {protocol: workdir / protocol for protocol in ("standard", "official")}
+
+
+@pytest.mark.parametrize("protocol", ["standard", "official"])
+def test_compare_scores_by_the_rules_of_both_tests_and_states_them(
+    protocol: str, sail: Command, tested: dict[str, Path], workdir: Path
+) -> None:
+    folder = tested[protocol]
+    shown = sail("compare", folder, folder / "per_sample.jsonl", "--bootstrap", "10", "--out", "compared")
+    assert shown.code == 0 and f"Both are scored by: protocol `{protocol}`, no target from `mask`" in shown.out
+    result = json.loads((workdir / "compared/comparison.json").read_text())
+    assert (result["protocol"], result["combine"]) == (protocol, report(folder)["combine"])
+    figures = result["benchmarks"]["grefcoco_val"]["figures"]
+    assert {name: one["first"] for name, one in figures.items()} == report(folder)["metrics"]
+
+
+def test_tests_of_different_rules_are_compared_only_if_an_option_says_by_which(
+    sail: Command, tested: dict[str, Path]
+) -> None:
+    pair = (tested["standard"], tested["official"], "--bootstrap", "10")
+    refused = sail("compare", *pair)
+    assert refused.is_one_sentence(2, "protocol is standard in", "official in", "give --protocol")
+    for protocol in tested:
+        shown = sail("compare", *pair, "--protocol", protocol)
+        assert shown.code == 0 and f"protocol `{protocol}`" in shown.out
+
+
+def test_compare_takes_the_own_metrics_of_the_tests(sail: Command, tested: dict[str, Path]) -> None:
+    first, second = (tested[name] / "report.json" for name in ("standard", "official"))
+    plain = "torchmetrics.classification.BinaryJaccardIndex"
+    content = json.loads(first.read_text()) | {"own_metrics": {"jaccard": plain}}
+    first.write_text(json.dumps(content))
+    second.write_text(json.dumps({key: value for key, value in content.items() if key != "own_metrics"}))
+    pair = (first.parent, second.parent, "--bootstrap", "10")
+    assert "| `jaccard` |" in sail("compare", *pair).out
+    second.write_text(json.dumps(content | {"own_metrics": {"jaccard": "Cider"}}))
+    assert sail("compare", *pair).is_one_sentence(2, "metric jaccard is", plain, "Cider", "give --metrics")
+
+
+def test_a_report_that_is_of_no_test_is_one_sentence(sail: Command, tested: dict[str, Path]) -> None:
+    (tested["standard"] / "report.json").write_text("[]")
+    assert sail("compare", tested["standard"], tested["standard"]).is_one_sentence(1, "standard/report.json", "remove")
 
 
 # -- SynthPerBench ----------------------------------------------------------------------------------------------------

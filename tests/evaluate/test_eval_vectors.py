@@ -19,6 +19,7 @@ from sail_lightning.evaluate import (
     Judge,
     MultipleChoiceAccuracy,
     ReferringSegmentation,
+    VisualTextReferring,
     parse_choice,
 )
 
@@ -116,7 +117,8 @@ def test_visual_text_referring_pairs_masks_in_order_and_scores_every_target() ->
         metrics.update(EvalRecord(pred=masks, target=targets, extra={"task": "vres"}))
     expected = vector["expected"]
     assert metrics.compute() == {"vres_ciou": expected["cIoU"], "vres_giou": expected["gIoU"]}
-    assert metrics.panels["vres"][0][0].totals()["count"] == expected["n"]
+    (metric,) = (one for one in metrics.logged.values() if isinstance(one, VisualTextReferring))
+    assert metric.totals()["count"] == expected["n"]
 
 
 def test_visual_text_referring_counts_a_missing_prediction_as_an_empty_mask() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.evaluate import EvalRecord, Judge, Rules
+from sail_lightning.evaluate import EvalRecord, Judge, Kind, Rules
 from sail_lightning.evaluate.metrics.masks import ignored
 from sail_lightning.sample import Sample
 
@@ -142,6 +142,64 @@ def test_a_samples_ignored_region_is_that_of_the_masks_asked_about() -> None:
     assert regions[0] is not None and not regions[0].any() and regions[1] is None
     assert regions[2] is not None and regions[2].all()
     assert ignored(Sample(None, (), (ON[0],)), (0,)) is None
+
+
+BY_MASKS = ("refer", "refcoco", "refcoco+", "refcocog", "grefcoco", "reasonseg", "perbench_vres", "gcg")
+LOGGED_AS = {
+    **dict.fromkeys(("region_caption",), ("token_f1", "meteor_lite", "exact_match")),
+    "perbench_caption": ("token_f1", "meteor_lite"),
+    **dict.fromkeys(("perbench_mcq", "mcq"), ("mcq_accuracy",)),
+    "perbench_vres": ("vres_ciou", "vres_giou"),
+    "gcg": ("gcg_miou", "gcg_recall", "caption_f1"),
+    "pope": ("accuracy", "precision", "recall", "f1", "yes_ratio"),
+}
+"""What is logged of each kind; of all others, cIoU and its like."""
+REPORTED_AS = {"vres_ciou": "ciou", "vres_giou": "giou", "caption_f1": "token_f1"}
+
+
+def questions(kind: str, count: int = 9) -> list[EvalRecord]:
+    """Answers to a benchmark of a kind, half of them right; its name says its kind, or for `refer` the task."""
+    rng, found = np.random.default_rng(3), []
+    for number in range(count):
+        right = rng.random() < 0.5
+        fields: dict[str, Any] = {"listed": kind in BY_MASKS, "prediction": "a red. dog"}
+        if kind in BY_MASKS:
+            target = rng.random((0 if kind == "grefcoco" and number < 3 else 1, 6, 7)) < 0.5
+            fields |= {"target": target, "pred": target if right else rng.random((2, 6, 7)) < 0.5}
+        if kind == "gcg":
+            fields |= {"reference": ("a dog",), "reference_phrases": ("a dog",), "phrases": ("a dog", "red")}
+        elif kind in ("perbench_mcq", "mcq"):
+            fields |= {"choices": ("red", "blue"), "true_answer": "A", "prediction": "A." if right else "blue, Alan"}
+        elif kind == "pope":
+            fields |= {"true_answer": "yes" if number % 3 else "no", "prediction": "Yes" if right else "neither"}
+        elif kind not in BY_MASKS:
+            fields["reference"] = ("a red dog" if right else "two cats, one red",)
+        name = "mine" if kind == "refer" else f"{kind}_val"
+        found.append(EvalRecord(str(number), name, extra={"task": "refer"} if kind == "refer" else {}, **fields))
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["standard", "official"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_what_is_logged_of_a_kind_of_benchmark_is_in_its_report_with_equal_values(kind: str, protocol: Any) -> None:
+    judge, records = Judge(Rules(protocol, meteor=False)), questions(kind)
+    for record in records:
+        judge.update(record)
+    (report,) = judge.reports(records, bootstrap=0).values()
+    assert report.kind == kind
+    logged = judge.compute()
+    referring = ("ciou", "giou", "t_acc", *PRECISIONS, *(["n_acc"] if kind == "grefcoco" else []))
+    expected = LOGGED_AS.get(kind, [name for name in referring if name in report.metrics])
+    assert sorted(logged) == sorted(expected) and logged
+    assert logged == {name: report.metrics[REPORTED_AS.get(name, name)] for name in logged}
+
+
+def test_two_kinds_of_captions_are_logged_together_where_both_have_a_metric() -> None:
+    judge = Judge()
+    for kind, text in (("region_caption", "a dog"), ("perbench_caption", "a cat")):
+        judge.update(EvalRecord("0", kind, prediction=text, reference=("a dog",)))
+    logged = judge.compute()
+    assert (logged["exact_match"], logged["token_f1"]) == (1.0, 0.75)
 
 
 def test_reset_forgets_all_answers() -> None:

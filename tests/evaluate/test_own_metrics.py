@@ -17,7 +17,19 @@ from torchmetrics.text import CharErrorRate, ExtendedEditDistance
 
 from sail_lightning import registry
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.evaluate import Cider, EvalRecord, Judge, MeanScore, Report, TorchMetric, compare, own, score
+from sail_lightning.evaluate import (
+    Cider,
+    EvalRecord,
+    Judge,
+    MeanScore,
+    ReferringSegmentation,
+    Report,
+    Rules,
+    TorchMetric,
+    compare,
+    own,
+    score,
+)
 from sail_lightning.evaluate.report import to_json, to_markdown
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "boundary_iou.py"
@@ -213,6 +225,36 @@ def test_a_metric_that_cannot_be_is_refused_at_the_start(metrics: Any, message: 
 
 
 @pytest.mark.parametrize(
+    ("metric", "rules", "message"),
+    [
+        (
+            Cider(),
+            Rules("official"),
+            "metrics.mine: Cider has protocol standard, but the evaluation has official",
+        ),
+        (ReferringSegmentation(), Rules(combine="first"), "ReferringSegmentation has combine union, but .* has first"),
+        (ReferringSegmentation(), Rules(no_target_from="text"), "has no_target_from mask, but the evaluation has text"),
+    ],
+)
+def test_a_built_in_metric_under_another_name_is_not_left_at_other_rules(
+    metric: Any, rules: Rules, message: str
+) -> None:
+    with pytest.raises(SailUsageError, match=message):
+        Judge(rules, {"mine": metric})
+    with pytest.raises(SailUsageError, match=message):
+        score(referred(1), rules.protocol, rules.no_target_from, rules.combine, metrics={"mine": metric})
+
+
+def test_a_built_in_metric_under_another_name_may_be_made_for_the_rules() -> None:
+    rules = Rules("official")
+    judge = Judge(rules, {"mine": ReferringSegmentation("official"), "other": Half()})
+    for record in referred(3):
+        judge.update(record)
+    logged = judge.compute()
+    assert logged["mine_ciou"] == logged["ciou"]
+
+
+@pytest.mark.parametrize(
     ("metric", "message"),
     [
         (Half(1.5), "metric mine: answer '0' of refcoco_val: Half scores it 1.5, but a score must be from 0 to 1"),
@@ -234,6 +276,8 @@ def test_a_metric_that_fails_is_named_with_the_record(metric: Any, message: str)
         (["a=Half", "a=Half"], "names a twice"),
         (["a=Nothing"], "metric a: Nothing is no metric that can be made"),
         (["a={class_path: [}"], "is neither a class nor a mapping"),
+        (["a=3"], "metric a: 3 is no metric that can be made"),
+        (["a=[1]"], r"metric a: \[1\] is no metric that can be made"),
     ],
 )
 def test_options_that_name_no_metric_are_refused(words: list[str], message: str) -> None:

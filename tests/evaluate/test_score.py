@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail_lightning.errors import SailError, SailUsageError
-from sail_lightning.evaluate import EvalRecord, GroundedCaption, ReferringSegmentation, Report, score, scoring
+from sail_lightning.evaluate import (
+    EvalRecord,
+    GroundedCaption,
+    ReferringSegmentation,
+    Report,
+    benchmark_metrics,
+    score,
+)
 from sail_lightning.evaluate.bootstrap import draws, interval
 from sail_lightning.evaluate.metrics.meteor import meteor_program
 from sail_lightning.evaluate.metrics.official import round_trip
@@ -33,7 +40,7 @@ EMPTY, FULL = np.zeros(SIZE, bool), np.ones(SIZE, bool)
 def no_java(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Without METEOR 1.5, which takes ten seconds to start; tests of it ask for it by their mark."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr(scoring, "meteor_program", lambda: None)
+        monkeypatch.setattr(benchmark_metrics, "meteor_program", lambda: None)
     yield
 
 

@@ -88,10 +88,17 @@ def test_a_card_shows_metrics_with_their_protocol(tiny: PixelSAIL, tmp_path: Pat
     assert cells(text) == [
         ["", "ciou", "giou", "n_acc"],
         ["---", "---:", "---:", "---:"],
-        ["RefCOCO val (default protocol)", "0.7123", "0.5000", "-"],
+        ["RefCOCO val (standard protocol)", "0.7123", "0.5000", "-"],
         ["RefCOCO testA (official protocol)", "1.0000", "-", "-"],
     ]
-    assert "Protocol `default`: the definitions of" in text and "Protocol `official`: the official code's" in text
+    assert "Protocol `standard`: the definitions of" in text and "Protocol `official`: the official code's" in text
+
+
+@pytest.mark.parametrize("name", ["standard", "default"])
+def test_the_protocol_of_a_card_is_called_as_the_judges_is(tiny: PixelSAIL, tmp_path: Path, name: str) -> None:
+    text = section(card_of(tiny, tmp_path / "m", metrics={"val": {"protocol": name, "ciou": 0.5}}), "Metrics")
+    assert "val (standard protocol)" in text and "Protocol `standard`: the definitions of" in text
+    assert "default" not in text
 
 
 def test_a_card_names_data_and_licences(tiny: PixelSAIL, tmp_path: Path) -> None:

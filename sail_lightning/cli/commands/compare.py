@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sail_lightning.cli.command import command
 from sail_lightning.cli.folders import output_folder
 from sail_lightning.cli.rescoring import ScoringOptions, load_records
+from sail_lightning.cli.tested_rules import TestedRules
 from sail_lightning.errors import SailError
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ def compare(
 ) -> None:
     """Compares two tests side by side, with significance.
 
-    Both are scored again by the same rules, on the questions that both answered. Shows differences with p values (below
-    0.05 with a star), and the questions that changed most.
+    Both are scored again by the same rules, on the questions that both answered: by those of their tests (report.json),
+    unless options say otherwise. Shows differences with p values (below 0.05 with a star), and the questions that
+    changed most.
 
     Examples:
         sail-lightning compare runs/refcoco_val/version_0 runs/refcoco_val/version_1 --out runs/compared
@@ -38,8 +40,11 @@ def compare(
 
     from sail_lightning.evaluate.comparison import compare, to_markdown  # after --help: it imports torch
 
-    one, other = (load_records(_answers(path)) for path in (first, second))
-    found = compare(one, other, **options.arguments(), changed=changed, metrics=options.own_metrics())
+    files = [_answers(path) for path in (first, second)]
+    tested = TestedRules(files)
+    options = tested.filled(options)
+    one, other = map(load_records, files)
+    found = compare(one, other, **options.arguments(), changed=changed, metrics=tested.own_metrics(options))
     text = to_markdown(found, str(first), str(second))
     print(text)
     if folder is not None:

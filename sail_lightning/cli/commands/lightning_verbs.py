@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+
+from sail_lightning.cli import rescoring
 from sail_lightning.cli.command import Command, command
 
 SECTION = "train and use a model"
@@ -18,6 +21,15 @@ _OPTIONS = """\
 _CHECKPOINT = """\
   --ckpt_path X          a .ckpt file, a model folder, or a packaged model by name, such as sail-tiny. Its settings
                          are the defaults, so no config is needed"""
+
+_RESCORING = textwrap.fill(
+    "no model: score such answers again, also of several files, and write the report to --out DIR. Options: "
+    f"{', '.join(rescoring.option_names())}",
+    width=120,
+    initial_indent="  --from FILE            ",
+    subsequent_indent=" " * 25,
+    break_on_hyphens=False,
+)
 
 
 @command(
@@ -81,8 +93,7 @@ laboratory. The run folder gets report.md, report.json, gallery/ and per_sample.
   --evaluation.benchmark=NAME     of your own data
   --evaluation.bootstrap=N, --evaluation.gallery=N: how many of each; 0 for none
   --model.metrics.NAME=CLASS      a metric of your own, with --plugins the file that it is in
-  --from FILE            no model: score such answers again, also of several files (--protocol, --no-target, --combine,
-                         --bootstrap, --gallery), and write the report to --out DIR
+{_RESCORING}
 
 examples:
   sail-lightning test -c eval/refcoco_val --ckpt_path MODEL
@@ -91,8 +102,6 @@ examples:
 )
 def test(*words: str) -> int:
     """Measures a model on data.test, or scores stored answers again."""
-    from sail_lightning.cli import rescoring
-
     if rescoring.is_rescoring(words):
         return Command("test", rescoring.rescore, SECTION).run(words)
     from sail_lightning.cli.lightning_cli import run
