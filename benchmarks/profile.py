@@ -22,19 +22,19 @@ STRIDE = 2
 
 
 def measure(settings: Settings, repetitions: int) -> dict[str, float]:
-    """The training steps `step-single` and `step-batch`, taken apart.
+    """Measures the parts of the training steps `step-single` and `step-batch`.
 
     Args:
-        settings: of the bench.
-        repetitions: how often each thing is timed; medians are returned.
+        settings: Settings of the benchmark.
+        repetitions: Number of times each part is timed; medians are returned.
 
     Returns:
-        names that begin with `single_` or `mixed_`:
-        `mask_head_gflop`, `decoder_gflop` (with the language head and the patches) and `attention_gflop` of a step;
-        `products_gflop_per_s`: of the matrix products of a step, forward and backward, each alone, and on the CPU
-        `products_gflop_per_s_thread`; `floor_s`: mask head and decoder at that rate, and `attention_s`, measured, of
-        all layers; `step_s`, measured; `last_block_mib`: the three products of the mask head's largest maps, which are
-        kept for the backward pass; `decoder_mib`: what the decoder keeps.
+        Values by name; each name begins with `single_` or `mixed_`. Operations of a step: `mask_head_gflop`,
+        `decoder_gflop` (with the language head and the patches), `attention_gflop`. Speed of a step's matrix products,
+        forward and backward, each run alone: `products_gflop_per_s`, and on the CPU `products_gflop_per_s_thread`.
+        Seconds: `floor_s` (mask head and decoder at that speed, plus attention), `attention_s` (all layers, measured)
+        and `step_s` (measured). Memory kept for the backward pass: `last_block_mib` (the three products of the mask
+        head's largest maps) and `decoder_mib` (the decoder).
     """
     found: dict[str, float] = {}
     for name, images in (("single", settings.single), ("mixed", settings.mixed)):

@@ -43,18 +43,18 @@ class Settings:
 
     Args:
         device: `cpu` or `cuda`.
-        dtype: of the weights and of what runs through them, in both forms: `float32` or `bfloat16`. Losses are
-            computed in float32 either way.
-        threads: of the CPU.
-        sizes: of the model.
-        single: image (height, width) of the cases with one image, in pixels.
-        mixed: images of the cases with several.
-        words: supervised tokens of each training sample.
-        questions: on each image, where several are asked.
-        new_tokens: of each answer.
-        budget: tokens of a packed batch of the throughput cases.
-        compile: whether the throughput cases compile the layers.
-        checkpointing: whether the throughput cases recompute the layers in the backward pass.
+        dtype: Type of weights and activations in both forms, `float32` or `bfloat16`. Losses are computed in float32
+            either way.
+        threads: Number of CPU threads.
+        sizes: Sizes of the model.
+        single: Size (height, width) in pixels of the image in cases with one image.
+        mixed: Sizes (height, width) in pixels of the images in cases with several.
+        words: Number of supervised tokens in each training sample.
+        questions: Number of questions on each image, where several are asked.
+        new_tokens: Number of tokens in each answer.
+        budget: Number of tokens in a packed batch of the throughput cases.
+        compile: Whether the throughput cases compile the layers.
+        checkpointing: Whether the throughput cases recompute the layers in the backward pass.
     """
 
     device: str = "cpu"

@@ -1,4 +1,4 @@
-"""What docs/ablations.md says beside its tables: loudness of prompts, variance of features, what an expert knows.
+"""What docs/ablations.md says beside its tables: lengths of prompts, variance of features, what an expert knows.
 
 Give a checkpoint of the variant `upsampling_injection` of study/reduced, and the folder of an expert:
 
@@ -22,8 +22,8 @@ from sail_lightning.plugins.teachers import Mask2FormerTeacher, StudentTeacher
 
 
 @torch.no_grad()
-def loudness(checkpoint: str) -> None:
-    """Lengths of patches, words and injected prompts of a model with `PromptInjection`."""
+def lengths(checkpoint: str) -> None:
+    """Prints the lengths of patches, words and injected prompts of a model with `PromptInjection`."""
     model = PixelSAIL.load_from_checkpoint(checkpoint, weights_only=True).eval()
     source = LaboratorySource("test", samples=16, tasks={"vres": 1.0}, max_objects=4)
     batch = pack([model.encoder.encode(source[number]) for number in range(16)])
@@ -39,7 +39,7 @@ def loudness(checkpoint: str) -> None:
 
 
 def variance(folder: str) -> None:
-    """Of teachers' features about the means of their channels."""
+    """Prints the variance of teachers' features about the means of their channels."""
     source = LaboratorySource("test", samples=32, max_objects=4)
     images = torch.stack([torch.from_numpy(source[number].image).permute(2, 0, 1) for number in range(32)])
     for teacher in (Mask2FormerTeacher(folder), StudentTeacher("sail-tiny", "vision"), StudentTeacher("sail-tiny")):
@@ -50,7 +50,7 @@ def variance(folder: str) -> None:
 
 @torch.no_grad()
 def knowledge(folder: str) -> None:
-    """How well an expert's best mask of each object fits, and how often its class has the right colour and shape."""
+    """Prints how well an expert's best mask of each object fits, and how often its class has the right attributes."""
     network = Mask2FormerForUniversalSegmentation.from_pretrained(folder)
     names = [network.config.id2label[number].split() for number in range(len(network.config.id2label))]
     source = LaboratorySource("val", samples=60, max_objects=4, tasks={"caption": 1.0})
@@ -77,6 +77,6 @@ def knowledge(folder: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    loudness(sys.argv[1])
+    lengths(sys.argv[1])
     variance(sys.argv[2])
     knowledge(sys.argv[2])

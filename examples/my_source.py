@@ -37,7 +37,7 @@ class MySource(IndexedSource):
         paths = {key: str(folder / line[key]) for key in ("image", "mask")}
         return [{"id": id, "phrase": line["phrase"], **paths}]
 
-    def sample(self, row: dict[str, Any], choose: object) -> Sample:
+    def sample(self, row: dict[str, Any], sampler: object) -> Sample:
         """Makes the sample of a row each time that it is read; no pixel is decoded here."""
         turn = Turn(f"Please segment {row['phrase']}.", "It is [SEG].", "refer", targets=(0,))
         return Sample(row["image"], (turn,), (row["mask"],), source=str(self.files[0]), id=row["id"])

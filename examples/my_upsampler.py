@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import PositiveInt
 
 
 @register
 class MyUpsampler(Upsampler):
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self, channels: PositiveInt = 64) -> None:
         super().__init__()
         self.channels = channels
 

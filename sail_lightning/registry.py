@@ -1,9 +1,8 @@
 """Swap points: base classes whose subclasses can replace one another, and the names of those subclasses.
 
 A class's registered name is its class name, which is also its short name in YAML, on the command line and in mmengine
-configs. mmengine's registries hold the names; this is the only module that knows mmengine, except for
-`conversion.mmengine_config`, which reads its configs. Neither torch nor Lightning
-is imported here.
+configs. mmengine's registries hold the names; this is the only module that uses them. Neither torch nor Lightning is
+imported here.
 """
 
 from __future__ import annotations
@@ -201,11 +200,6 @@ def register(cls: T) -> T:
         raise PluginError(f"{cls.__name__} is taken by {known.__module__}; rename the class in {cls.__module__}")
     registry.register_module(module=cls, force=True)
     return cls
-
-
-def plugins_of(base: type) -> dict[str, type]:
-    """Returns the registered classes of a swap point by name, sorted by name, without those of a library."""
-    return dict(sorted(SWAP_POINTS[base].registry.module_dict.items()))
 
 
 def members_of(base: type) -> dict[str, type]:

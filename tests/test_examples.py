@@ -17,6 +17,7 @@ from PIL import Image
 
 from sail_lightning import registry
 from sail_lightning.cli import main
+from sail_lightning.errors import SailUsageError
 from sail_lightning.interfaces import Dims, Upsampler
 from sail_lightning.model.losses import MaskLoss
 
@@ -61,6 +62,11 @@ def test_the_example_publishes_what_it_gives(my_upsampler: type[Upsampler]) -> N
     side = DIMS.patch_size // dims.feature_stride
     assert dims.feature_stride == 8
     assert features.shape == (2, dims.feature_channels, 3 * side, 5 * side) == (2, 7, 6, 10)
+
+
+def test_the_example_refuses_channels_that_cannot_be(my_upsampler: type[Upsampler]) -> None:
+    with pytest.raises(SailUsageError, match="^MyUpsampler: channels must be 1 or more, not -1"):
+        my_upsampler(channels=-1)
 
 
 @pytest.mark.parametrize("pictures", [2, 0])

@@ -81,7 +81,7 @@ def run(command: list[str | Path], folder: Path) -> str:
 def own_plugins(base: type) -> list[str]:
     """The plugins of a socket that the package ships; other tests and `$SAIL_PLUGINS` may register more."""
     return [
-        name for name, cls in registry.plugins_of(base).items() if cls.__module__.startswith("sail_lightning.plugins.")
+        name for name, cls in registry.members_of(base).items() if cls.__module__.startswith("sail_lightning.plugins.")
     ]
 
 
@@ -166,11 +166,11 @@ def test_the_upsampler_of_contributing_works(tmp_path: Path, monkeypatch: pytest
     # A name of its own: other tests follow the page to the letter, and one process may know a name once only.
     (tmp_path / "contributed_upsampler.py").write_text(code[1].replace("NearestUpsampler", "ContributedUpsampler"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(registry.plugins_of(Upsampler))
+    before = set(registry.members_of(Upsampler))
     registry.load("contributed_upsampler")
     try:
-        (name,) = set(registry.plugins_of(Upsampler)) - before
-        plugin = registry.plugins_of(Upsampler)[name]()
+        (name,) = set(registry.members_of(Upsampler)) - before
+        plugin = registry.members_of(Upsampler)[name]()
         dims = plugin.build(Dims(hidden_size=8, patch_size=16))
         ratio = 16 // dims.feature_stride
         assert plugin(torch.randn(2, 8, 3, 5)).shape == (2, dims.feature_channels, 3 * ratio, 5 * ratio)

@@ -200,7 +200,7 @@ def test_table_of_sockets_lists_every_plugin_of_the_package() -> None:
     listed = {socket: set(re.findall(r"`([A-Z]\w+)`", plugins)) for socket, plugins in rows}
     registered = {
         base.__name__: {
-            n for n, cls in registry.plugins_of(base).items() if cls.__module__.startswith("sail_lightning.")
+            n for n, cls in registry.members_of(base).items() if cls.__module__.startswith("sail_lightning.")
         }
         for base in registry.SOCKETS
     }

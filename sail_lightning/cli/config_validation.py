@@ -187,10 +187,14 @@ def _is_mapping(hint: Any) -> bool:
 def explain(message: str) -> str:
     """Returns a message of jsonargparse as one sentence; of an unknown message only the line breaks are removed."""
     flat = " ".join(message.split())
+    key = match[1] if (match := re.search(r'[Kk]ey "([\w.]+)"', flat)) else ""
+    within = r"class_path '(?:\w+\.)*(\w+)': the following arguments are required: (\w+(?:, \w+)*)"
+    if match := re.search(within, flat):
+        several = "arguments" if "," in match[2] else "argument"
+        return f"{key + ': ' if key else ''}{match[1]} needs the {several} {match[2]}"
     if match := re.search(r"the following arguments are required: (.+)", flat):
         names = [name.partition(".")[2] for name in match[1].split(", ")]
         return f"{', '.join(names)} must be set; use a config such as -c quickstart"
-    key = match[1] if (match := re.search(r'[Kk]ey "([\w.]+)"', flat)) else ""
     if match := re.search(r"Expected a (?:typing\.)?(.+?)\. Got value: (.+)", flat):
         return f"{key or 'a setting'} must be {_type(match[1])}, not {match[2]}"
     if match := re.search(r"Not of type \w+: (must be .+?)(?: - | Given value|$)", flat):

@@ -92,7 +92,7 @@ class DataConfig:
                 f"{', '.join(self.configs)} holds no {key}; add a data config such as -c data/laboratory"
             )
         check_value(Source, node, key)
-        source: Source = _made({"data": {split: node}}, {key: Source})["data"][split]
+        source: Source = instances({"data": {split: node}}, {key: Source})["data"][split]
         return source
 
     def encoder(self) -> Encoder | None:
@@ -112,7 +112,7 @@ class DataConfig:
         node = self.described()["model"]
         check_config({"model": node}, {"model": PixelSAIL}, ())
         sockets = {"model.backbone": Backbone, "model.prompt_encoder": PromptEncoder}
-        made = _made({"model": {key: node[key] for key in ("backbone", "prompt_encoder") if key in node}}, sockets)
+        made = instances({"model": {key: node[key] for key in ("backbone", "prompt_encoder") if key in node}}, sockets)
         own: dict[str, Any] = {name: kind(node[name]) for name, kind in OF_ENCODER.items() if name in node}
         return encoder_without_weights(made["model"]["backbone"], made["model"]["prompt_encoder"], **own)
 
@@ -138,8 +138,13 @@ class DataConfig:
         return whole[section].get(name)
 
 
-def _made(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
-    """Returns instances of the classes that a config names at these keys."""
+def instances(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
+    """Returns instances of the classes that a config names at these keys, under the same keys.
+
+    Raises:
+        SailUsageError: An argument has the wrong type or is missing.
+        SailError: A constructor refuses its arguments.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     from sail_lightning.cli.config_validation import explain

@@ -27,6 +27,7 @@ from sail_lightning.errors import SailError
 from sail_lightning.evaluate.fixed_point import FIXED_POINT_ONE, mean, scalar, to_fixed_point
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.registry import swap_point
+from sail_lightning.settings.ranges import Checked
 from sail_lightning.settings.renames import renamed
 
 Floats = NDArray[np.float64]
@@ -56,7 +57,7 @@ class MetricResult:
 
 
 @swap_point("model.metrics.NAME")
-class Metric(torchmetrics.Metric):
+class Metric(Checked, torchmetrics.Metric):
     """Base of all metrics of this package.
 
     The class attribute `takes` says which answers the metric judges: those with `masks`, those in `words`, or

@@ -99,6 +99,10 @@ class Summary:
         }
 
 
+WORDS = {"tap": "student_features", "stored_as": "dtype"}
+"""Settings whose arguments have another name, which messages give."""
+
+
 @dataclass
 class _Shard:
     """An open shard: keys of its images, names of their locations in the source, and the error."""
@@ -212,7 +216,8 @@ class FeatureWriter:
         for name, value in own.items():
             if value != there[name]:
                 raise SailUsageError(
-                    f"{self.folder} holds features of another {name} ({there[name]}, not {value}); name another folder"
+                    f"{self.folder} holds features with other settings ({WORDS.get(name, name)} is {there[name]}, not "
+                    f"{value}); name another folder"
                 )
 
     def _read(self) -> None:

@@ -94,11 +94,13 @@ def check_plugin(
         One result for each check of its socket, in order.
 
     Raises:
-        SailUsageError: No plugin of this name is registered.
+        SailUsageError: No plugin of a socket has this name.
     """
-    found = registry.find(name)
+    found = registry.find(name, registry.SOCKETS)
     if found is None:
-        raise SailUsageError(f"no plugin named {name}; load your file with --plugins FILE, or registry.load(FILE)")
+        kinds = ", ".join(registry.SWAP_POINTS[base].name for base in registry.SOCKETS)
+        fix = "load your file with --plugins FILE, or registry.load(FILE)"
+        raise SailUsageError(f"no plugin named {name} (checks are for {kinds}); {fix}")
     socket, cls = found
     subject = Subject(make or cls, device)
     results: list[Result] = []

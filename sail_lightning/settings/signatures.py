@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,9 +51,14 @@ def arguments_of(cls: type) -> dict[str, Argument]:
 
 
 def is_open_ended(cls: type) -> bool:
-    """Returns whether a class takes `**kwargs` that no parent of it names."""
-    inits = [parent.__dict__["__init__"] for parent in cls.__mro__[:-1] if "__init__" in parent.__dict__]
-    return all(
+    """Returns whether a class takes `**kwargs` that no parent of it names.
+
+    A class without an `__init__` takes none. That of torch's `Module` is left out: it has `**kwargs` to refuse them.
+    """
+    module = getattr(sys.modules.get("torch.nn"), "Module", None)
+    parents = [parent for parent in cls.__mro__[:-1] if "__init__" in parent.__dict__ and parent is not module]
+    inits = [parent.__dict__["__init__"] for parent in parents]
+    return bool(inits) and all(
         any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(init).parameters.values())
         for init in inits
     )

@@ -51,7 +51,7 @@ def test_it_names_all_sections_and_all_classes(schema: dict[str, Any]) -> None:
     assert {"model", "data", "trainer", "checkpoint", "plugins", "name"} <= sections.keys()
     assert "callbacks+" in sections["trainer"]["properties"]
     names = schema["definitions"]["Source"]["then"]["anyOf"][0]["enum"]
-    assert names == list(registry.plugins_of(Source))
+    assert names == list(registry.members_of(Source))
 
 
 def test_it_holds_choices_defaults_and_help(schema: dict[str, Any]) -> None:
@@ -90,6 +90,8 @@ def test_every_packaged_config_is_valid(schema: dict[str, Any]) -> None:
         ("model: {optimizer: Adm}", False),
         ("data: {train: {class_path: Mixture, init_args: {sources: {a: {class_path: RefCOCO, nam: b}}}}}", False),
         ("trainer: {callbacks: [{class_path: EMA, init_args: {decayy: 0.9}}]}", False),
+        ("trainer: {callbacks: [{class_path: GradNorm, init_args: {foo: 1}}]}", False),
+        ("model: {upsampler: {class_path: IdentityUpsampler, init_args: {foo: 1}}}", False),
         ("trainer: {max_step: 3}", False),
         ("{configs: [quickstart], variants: {a: {modle: {}}}}", False),
         ("{configs: [quickstart], variants: {a: null}, stepps: 3}", False),

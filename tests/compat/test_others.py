@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,7 +67,21 @@ def test_mmengine_keeps_the_classes_of_a_registry_by_name() -> None:
     registry = Registry("probe", scope="probe")
     registry.register_module(module=nn.Linear, force=True)
     registry.register_module(module=nn.Linear, force=True)  # a module may be imported twice
-    assert registry.module_dict == {"Linear": nn.Linear}, f"mmengine {version('mmengine')}"
+    assert registry.module_dict == {"Linear": nn.Linear}, f"mmengine {version('mmengine-lite')}"
+
+
+def test_mmengine_imports_the_standard_library_only_within_the_context(tmp_path: Path) -> None:
+    from mmengine.config import Config, config, utils
+
+    from sail_lightning.compat.mmengine import standard_library_imported
+
+    named = f"mmengine {version('mmengine-lite')}"
+    functions = (config._is_builtin_module, utils._is_builtin_module)
+    (tmp_path / "a.py").write_text("import os\nfrom string import digits\nx = os.path.join(digits, 'b')\n")
+    with standard_library_imported():
+        assert utils._is_builtin_module("zoneinfo") and not utils._is_builtin_module("torch"), named
+        assert Config.fromfile(tmp_path / "a.py", format_python_code=False).x == "0123456789/b", named
+    assert (config._is_builtin_module, utils._is_builtin_module) == functions, named
 
 
 def test_xformers_says_whether_its_cuda_library_is_loaded() -> None:

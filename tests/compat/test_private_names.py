@@ -29,14 +29,25 @@ def is_private(name: str) -> bool:
 
 
 def defined(tree: ast.Module) -> set[str]:
-    """Private names that a module defines: functions, classes, variables, attributes."""
+    """Private names that a module defines: functions, classes, variables of the module or a class, and attributes that
+    are stored in `self` or `cls`. An attribute that is stored in another object is that object's own."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names |= {node.attr} if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") else set()
+        if isinstance(node, ast.Module | ast.ClassDef):
+            names |= {name.id for line in node.body for name in stored(line)}
     return {name for name in names if is_private(name)}
+
+
+def stored(statement: ast.stmt) -> Iterator[ast.Name]:
+    """Names that a statement assigns, without those inside functions and classes."""
+    if not isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        yield from (
+            node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        )
 
 
 def foreign_names(tree: ast.Module, own: set[str]) -> set[str]:
@@ -68,6 +79,18 @@ def test_private_names_of_libraries_are_used_in_compat_only() -> None:
 )
 def test_foreign_names_are_told_from_our_own(code: str, names: set[str]) -> None:
     assert foreign_names(ast.parse(code), {"_own"}) == names
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("_a = 1\ndef _b(): _c = 1\nclass _D:\n    _e: int = 1", {"_a", "_b", "_D", "_e"}),
+        ("class D:\n    def f(self): self._g = 1\n    @classmethod\n    def h(cls): cls._i = 1", {"_g", "_i"}),
+        ("library._is_builtin_module = mine", set()),
+    ],
+)
+def test_what_is_stored_in_another_object_is_not_our_own(code: str, names: set[str]) -> None:
+    assert defined(ast.parse(code)) == names
 
 
 def classes_of_ours() -> Iterator[type]:

@@ -12,6 +12,7 @@ from broken_plugins import BROKEN, SOUND, ForgetfulUpsampler
 
 from sail_lightning import registry
 from sail_lightning.cli import main
+from sail_lightning.errors import SailUsageError
 from sail_lightning.plugin_check import Result, check_plugin
 from sail_lightning.plugin_check.run import COMPUTING, stages_of
 
@@ -52,6 +53,14 @@ def test_a_broken_plugin_is_named_by_precisely_the_check_of_its_rule(
 @pytest.mark.parametrize("cls", SOUND)
 def test_a_plugin_that_breaks_nothing_passes_every_check(cls: type[Any], checked: Any) -> None:
     assert {(result.state, result.fault) for result in checked(cls)} == {("ok", "")}
+
+
+@pytest.mark.parametrize("name", ["MaskLoss", "EMA", "Nobody"])
+def test_a_name_that_is_no_plugin_of_a_socket_is_refused(name: str) -> None:
+    registry.load_shipped()
+    with pytest.raises(SailUsageError, match=f"^no plugin named {name} \\(checks are for .*Upsampler") as fault:
+        check_plugin(name)
+    assert "\n" not in str(fault.value)
 
 
 def test_every_check_has_a_plugin_that_it_refuses() -> None:

@@ -130,7 +130,7 @@ USERS = {
     "UsersPromptEncoder": PromptEncoder,
     "UsersTeacher": Teacher,
 }
-REGISTERED = {name: base for base in registry.SOCKETS for name in registry.plugins_of(base)}
+REGISTERED = {name: base for base in registry.SOCKETS for name in registry.members_of(base)}
 VISION_ONLY = ("vis_embed.", "encoder.", "projector.", "patch_embedding.", "class_embedding", "split_embedding")
 """Parts of the shipped backbones that serve images only."""
 

@@ -206,6 +206,14 @@ def test_a_checkpoint_to_start_from_is_a_folder_that_convert_makes(imported: Imp
     assert any(command in line for line in found.notes)
 
 
+def test_a_checkpoint_that_load_from_replaces_is_not_called_carried(imported: Import) -> None:
+    found = imported("model['pretrained_pth'] = 'a/iter_1.pth'", "load_from = 'b/iter_2.pth'")
+    assert found.config["model"]["weights"] == "b/iter_2"
+    assert (fates(found, "model.pretrained_pth"), fates(found, "load_from")) == ({Fate.DROPPED}, {Fate.CARRIED})
+    assert note(found, "model.pretrained_pth") == "load_from is loaded after it"
+    assert [line for line in found.notes if "sail-lightning convert a/" in line] == []
+
+
 def test_teachers_of_a_run_that_does_not_distil_are_not_carried_over(imported: Import) -> None:
     found = imported("model['use_distill'] = False")
     assert "teachers" not in found.config["model"]

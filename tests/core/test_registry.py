@@ -56,7 +56,7 @@ def forgotten() -> Iterator[None]:
     ],
 )
 def test_every_kind_is_a_swap_point_that_holds_what_is_shipped(base: type, member: type) -> None:
-    assert registry.plugins_of(base)[member.__name__] is member
+    assert registry.members_of(base)[member.__name__] is member
     assert registry.find(member.__name__) == (base, member)
 
 
@@ -247,6 +247,8 @@ def test_a_mapping_with_a_type_stays_as_it_is_where_no_plugin_is_asked_for() -> 
     [
         ({"type": "sail_lightning.DeconvUpsmpler"}, "DeconvUpsmpler; did you mean DeconvUpsampler?"),
         ({"type": "DeconvUpsampler", "strid": 2}, "DeconvUpsampler has no argument 'strid'; did you mean stride?"),
+        ({"type": "GradNorm", "foo": 1}, "GradNorm has no argument 'foo'; it takes none"),
+        ({"type": "SDPAAttention", "foo": 1}, "SDPAAttention has no argument 'foo'; it takes none"),
         (
             {"type": "EncoderBackbone", "num_layer": 2},
             "EncoderBackbone has no argument 'num_layer'; did you mean num_layers",

@@ -79,7 +79,7 @@ def test_super_reaches_the_parents_definition_under_the_old_name(
         def rows(self) -> Iterator[dict[str, Any]]:
             yield {"id": "row", "image": "x.png"}
 
-        def sample(self, row: dict[str, Any], choose: object) -> Sample:
+        def sample(self, row: dict[str, Any], sampler: object) -> Sample:
             return Sample(row["image"], (), id=row["id"])
 
     with pytest.warns(FutureWarning):

@@ -109,6 +109,11 @@ def test_boundary_iou_is_that_of_its_definition(example: ModuleType, share: floa
     assert metric.answer_score(EvalRecord(pred=empty, target=empty)) == 1.0
 
 
+def test_a_share_that_is_no_share_is_refused(example: ModuleType) -> None:
+    with pytest.raises(SailUsageError, match="^BoundaryIoU: share must be from 0 to 1, not -0.5"):
+        example.BoundaryIoU(-0.5)
+
+
 def test_it_is_logged_reported_with_an_interval_and_in_every_answers_score(example: ModuleType) -> None:
     records, metrics = referred(12), {"biou": example.BoundaryIoU()}
     each = [reference_boundary_iou(*record.united_masks(), 0.02) for record in records]

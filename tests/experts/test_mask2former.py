@@ -202,9 +202,10 @@ def test_held_out_images_without_masks_are_not_judged() -> None:
     [
         (["--steps=0"], "--steps must be 1 or more"),
         (["--words=-1"], "--words must be 0 or more"),
-        (["--width=48"], "Recipe: width must be a multiple of 32"),
+        (["--width=48"], "^--width must be a multiple of 32, not 48"),
         (["--lr=nan"], "--lr must be a number above 0"),
-        (["--size=32"], "Recipe: size must be 64 or more"),
+        (["--lr=inf"], "^--lr must be "),
+        (["--size=32"], "^--size must be 64 or more, not 32"),
         (["--out=."], "is a folder that is in use"),
         (["--data.train.tasks={chat: 1.0}"], "unknown key 'chat' in tasks"),
         (["--model.max_side=3"], "unknown option --model.max_side; expert takes --data.train"),

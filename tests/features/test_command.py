@@ -79,6 +79,22 @@ def test_what_is_written_wrongly_is_one_sentence(words: list[str], message: str,
     assert not (tmp_path / "f").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{model: x, tasks: []}", "TimmTeacher: tasks must not be empty; leave it out, or give null"),
+        ("{}", "teacher: TimmTeacher needs the argument model"),
+    ],
+)
+def test_a_teacher_that_cannot_be_made_is_one_sentence(arguments: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "teacher.yaml"
+    config.write_text(f"model: {{teachers: {{a: {{class_path: TimmTeacher, init_args: {arguments}}}}}}}\n")
+    with pytest.raises(SailUsageError) as caught:
+        dispatch(["features", "-c", "quickstart", "-c", str(config), "--count=2", f"--out={tmp_path / 'f'}"])
+    assert str(caught.value) == message
+    assert not (tmp_path / "f").exists()
+
+
 def test_a_set_of_which_nothing_can_be_read_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"image": "gone.jpg", "turns": [{"question": "what is it?", "answer": "a cat."}]}
     (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")

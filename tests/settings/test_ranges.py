@@ -18,6 +18,7 @@ from sail_lightning.cli.run_folder import RunCheckpoint
 from sail_lightning.data import sources
 from sail_lightning.data.datamodule import SailDataModule
 from sail_lightning.errors import SailUsageError
+from sail_lightning.evaluate import Metric
 from sail_lightning.interfaces import Dims, PromptEncoder
 from sail_lightning.model import losses
 from sail_lightning.module import PixelSAIL
@@ -29,6 +30,7 @@ from sail_lightning.settings.signatures import arguments_of, parts_of
 from sail_lightning.training import optim
 
 ANY_NUMBER = {
+    ("GroundedCaption", "similarity"): "a function that returns a number, not a number",
     ("EncoderBackbone", "layer"): "counted from either end; which ones there are, the timm model says when it is made",
     ("TimmTeacher", "layer"): "counted from either end; which ones there are, the timm model says when it is made",
 }
@@ -37,8 +39,8 @@ ANY_NUMBER = {
 
 def shipped() -> list[type]:
     """Each class that a config may name or configure: plugins, sources, losses, optimisers, callbacks, sections."""
-    registry.discover()
-    found = [cls for base in registry.SOCKETS for cls in registry.plugins_of(base).values()]
+    registry.load_shipped()
+    found = [cls for base in (*registry.SOCKETS, Metric) for cls in registry.members_of(base).values()]
     for module in (sources, callbacks, losses, optim):
         found += [cls for cls in vars(module).values() if inspect.isclass(cls)]
     found += [LoRA, PixelSAIL, SailDataModule, RunCheckpoint]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
+from torch import nn
 
+from sail_lightning.callbacks import GradNorm
 from sail_lightning.plugins.attention import SDPAAttention
 from sail_lightning.plugins.backbones import EncoderBackbone, SailQwen
 from sail_lightning.settings.signatures import arguments_of, body_of, is_open_ended, parts_of
@@ -60,7 +62,27 @@ def test_a_preset_s_arguments_are_an_encoders_too() -> None:
     assert set(arguments_of(SailQwen)) < set(arguments_of(EncoderBackbone))
 
 
-@pytest.mark.parametrize(("cls", "result"), [(Child, False), (EncoderBackbone, False), (SDPAAttention, True)])
+class Wrapper(nn.Module):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(**kwargs)
+
+
+class WithoutInit:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "result"),
+    [
+        (Child, False),
+        (EncoderBackbone, False),
+        (SDPAAttention, False),
+        (GradNorm, False),
+        (WithoutInit, False),
+        (Wrapper, True),
+    ],
+)
 def test_whether_a_class_takes_names_that_nobody_lists(cls: type, result: bool) -> None:
     assert is_open_ended(cls) is result
 

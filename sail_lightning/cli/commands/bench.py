@@ -6,7 +6,7 @@ import inspect
 import json
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,32 +85,44 @@ def bench(
         no_memory: Skip the memory measurements, which need a process each.
         out: Folder of the results.
     """
-    asked = _as_typed(locals())
-    for name, value in (("budget", budget), ("preset", preset)):
-        if small and value is not None:
-            raise SailUsageError(f"--small sets its own sizes; leave out --{name} or --small")
-
     import torch
 
-    from sail_lightning.benchmarks.cases import CASES
-
-    names = [*CASES, *OTHERS]
+    asked = _as_typed(locals())
+    if small and (given := [name for name, value in (("budget", budget), ("preset", preset)) if value is not None]):
+        raise SailUsageError(f"--small sets its own sizes; leave out --{given[0]} or --small")
+    titles = _titles()
     if list:
-        for name, title in ({name: entry.title for name, entry in CASES.items()} | OTHERS).items():
-            print(f"{name:22}{title}")
+        print("\n".join(f"{name:22}{title}" for name, title in titles.items()))
         return
-    chosen = only or names
-    if unknown := [name for name in chosen if name not in names]:
-        raise SailUsageError(f"no case {unknown[0]}; there are {', '.join(names)}")
-    if preset and "throughput" not in chosen:
-        raise SailUsageError("--preset is for the case throughput, which --only leaves out")
+    chosen = _chosen(only, titles, preset)
     if device == "cuda" and not torch.cuda.is_available():
         raise SailUsageError("there is no CUDA device here; leave out --device")
     torch.set_num_threads(threads or torch.get_num_threads())
     settings = _settings(device, dtype, torch.get_num_threads(), budget, compile, checkpointing, small)
-    presets = PRESETS if device == "cuda" and not small and not preset else preset or ()
+    presets = preset or (PRESETS if device == "cuda" and not small else ())
     report = _measured(asked, settings, chosen, presets, repeats, not no_memory, small, _folder(out))
     print(f"\n{report.to_markdown()}\n{', '.join(map(str, report.write(out)))}")
+
+
+def _titles() -> dict[str, str]:
+    """Returns the titles of all cases and other measurements by name, in order."""
+    from sail_lightning.benchmarks.cases import CASES
+
+    return {name: case.title for name, case in CASES.items()} | OTHERS
+
+
+def _chosen(only: Sequence[str] | None, titles: Mapping[str, str], preset: Sequence[str] | None) -> Sequence[str]:
+    """Returns the names of what is measured: those asked for, or all.
+
+    Raises:
+        SailUsageError: There is no such case, or `--preset` has no effect.
+    """
+    chosen = only or [*titles]
+    if unknown := [name for name in chosen if name not in titles]:
+        raise SailUsageError(f"no case {unknown[0]}; there are {', '.join(titles)}")
+    if preset and "throughput" not in chosen:
+        raise SailUsageError("--preset is for the case throughput, which --only leaves out")
+    return chosen
 
 
 def _as_typed(given: dict[str, Any]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,7 +56,8 @@ def expert(
         count: Number of held-out records to measure on.
         device: Device to train on.
     """
-    settings = _checked(Recipe(**recipe))
+    with _options_named():
+        settings = Recipe(**recipe)  # here, where the parser finds the options
     folder = _new_folder(out)
 
     import torch
@@ -90,15 +92,13 @@ def expert(
     print(_summary(out, report))
 
 
-def _checked(recipe: Recipe) -> Recipe:
-    """The recipe; raises SailUsageError for sizes that this network cannot have."""
-    if recipe.width % 32:  # its norms have 32 groups
-        raise SailUsageError(f"--width must be a multiple of 32, not {recipe.width}")
-    if recipe.size < 64:  # its coarsest features have stride 32, and one feature alone cannot be normalised
-        raise SailUsageError(f"--size must be 64 or more, not {recipe.size}")
-    if recipe.lr == math.inf:
-        raise SailUsageError("--lr must be a number above 0, not inf")
-    return recipe
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Makes faults of a recipe name options within this context, where the recipe names its fields."""
+    try:
+        yield
+    except SailUsageError as error:
+        raise SailUsageError(str(error).replace(f"{Recipe.__name__}: ", "--", 1)) from None
 
 
 def _new_folder(out: Path) -> Path:

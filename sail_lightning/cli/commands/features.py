@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds, and is not needed for --help
     from sail_lightning.data.sources import Source
     from sail_lightning.encoding.transform import Encoder
     from sail_lightning.features.images import ImageLocation
+    from sail_lightning.features.store import Summary
     from sail_lightning.interfaces import Teacher
 
 MEASURED = 16
@@ -63,22 +64,12 @@ def features(
         workers: Processes that read; one less than the number of cores if left out.
         measure: Also time both teachers on 16 images.
     """
-    import torch
-
-    from sail_lightning.cli.data_config import DataConfig
     from sail_lightning.cli.data_progress import progress
     from sail_lightning.features.extract import extract, settings_for
     from sail_lightning.features.images import locate_images
     from sail_lightning.features.store import FeatureWriter
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SailUsageError("there is no CUDA device here; leave out --device")
-    names = [path.as_posix() for path in config]
-    takes = f"features takes --data.{split}.ARGUMENT=VALUE and --model.ARGUMENT=VALUE"
-    described = DataConfig(names, [], overrides, takes=takes)
-    source, encoder = described.source(split), described.encoder()
-    if encoder is None:
-        raise SailUsageError(f"{', '.join(names)} has no model, which sets how images are resized; add one")
+    described, source, encoder = _read(config, split, overrides, device)
     readers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
     records = _records(source, count)
     made = _teacher(described, teacher, encoder)
@@ -92,13 +83,40 @@ def features(
     summary = writer.written
     if not summary.images:
         raise SailError(f"data.{split} has no image that can be read")
-    print(
-        f"{out}: {summary.images} images, {done.computed} of them new; {dtype}, "
+    print(f"{out}: {summary.images} images, {done.computed} of them new; {dtype}, {_sizes(summary)}")
+    if measure:
+        print(_measured(out, device, source, encoder, made, wanted, summary.bytes_per_image))
+
+
+def _read(
+    config: Sequence[Path], split: str, overrides: Sequence[str], device: str
+) -> tuple[DataConfig, Source, Encoder]:
+    """Returns what the configs describe, the source of a split, and the encoder of the model.
+
+    Raises:
+        SailUsageError: There is no such device or no model, or a config or an option is wrong.
+    """
+    import torch
+
+    from sail_lightning.cli.data_config import DataConfig
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SailUsageError("there is no CUDA device here; leave out --device")
+    names = [path.as_posix() for path in config]
+    takes = f"features takes --data.{split}.ARGUMENT=VALUE and --model.ARGUMENT=VALUE"
+    described = DataConfig(names, [], overrides, takes=takes)
+    source, encoder = described.source(split), described.encoder()
+    if encoder is None:
+        raise SailUsageError(f"{', '.join(names)} has no model, which sets how images are resized; add one")
+    return described, source, encoder
+
+
+def _sizes(summary: Summary) -> str:
+    """Returns the sizes and errors of stored features as text."""
+    return (
         f"{summary.bytes_per_image / 1e6:.3f} MB an image, {summary.bytes / 1e6:.1f} MB in all; largest error "
         f"{summary.error.largest:.2g}, relative error {summary.error.relative:.2g}"
     )
-    if measure:
-        print(_measured(out, device, source, encoder, made, wanted, summary.bytes_per_image))
 
 
 def _records(source: Source, count: int | None) -> int:
@@ -109,9 +127,8 @@ def _records(source: Source, count: int | None) -> int:
 
 def _teacher(config: DataConfig, name: str | None, encoder: Encoder) -> Teacher:
     """The teacher of a config, built."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from sail_lightning.cli.config_validation import check_value, explain
+    from sail_lightning.cli.config_validation import check_value
+    from sail_lightning.cli.data_config import instances
     from sail_lightning.interfaces import Dims, Teacher
     from sail_lightning.model import contract
 
@@ -125,12 +142,7 @@ def _teacher(config: DataConfig, name: str | None, encoder: Encoder) -> Teacher:
     if name not in named:
         raise SailUsageError(f"the config has no teacher {name}; there are {', '.join(sorted(named))}")
     check_value(Teacher, named[name], f"model.teachers.{name}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Teacher, "teacher", required=True)
-    try:
-        teacher: Teacher = parser.instantiate(parser.parse_object({"teacher": named[name]}))["teacher"]
-    except ArgumentError as error:
-        raise SailUsageError(explain(str(error))) from None
+    teacher: Teacher = instances({"teacher": named[name]}, {"teacher": Teacher})["teacher"]
     contract.build(teacher, Dims(patch_size=encoder.patch_size))
     return teacher
 

@@ -84,16 +84,8 @@ def _run(out: Path, name: str, steps: int | None, samples: int, start: float) ->
     _print_stage(4, f"predict with {name} on held-out scenes and on photographs")
     scenes = _draw_scenes(model, out / "scenes")
     photos = Path(__file__).parents[2] / "data" / "photos"
-    photo_run = run_verb(
-        [
-            "predict",
-            f"--ckpt_path={name}",
-            f"--data.images={photos}",
-            f"--data.text={PHOTO_QUESTION}",
-            f"--runs={out}",
-            "--name=photos",
-        ]
-    )
+    asked = (f"--data.images={photos}", f"--data.text={PHOTO_QUESTION}")
+    photo_run = run_verb(["predict", f"--ckpt_path={name}", *asked, f"--runs={out}", "--name=photos"])
 
     write_csv(rows, out / "metrics.csv")
     curve = draw_learning_curve(fit.folder / "metrics.csv", out / "learning_curve.png")

@@ -237,8 +237,12 @@ def _weights(ledger: Ledger, model: Section) -> None:
     """Converts the initial checkpoint: the model's own, or mmengine's `load_from`, which is loaded after it."""
     base = model.sub("single_transformer").get("pretrained_model_name_or_path")
     root = ledger.section()
+    later = isinstance(root.get("load_from"), str)
     for section, key in ((model, "pretrained_pth"), (root, "load_from")):
         path = section.get(key)
+        if later and section is model:
+            section.drop(key, "load_from is loaded after it")
+            continue
         if not isinstance(path, str):
             section.agree(key, "no checkpoint to start from")
             continue

@@ -8,14 +8,13 @@ of the file are executed.
 from __future__ import annotations
 
 import ast
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sail_lightning.compat.mmengine import standard_library_imported
 from sail_lightning.errors import SailError, SailUsageError
 
 READ_IN_TRAINING = frozenset(
@@ -73,7 +72,7 @@ def read(path: Path) -> OfficialConfig:
     try:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source, str(path))
-        with _standard_library_imported():
+        with standard_library_imported():
             config = Config.fromfile(path, import_custom_modules=False, format_python_code=False)
     except KeyboardInterrupt:
         raise
@@ -85,29 +84,6 @@ def read(path: Path) -> OfficialConfig:
         content["train_dataset"] = values["train_dataset"]
     variables = {key: value for key, value in values.items() if key not in content}
     return OfficialConfig(path, content, variables, _uses(tree, set(content)))
-
-
-@contextmanager
-def _standard_library_imported() -> Iterator[None]:
-    """Makes mmengine import modules of the standard library within this context, as it intends.
-
-    It recognises them by their folder, and mistakes those of a virtual environment for other packages. The name that is
-    replaced here is private; a test reads a config that uses `os`.
-    """
-    from mmengine.config import config, utils
-
-    def is_standard(module: str) -> bool:
-        return module.partition(".")[0] in sys.stdlib_module_names or module.startswith("mmengine.config")
-
-    places = (config, utils)
-    before = [place._is_builtin_module for place in places]
-    try:
-        for place in places:
-            place._is_builtin_module = is_standard
-        yield
-    finally:
-        for place, function in zip(places, before, strict=True):
-            place._is_builtin_module = function
 
 
 def _reason(error: BaseException, path: Path) -> str:

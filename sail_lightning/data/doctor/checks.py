@@ -224,9 +224,7 @@ def _broken(source: Source, index: int, sample: Sample | None, error: Exception)
     file, name = (sample and sample.source) or first_file(source), record_name(source, index, sample)
     message = str(error) if isinstance(error, SailError) else f"{type(error).__name__}: {error}"
     message = message.removeprefix(f"{file} {name}: ")
-    kind = (
-        "missing_image" if message.startswith(("no image ", "no picture ")) else "broken_record"
-    )  # raised by sources that look for it
+    kind = "missing_image" if message.startswith("no image ") else "broken_record"  # of sources that look for it
     return Fault(kind, file, name, index, message)
 
 

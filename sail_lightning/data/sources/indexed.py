@@ -86,7 +86,7 @@ class IndexedSource(Source):
 
     @abstractmethod
     def sample(self, row: Row, sampler: Sampler) -> Sample:
-        """Returns the sample of a row; open choices are made by `choose`."""
+        """Returns the sample of a row; open choices are made by `sampler`."""
 
     def image_path(self, row: Row) -> str | None:
         """Returns the path of a row's image; None if it has none."""

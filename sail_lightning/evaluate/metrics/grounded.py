@@ -27,6 +27,7 @@ from sail_lightning.evaluate.metrics.text import token_f1
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import ProtocolName, Rules, Similarity
 from sail_lightning.registry import register
+from sail_lightning.settings.ranges import UnitInterval
 
 FIELDS = ("iou_units", "images", "recalled", "phrases")
 """Names of the sums of which both metrics are quotients."""
@@ -83,8 +84,8 @@ class GroundedCaption(SumMetric):
         protocol: Protocol of the evaluation, as in `Rules`.
         similarity: Returns the similarity of a predicted and a true phrase, in [0, 1]. The default is token F1, which
             needs no network; the published recall uses the cosine of BERT embeddings (`similarity.bert_phrases`).
-        min_iou: Smallest IoU of a pair that counts as recalled; 0.5 in the official protocol.
-        min_similarity: Smallest similarity of a pair that counts as recalled; 0.5 in the official protocol.
+        min_iou: Smallest IoU of a pair that counts as recalled, in [0, 1]; 0.5 in the official protocol.
+        min_similarity: Smallest similarity of a pair that counts as recalled, in [0, 1]; 0.5 in the official protocol.
     """
 
     fields = FIELDS
@@ -94,8 +95,8 @@ class GroundedCaption(SumMetric):
         self,
         protocol: ProtocolName = "standard",
         similarity: Similarity = token_f1,
-        min_iou: float = 0.5,
-        min_similarity: float = 0.5,
+        min_iou: UnitInterval = 0.5,
+        min_similarity: UnitInterval = 0.5,
     ) -> None:
         self.rules = Rules(protocol)
         self.similarity = similarity

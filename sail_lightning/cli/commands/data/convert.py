@@ -53,15 +53,7 @@ def convert(
         passes: Number of times each record is read.
         skip_broken: Skip records with a fault, and name each.
     """
-    target = out or shards
-    if target is None or (out and shards):
-        raise SailUsageError("data convert writes --out FILE or --shards FOLDER; give one of them")
-    for given, name, owner, there in (
-        (copy_images, "--copy-images", "--out", out),
-        (shard_size, "--shard-size", "--shards", shards),
-    ):
-        if given and there is None:
-            raise SailUsageError(f"{name} belongs to {owner}")
+    target = _target(out, shards, copy_images, shard_size)
 
     from sail_lightning.cli.data_config import read_source
     from sail_lightning.data.jsonl_writer import JsonlWriter  # after --help: it takes seconds
@@ -82,6 +74,24 @@ def convert(
         raise SailError(f"{target} cannot be written ({error.strerror or error}); no incomplete file is left") from None
     left = f", {skipped} with a fault left out" if skipped else ""
     print(f"{target}: {written} samples of data.{split}{left}")
+
+
+def _target(out: str | None, shards: str | None, copy_images: bool, shard_size: str | None) -> str:
+    """Returns the file or the folder to write.
+
+    Raises:
+        SailUsageError: None or both are given, or an option of the other is.
+    """
+    target = out or shards
+    if target is None or (out and shards):
+        raise SailUsageError("data convert writes --out FILE or --shards FOLDER; give one of them")
+    for given, name, owner, there in (
+        (copy_images, "--copy-images", "--out", out),
+        (shard_size, "--shard-size", "--shards", shards),
+    ):
+        if given and there is None:
+            raise SailUsageError(f"{name} belongs to {owner}")
+    return target
 
 
 def _count(source: Source, count: int | None) -> int:
