@@ -38,11 +38,11 @@ def draw_curves(tables: Mapping[str, Sequence[Path]], columns: Sequence[str], ou
         return None
     colours = {variant: f"C{index % 10}" for index, variant in enumerate(tables)}
 
-    def drawn(variants: dict[str, list[Curve]], axes: Axes) -> None:
+    def panel(variants: dict[str, list[Curve]], axes: Axes) -> None:
         for variant, runs in variants.items():
             _draw(axes, variant, runs, colours[variant])
 
-    return draw_panels({column: partial(drawn, variants) for column, variants in panels.items()}, out)
+    return draw_panels({column: partial(panel, variants) for column, variants in panels.items()}, out)
 
 
 def _draw(axes: Axes, variant: str, runs: Sequence[Curve], colour: str) -> None:

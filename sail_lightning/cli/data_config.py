@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailUsageError, refusal_within
 
 if TYPE_CHECKING:
     from sail_lightning.data.sources import Source
@@ -159,6 +159,6 @@ def instances(config: dict[str, Any], classes: Mapping[str, type]) -> Any:
     try:
         return parser.instantiate(parsed)
     except ValueError as error:  # jsonargparse wraps what a constructor raises
-        if isinstance(error.__cause__, SailError):
-            raise error.__cause__ from None
+        if fault := refusal_within(error):
+            raise fault from None
         raise

@@ -126,7 +126,9 @@ class SailCLI(ComposedCLI):
         settings = self.config[self.verb]
         settings.name = settings.name or self.name
         if self.verb == "fit" and settings.trainer.max_steps < 1 and not settings.trainer.fast_dev_run:
-            raise SailUsageError("fit needs --trainer.max_steps: training data has no end")
+            given = settings.trainer.max_steps
+            wrong = "" if given == -1 else f"trainer.max_steps must be 1 or more, not {given}; "
+            raise SailUsageError(f"{wrong}fit needs --trainer.max_steps: training data has no end")
 
     def _free_class_defaults(self, parser: LightningArgumentParser) -> None:
         """Another optimiser or schedule than the default one must not inherit the arguments of the default."""

@@ -14,7 +14,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from sail_lightning.errors import SailError
+from sail_lightning.errors import SailError, SailUsageError
 from sail_lightning.evaluate.fixed_point import FIXED_POINT_ONE, mean, scalar, to_fixed_point
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.registry import swap_point
@@ -72,6 +72,14 @@ class Metric(Checked, torchmetrics.Metric):
 
     def __init__(self) -> None:
         super().__init__(compute_with_cache=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.takes not in get_args(Takes):
+            raise SailUsageError(
+                f"{cls.__name__}.takes must be one of {', '.join(get_args(Takes))}, not {cls.takes!r}; "
+                "for another choice override judges"
+            )
 
     def judges(self, record: EvalRecord) -> bool:
         """Whether the metric judges a record; other records are skipped."""
@@ -208,14 +216,18 @@ class MeanScore(SumMetric):
         """Returns what one record adds to `units`, its score in fixed point, and to `count`.
 
         Raises:
-            SailError: The score is not in [0, 1].
+            SailError: The score is not a number in [0, 1].
         """
         value = self.answer_score(record)
         if value is None:
             return {}
-        if not 0 <= value <= 1:
-            raise SailError(f"{type(self).__name__} scores it {float(value)}, but a score must be from 0 to 1")
-        return {"units": to_fixed_point(value), "count": 1}
+        try:
+            number = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if not 0 <= number <= 1:
+            raise SailError(f"{type(self).__name__} scores it {value!r}, but a score must be a number from 0 to 1")
+        return {"units": to_fixed_point(number), "count": 1}
 
     def values(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         return {self.key or type(self).__name__: mean(sums["units"], sums["count"])}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torchmetrics
 import yaml
 
 from sail_lightning import registry
-from sail_lightning.errors import SailError, SailUsageError
+from sail_lightning.errors import SailError, SailUsageError, refusal_within
 from sail_lightning.evaluate.metric import Metric, MetricResult
 from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import Rules
@@ -125,8 +127,8 @@ def build(specs: Mapping[str, Any]) -> dict[str, Metric]:
         try:
             made = parser.instantiate(parser.parse_object({"metrics": {name: spec}}))
         except (ArgumentError, ValueError, TypeError, ImportError) as error:
-            if isinstance(error.__cause__, SailError):
-                raise error.__cause__ from None
+            if fault := refusal_within(error):
+                raise fault from None
             shown = spec.get("class_path", spec) if isinstance(spec, Mapping) else spec
             raise SailUsageError(
                 f"metric {name}: {shown} is no metric that can be made; name a class, with --plugins the file it is in "
@@ -155,11 +157,21 @@ def failing_as(name: str, record: EvalRecord | None = None) -> Iterator[None]:
     except Exception as error:
         detail = str(error)
         if not isinstance(error, SailError):
-            detail = f"{type(error).__name__}: {' '.join(detail.split())}"
+            detail = f"{type(error).__name__}: {' '.join(detail.split())} ({_place(error)})"
         if detail.startswith(f"metric {name}: "):
             raise
         at = f"{record.name}: " if record is not None and record.name not in detail else ""
         raise SailError(f"metric {name}: {at}{detail}") from error
+
+
+def _place(error: Exception) -> str:
+    """Returns the file and line of a metric's own code where an error arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[1]
+    paths = [Path(frame.filename) for frame in frames]
+    own = [package not in path.parents and "site-packages" not in path.parts for path in paths]
+    last = next((frame for frame, mine in zip(frames[::-1], own[::-1], strict=True) if mine), frames[-1])
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def evaluate(name: str, metric: Metric, records: Sequence[EvalRecord]) -> MetricResult:

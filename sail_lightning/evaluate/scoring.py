@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,9 @@ from sail_lightning.evaluate.record import EvalRecord
 from sail_lightning.evaluate.rules import Combine, NoTargetFrom, ProtocolName, Rules, Similarity
 
 PERBENCH_TASKS: tuple[Kind, ...] = ("perbench_caption", "perbench_mcq", "perbench_vres")
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,13 @@ def _judged(
         with own.failing_as(name):
             places = [place for place, record in enumerate(records) if metric.judges(record)]
         if places:
-            judged.append(_Judged(own.evaluate(name, metric, [records[place] for place in places]), places, name))
+            result = own.evaluate(name, metric, [records[place] for place in places])
+            judged.append(_Judged(result, places, name))
+            if all(math.isnan(value) for value in result.values.values()):  # such as a method without `return`
+                logger.warning(
+                    "metric %s scored none of the %d answers of %s: %s gives no score for any",
+                    *(name, len(places), records[0].benchmark, type(metric).__name__),
+                )
     return judged
 
 

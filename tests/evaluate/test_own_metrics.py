@@ -194,6 +194,17 @@ def test_a_metric_that_gives_several_values_has_one_name_for_each() -> None:
 # -- what cannot be ---------------------------------------------------------------------------------------------------
 
 
+class Scored(MeanScore):
+    """Scores each answer as it is told to."""
+
+    def __init__(self, score: Any) -> None:
+        super().__init__()
+        self.given = score
+
+    def answer_score(self, record: EvalRecord) -> Any:
+        return self.given
+
+
 class Half(MeanScore):
     """As bad as its argument."""
 
@@ -262,8 +273,18 @@ def test_a_built_in_metric_under_another_name_may_be_made_for_the_rules() -> Non
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (Half(1.5), "metric mine: answer '0' of refcoco_val: Half scores it 1.5, but a score must be from 0 to 1"),
-        (Half(-1), "metric mine: answer '0' of refcoco_val: ZeroDivisionError: division by zero"),
+        (
+            Half(1.5),
+            "metric mine: answer '0' of refcoco_val: Half scores it 1.5, but a score must be a number from 0 to 1",
+        ),
+        (
+            Half(-1),
+            "metric mine: answer '0' of refcoco_val: ZeroDivisionError: division by zero \\(test_own_metrics.py, line",
+        ),
+        (
+            Scored("high"),
+            "metric mine: answer '0' of refcoco_val: Scored scores it 'high', but a score must be a number",
+        ),
         (MulticlassJaccardIndex(2, average="none"), "metric mine: .*it gives 2 numbers as value; choose an average"),
     ],
 )
@@ -272,6 +293,18 @@ def test_a_metric_that_fails_is_named_with_the_record(metric: Any, message: str)
         logged(referred(1), {"mine": metric})
     with pytest.raises(SailError, match=message):
         only(referred(1), metrics={"mine": metric})
+
+
+def test_a_metric_that_scores_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as one whose `answer_score` lacks its `return`."""
+    report = only(referred(3), metrics={"mine": Scored(None)})
+    assert "mine" not in report.metrics
+    assert "metric mine scored none of the 3 answers of refcoco_val: Scored gives no score for any" in caplog.text
+
+
+def test_a_metric_that_takes_what_there_is_not_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(SailUsageError, match="Wrong.takes must be one of masks, words, everything, not 'mask'"):
+        type("Wrong", (MeanScore,), {"takes": "mask"})
 
 
 @pytest.mark.parametrize(
