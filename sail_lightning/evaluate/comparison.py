@@ -126,7 +126,7 @@ def compare(
     left, right = _by_question(first), _by_question(second)
     # By name, so that signs are drawn for the same answers in whatever order these come.
     places = {benchmark: place for place, benchmark in enumerate(dict.fromkeys(key[0] for key in left))}
-    shared = sorted(left.keys() & right.keys(), key=lambda key: (places[key[0]], left[key].id, key[1]))
+    shared = sorted(left.keys() & right.keys(), key=lambda key: (places[key[0]], left[key].id, key[1:]))
     if not shared:
         raise SailError("the two runs share no question; compare runs on one benchmark, of the same annotations")
     scored = [
@@ -148,12 +148,18 @@ def compare(
     return found
 
 
-def _by_question(answers: Iterable[EvalRecord]) -> dict[tuple[str, str], EvalRecord]:
-    """Returns answers by benchmark and question; the first answer to a question counts, as in `score`."""
-    found: dict[tuple[str, str], EvalRecord] = {}
+def _by_question(answers: Iterable[EvalRecord]) -> dict[tuple[str, str, int], EvalRecord]:
+    """Returns answers by benchmark, question, and how many times the source asked it before, in the order of its
+    numbers; of answers with the same number the first counts, as in `score`."""
+    asked: dict[tuple[str, str], dict[int, EvalRecord]] = {}
     for one in answers:
-        found.setdefault((one.benchmark, one.dedup_key), one)
-    return found
+        same = asked.setdefault((one.benchmark, one.dedup_key), {})
+        same.setdefault(-1 if one.number is None else one.number, one)
+    return {
+        (*question, place): same[number]
+        for question, same in asked.items()
+        for place, number in enumerate(sorted(same))
+    }
 
 
 def _belongs(name: str, benchmark: str) -> bool:

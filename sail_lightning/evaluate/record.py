@@ -110,6 +110,12 @@ class EvalRecord:
         return json.dumps([*parts, self.reference, self.reference_phrases], sort_keys=True)
 
     @property
+    def number(self) -> int | None:
+        """The record's index in its source, None where its line states none; a source may hold a question twice."""
+        number = self.extra.get("number")
+        return number if type(number) is int else None
+
+    @property
     def has_masks(self) -> bool:
         """Whether the record lists masks; an answer in words is written without them."""
         if self.listed is not None:

@@ -64,7 +64,8 @@ def score(
     """Judges records, benchmark by benchmark.
 
     Neither the order of the records nor a repeated record changes a value: of answers with the same id to the same
-    question with the same truth, the first counts.
+    question with the same truth, the first counts. Records of different `number` (index in their source) are different
+    questions, so that a source that holds a question twice is reported as it is logged.
 
     Args:
         records: Records of any number of benchmarks, in any order.
@@ -134,9 +135,9 @@ def _report(
     own_metrics: Mapping[str, Metric],
     settings: Mapping[str, Any],
 ) -> Report:
-    first: dict[str, EvalRecord] = {}
+    first: dict[tuple[str, int], EvalRecord] = {}
     for record in group:
-        first.setdefault(record.dedup_key, record)
+        first.setdefault((record.dedup_key, -1 if record.number is None else record.number), record)
     kept, keys = list(first.values()), list(first)
     # Ranking and drawing go by name, so that no value depends on the order in which records come.
     order = sorted(range(len(kept)), key=lambda index: (image_order(kept[index].id), keys[index]))

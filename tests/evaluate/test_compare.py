@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -108,6 +109,16 @@ def test_of_two_answers_to_one_question_the_first_is_compared_as_it_is_scored() 
     twice = run(LEFT) + run(RIGHT)
     found = compare(twice, twice, bootstrap=0)["refcoco_val"]
     assert (found.questions, found.figures["giou"].first, found.only_first) == (1, 1.0, 0)
+
+
+def test_a_question_that_the_data_hold_twice_is_compared_twice() -> None:
+    def numbered(answers: list[EvalRecord], *numbers: int) -> list[EvalRecord]:
+        return [replace(one, extra={"number": number}) for one, number in zip(answers, numbers, strict=True)]
+
+    one = numbered(run(LEFT) + run(RIGHT) + run(RIGHT), 9, 10, 10)
+    found = compare(one, numbered(run(LEFT) + run(LEFT), 11, 3), bootstrap=0)["refcoco_val"]
+    assert (found.questions, found.only_first, found.only_second) == (2, 0, 0)
+    assert (found.figures["giou"].first, found.figures["giou"].second) == (0.5, 1.0)
 
 
 def test_one_mask_written_in_two_ways_is_one_truth() -> None:

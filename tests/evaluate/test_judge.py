@@ -194,6 +194,19 @@ def test_what_is_logged_of_a_kind_of_benchmark_is_in_its_report_with_equal_value
     assert logged == {name: report.metrics[REPORTED_AS.get(name, name)] for name in logged}
 
 
+def test_a_question_that_the_data_hold_twice_counts_twice_in_log_and_report() -> None:
+    judge = Judge()
+    records = [
+        EvalRecord("7", "mine", pred=masks, target=ON, extra={"task": "refer", "number": number})
+        for number, masks in ((3, ON), (12, NONE))
+    ]
+    for record in records:
+        judge.update(record)
+    (report,) = judge.reports([*records, records[1]], bootstrap=0).values()  # a resumed test may write a line twice
+    assert (report.counts["answers"], report.counts["duplicates"]) == (2, 1)
+    assert report.metrics["giou"] == judge.compute()["giou"] == 0.5
+
+
 def test_two_kinds_of_captions_are_logged_together_where_both_have_a_metric() -> None:
     judge = Judge()
     for kind, text in (("region_caption", "a dog"), ("perbench_caption", "a cat")):
