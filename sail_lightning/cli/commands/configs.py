@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def _packaged(name: str) -> Path:
 
 
 def _purpose(path: Path) -> str:
-    """The first comment line after the one with the command."""
+    """Returns the first sentence of the comment after the line with the command."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comments = [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
-    return next((line for line in comments if line and not line.startswith("sail-lightning ")), "")
+    text = " ".join(line for line in comments if line and not line.startswith("sail-lightning "))
+    return re.split(r"(?<=\.) ", text)[0]

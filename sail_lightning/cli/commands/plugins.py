@@ -1,4 +1,4 @@
-"""What can be swapped, and whether a plugin does what its socket asks."""
+"""`sail-lightning plugins`, which lists what can be swapped, and `plugins check`, which checks a plugin."""
 
 from __future__ import annotations
 
