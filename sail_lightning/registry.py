@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry
 
 from sail_lightning.errors import SailUsageError, choice
-from sail_lightning.settings.renames import current_arguments, current_class
+from sail_lightning.settings.renames import current_arguments, current_class, renamed
 from sail_lightning.settings.signatures import EMPTY, arguments_of, is_open_ended, parts_of
 
 T = TypeVar("T", bound=type)
@@ -456,3 +456,6 @@ def discover(sources: Iterable[str] = ()) -> None:
     listed = [source for source in os.environ.get("SAIL_PLUGINS", "").split(os.pathsep) if source]
     for source in [*listed, *sources]:
         load(source)
+
+
+__getattr__ = renamed(__name__, {"plugins_of": "members_of"})

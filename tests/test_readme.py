@@ -290,9 +290,13 @@ def test_options_in_the_text_exist(page: Path, capsys: pytest.CaptureFixture[str
     named = {name for code in inline_code(page) for name in re.findall(r"(?<!\S)(-c\b|--[a-z][\w.-]*)", code)}
     command.load_packaged()
     command.load_users(["--plugins", str(ROOT / "examples" / "greet_command.py")])
-    assert main(["--help"]) == 0
-    for name in command.COMMANDS:
-        assert main([*name.split(), "--help"]) == 0
+    try:
+        assert main(["--help"]) == 0
+        for name in command.COMMANDS:
+            assert main([*name.split(), "--help"]) == 0
+    finally:
+        command.COMMANDS.pop("greet")
+        sys.modules.pop("greet_command")
     helped = capsys.readouterr().out
     assert [name for name in sorted(named) if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", helped)] == []
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
 from sail_lightning.cli.words import HELP, comma_list
-from sail_lightning.compat.jsonargparse import HelpFormatter, ListedParser, type_of
+from sail_lightning.compat.jsonargparse import HelpFormatter, ListedParser, is_unresolved, type_of
 from sail_lightning.errors import SailUsageError
 
 WANTED = {
@@ -94,6 +94,11 @@ class CommandParser(ListedParser):
             text = "Your own file or module, loaded first; may be repeated."
             self.add_argument("--plugins", type=list[str], default=[], help=text)
         self.actions: dict[str, Action] = {action.dest: action for action in self.options()}
+        for one in parameters:
+            if one.name in self.actions and is_unresolved(type_of(self.actions[one.name])):
+                raise SailUsageError(
+                    f"{self.prog}: the type {one.annotation!s} of {one.name} is not defined in its file"
+                )
         self.given: dict[str, str] = {}
         for name in self.words:
             self.actions[name].option_strings = []  # type: ignore[misc]

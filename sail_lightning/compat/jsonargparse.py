@@ -9,7 +9,15 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-__all__ = ["HelpFormatter", "ListedParser", "get_signature_parameters", "limited_type", "limits_of", "type_of"]
+__all__ = [
+    "HelpFormatter",
+    "ListedParser",
+    "get_signature_parameters",
+    "is_unresolved",
+    "limited_type",
+    "limits_of",
+    "type_of",
+]
 
 
 class ListedParser(ArgumentParser):
@@ -46,6 +54,11 @@ def type_of(action: Action) -> Any:
     """Returns the type by which the values of an option are checked; jsonargparse stores it elsewhere if it is not a
     plain class."""
     return getattr(action, "_typehint", action.type)
+
+
+def is_unresolved(kind: Any) -> bool:
+    """Whether `type_of` returned a type that jsonargparse could not find, for which it takes any text."""
+    return repr(kind).startswith("Unvalidated<")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -100,6 +100,13 @@ def test_a_plugin_file_adds_a_command_with_options_and_help(sail: Command) -> No
     assert "  greet NAME                       Greets somebody\n" in sail("--help", *file).out
 
 
+def test_a_type_that_is_not_defined_is_one_sentence(sail: Command, tmp_path: Path) -> None:
+    text = Path(EXAMPLE).read_text(encoding="utf-8")
+    (tmp_path / "probe_command.py").write_text(text.replace("times: PositiveInt", "times: PositivInt"))
+    shown = sail("greet", "sun", "--times=x", "--plugins", tmp_path / "probe_command.py")
+    assert shown.is_one_sentence(2, "the type PositivInt of times is not defined in its file")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

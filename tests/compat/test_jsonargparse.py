@@ -85,3 +85,13 @@ def test_a_type_with_limits_keeps_them_where_the_librarys_own_types_do() -> None
     kind = compat.limited_type("AtLeastTwo", int, [(operator.ge, 2)], words="2 or more")
     assert compat.limits_of(kind) == [(operator.ge, 2)] and kind.words == "2 or more"
     assert compat.limits_of(PositiveInt) == [(operator.gt, 0)], NAMED
+
+
+def test_a_type_that_is_not_defined_is_known_as_such() -> None:
+    def function(times: NotDefined = 1, name: str = "") -> None:  # type: ignore[name-defined]  # noqa: F821
+        ...
+
+    parser = compat.ListedParser()
+    parser.add_function_arguments(function, as_group=False)
+    found = {action.dest: compat.is_unresolved(compat.type_of(action)) for action in parser.options()}
+    assert found["times"] and not found["name"], NAMED
